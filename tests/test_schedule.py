@@ -1,0 +1,221 @@
+"Schedules against NumPy, SciPy and the papers' own recipes; every refusal"
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import expit
+
+from diffusion_scratch.schedule import Level, Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr
+
+MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
+images = torch.zeros(4, 3, 5, 7)
+
+
+# ---------------------------------------------------------------- Schedule: the tables
+
+@pytest.mark.parametrize('make', MAKERS)
+@pytest.mark.parametrize('T', [1, 2, 10, 1000, 4000])
+def test_every_maker_gives_a_valid_schedule(make, T):
+    betas = make(T)
+    assert betas.shape == (T,) and betas.dtype == torch.float64
+    schedule = Schedule(betas)
+    assert schedule.T == T and schedule.alpha_bar.shape == (T + 1,)
+    assert schedule.alpha_bar[0] == 1 and (schedule.alpha_bar.diff() < 0).all()
+
+
+def test_alpha_bar_is_the_running_product():  # eq-alpha-bar, in extended precision
+    betas = np.random.default_rng(0).uniform(1e-5, 0.5, 60)
+    truth = np.cumprod(1 - betas.astype(np.longdouble))
+    np.testing.assert_allclose(Schedule(betas).alpha_bar[1:], truth.astype(float), rtol=1e-13)
+
+
+def test_tables_keep_doubles_where_singles_would_not_do():
+    schedule = Schedule(linear_betas())
+    assert abs((1 - schedule.alpha_bar[1]) / 1e-4 - 1) < 1e-11                           # float64: 1e-16 / 1e-4
+    assert abs((1 - schedule.alpha_bar[1].float().double()) / 1e-4 - 1) > 1e-4           # float32 would lose 1.7e-4
+    level = schedule.at(1, torch.zeros(1, dtype=torch.float16))
+    assert level.signal.dtype == level.noise.dtype == torch.float64
+
+
+@pytest.mark.parametrize('betas', [[0.1, 0.2], (0.1, 0.2), np.array([0.1, 0.2]), torch.tensor([0.1, 0.2], dtype=torch.float64)])
+def test_betas_may_come_in_any_clothes(betas):
+    torch.testing.assert_close(Schedule(betas).alpha_bar, torch.tensor([1, 0.9, 0.72], dtype=torch.float64), rtol=1e-14, atol=0)
+
+
+def test_a_schedule_does_not_change_with_the_tensor_it_came_from():
+    betas = linear_betas(5)
+    schedule = Schedule(betas)
+    betas[0] = 0.5
+    assert schedule.betas[0] == 1e-4
+
+
+@pytest.mark.parametrize('betas, said', [
+    ([0.1, 0.0, 0.1], r'beta_2 = 0 is outside \(0, 1\)'),
+    ([-0.1], r'beta_1 = -0.1 '),
+    ([1.0, 0.5], r'beta_1 = 1 .*only the last may be exactly 1'),
+    ([0.5, 1.1], r'beta_2 = 1.1 '),
+    ([0.5, math.nan], r'beta_2 = nan '),
+    ([math.inf], r'beta_1 = inf '),
+    ([], r'shape \(0,\)'),
+    (0.5, r'shape \(\)'),
+    ([[0.1, 0.2]], r'shape \(1, 2\)'),
+])
+def test_bad_betas_are_refused_by_name(betas, said):
+    with pytest.raises(ValueError, match=said): Schedule(betas)
+
+
+def test_only_the_last_beta_may_be_one():
+    assert Schedule([0.5, 1.0]).alpha_bar.tolist() == [1, 0.5, 0]
+
+
+def test_linear_betas_scaled_to_ten_steps_reach_two_and_are_refused():
+    scale = 1000 / 10
+    with pytest.raises(ValueError, match=r'beta_6 = 1\.11556 is outside'): Schedule(linear_betas(10, 1e-4 * scale, 0.02 * scale))
+
+
+def test_repr_tells_what_matters():
+    assert repr(Schedule(linear_betas())) == 'Schedule(T=1000, beta 0.0001..0.02, alpha_bar_T=4.04e-05)'
+
+
+# ---------------------------------------------------------------- Schedule.at and Level
+
+def test_at_gives_each_image_its_own_level():
+    schedule = Schedule(cosine_betas(50))
+    t = torch.tensor([0, 1, 25, 50])
+    level = schedule.at(t, images)
+    assert level.signal.shape == level.noise.shape == (4, 1, 1, 1) and level.t.tolist() == t.tolist()
+    for i, n in enumerate(t.tolist()):
+        alone = schedule.at(n, images[i:i+1])
+        assert alone.signal == level.signal[i] and alone.noise == level.noise[i]
+    torch.testing.assert_close(level.signal**2 + level.noise**2, torch.ones_like(level.signal), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize('t', [7, np.int64(7), torch.tensor(7), torch.full((4,), 7), torch.full((4,), 7, dtype=torch.int32), [7]*4])
+def test_t_may_come_in_any_clothes(t):
+    level = Schedule(linear_betas(10)).at(t, images)
+    assert level.t.dtype == torch.long and level.t.tolist() == [7]*4
+
+
+@pytest.mark.parametrize('like, shape', [(torch.zeros(4), (4,)), (torch.zeros(4, 2), (4, 1)), (torch.zeros(1, 1, 8, 8), (1, 1, 1, 1))])
+def test_level_has_as_many_dimensions_as_the_batch(like, shape):
+    assert Schedule(linear_betas(10)).at(3, like).signal.shape == shape
+
+
+@pytest.mark.parametrize('t, said', [
+    (-1, r't = -1 is outside 1\.\.10'),
+    (11, r't = 11 is outside 1\.\.10'),
+    (torch.tensor([1, 2, 99, 3]), r't = 99 is outside'),
+    (torch.tensor([1, 2]), r'shape \(2,\).* 4 images'),
+    (torch.ones(4, 1).long(), r'shape \(4, 1\)'),
+    (0.5, r'whole numbers 0\.\.10, not torch\.float'),
+    (torch.rand(4), r'whole numbers 0\.\.10, not torch\.float32'),
+])
+def test_bad_t_is_refused_by_value(t, said):
+    with pytest.raises(ValueError, match=said): Schedule(linear_betas(10)).at(t, images)
+
+
+def test_snr_from_infinity_to_zero():  # eq-snr
+    schedule = Schedule(zero_terminal_snr(cosine_betas(20)))
+    level = schedule.at(torch.arange(21), torch.zeros(21))
+    assert level.snr[0] == math.inf and level.log_snr[0] == math.inf
+    assert level.snr[-1] == 0 and level.log_snr[-1] == -math.inf
+    assert (level.snr.diff()[1:] < 0).all()
+    torch.testing.assert_close(level.alpha_bar, torch.sigmoid(level.log_snr), rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(level.alpha_bar, schedule.alpha_bar, rtol=1e-14, atol=0)
+
+
+def test_a_level_is_only_three_tensors():
+    level = Level(torch.tensor([5]), torch.tensor([0.6]), torch.tensor([0.8]))
+    assert level.snr.item() == pytest.approx(0.5625) and level._fields == ('t', 'signal', 'noise')
+
+
+# ---------------------------------------------------------------- Schedule.times
+
+def test_times_always_fall_from_T_to_0_without_standing_still():
+    for T in range(1, 101):
+        schedule = Schedule(torch.full((T,), 0.01))
+        for n in range(1, T + 1):
+            times = schedule.times(n)
+            assert len(times) == n + 1 and times[0] == T and times[-1] == 0
+            gaps = [a - b for a, b in zip(times, times[1:])]
+            assert min(gaps) >= 1 and max(gaps) - min(gaps) <= 1, (T, n)
+
+
+@pytest.mark.parametrize('n', [0, -3, 11])
+def test_times_refuses_too_few_and_too_many(n):
+    with pytest.raises(ValueError, match=rf'n = {n} steps are outside 1\.\.10'): Schedule(linear_betas(10)).times(n)
+
+
+# ---------------------------------------------------------------- the makers
+
+def test_linear_is_the_published_schedule():  # eq-linear; Ho et al.'s code: np.linspace(1e-4, 0.02, 1000, dtype=float64)
+    np.testing.assert_allclose(linear_betas(), np.linspace(1e-4, 0.02, 1000), rtol=1e-15)
+    assert Schedule(linear_betas()).alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
+    assert linear_betas(7, 0.1, 0.4)[[0, -1]].tolist() == [0.1, 0.4]
+
+
+def test_unscaled_linear_with_ten_steps_leaves_the_image_in_place():
+    assert 0.90 < Schedule(linear_betas(10)).alpha_bar[-1] < 0.91
+
+
+@pytest.mark.parametrize('T, s', [(1000, 0.008), (10, 0.008), (50, 0.1)])
+def test_cosine_is_the_published_recipe(T, s):  # eq-cosine, eq-betas-from; Nichol & Dhariwal 2021, eq. 17 and the cap of section 3.2
+    f = lambda t: math.cos((t/T + s) / (1 + s) * math.pi/2)**2
+    truth = [min(1 - f(t) / f(t - 1), 0.999) for t in range(1, T + 1)]
+    np.testing.assert_allclose(cosine_betas(T, s), truth, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize('start, end, tau', [(-3, 3, 1.), (-3, 3, 0.5), (0, 3, 0.7)])
+def test_sigmoid_is_the_published_curve(start, end, tau):  # eq-sigmoid, against SciPy's sigmoid
+    u = np.linspace(0, 1, 201)
+    g = lambda u: expit((start + (end - start) * u) / tau)
+    truth = (g(1) - g(u)) / (g(1) - g(0))
+    np.testing.assert_allclose(Schedule(sigmoid_betas(200, start, end, tau)).alpha_bar[:-1], truth[:-1], rtol=1e-10)
+
+
+def test_a_hot_sigmoid_is_a_straight_line():
+    ab = Schedule(sigmoid_betas(100, tau=1000.)).alpha_bar[:-1]
+    torch.testing.assert_close(ab, torch.linspace(1, 0, 101, dtype=torch.float64)[:-1], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('make', MAKERS)
+@pytest.mark.parametrize('T', [0, -1])
+def test_no_steps_are_refused(make, T):
+    with pytest.raises(ValueError, match=f'T = {T} is not a number of steps'): make(T)
+
+
+@pytest.mark.parametrize('make', MAKERS)
+@pytest.mark.parametrize('T', [2, 10, 1000])
+def test_zero_terminal_snr_is_the_published_algorithm(make, T):  # eq-zero-terminal; Lin et al. 2024, algorithm 1, in NumPy
+    betas = make(T)
+    kept = betas.clone()
+    root = np.sqrt(np.cumprod(1 - betas.numpy()))
+    truth = ((root - root[-1]) * root[0] / (root[0] - root[-1]))**2
+    result = zero_terminal_snr(betas)
+    schedule = Schedule(result)
+    np.testing.assert_allclose(schedule.alpha_bar[1:], truth, rtol=1e-9, atol=1e-13)
+    assert schedule.alpha_bar[-1] == 0 and result[-1] == 1
+    assert schedule.alpha_bar[1].item() == pytest.approx(1 - betas[0].item(), abs=1e-14)
+    assert torch.equal(betas, kept)
+    torch.testing.assert_close(zero_terminal_snr(result), result, rtol=1e-9, atol=1e-12)  # nothing left to do the second time
+
+
+def test_zero_terminal_snr_needs_two_steps():
+    with pytest.raises(ValueError, match='T must be at least 2'): zero_terminal_snr(torch.tensor([0.5]))
+
+
+def test_zero_terminal_snr_refuses_bad_betas():
+    with pytest.raises(ValueError, match='beta_1 = 2 '): zero_terminal_snr(torch.tensor([2., 0.5]))
+
+
+@pytest.mark.parametrize('make, bound', [(linear_betas, 3e-5), (cosine_betas, 2e-9), (sigmoid_betas, 2.5e-7)])
+def test_prior_gap_of_the_usual_lengths(make, bound):  # eq-prior-gap, its largest value for pixels in [-1, 1]: all of them 1 or -1
+    ab = Schedule(make()).alpha_bar[-1].item()
+    assert 0 < -0.5 * math.log1p(-ab) / math.log(2) < bound
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_timesteps_may_live_on_the_gpu():
+    level = Schedule(linear_betas(10)).at(torch.tensor([1, 2, 3, 4], device='cuda'), images.cuda())
+    assert level.signal.device.type == 'cpu' and level.t.tolist() == [1, 2, 3, 4]
