@@ -1,0 +1,418 @@
+"""The two commands from outside: the real console scripts, stopped and started again; and, in this process, what they write, refuse and leave alone."""
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from diffusion_scratch import cli
+from diffusion_scratch import config as config_module
+from diffusion_scratch.cli import as_text, draw, sample_command, save_animation, save_loss_curve, train, train_command
+from diffusion_scratch.config import Config, ConfigError, SamplingConfig, dump_config, load_config, parse_config
+from diffusion_scratch.data import ImageSet, grid
+from diffusion_scratch.denoiser import V, Denoiser, clipped
+from diffusion_scratch.guidance import guided
+from diffusion_scratch.sampling import ancestral, fixed_large, sample
+from diffusion_scratch.schedule import Schedule, cosine_betas
+from diffusion_scratch.training import Metrics, TrainState, fit, load_checkpoint, save_checkpoint
+from diffusion_scratch.unet import UNet
+
+ROOT = Path(__file__).parent.parent
+TINY = ['schedule.name=cosine', 'network={channels: 8, multipliers: [1], attention: []}', 'training.batch_size=8', 'sampling.steps=3', 'threads=1', 'device=cpu', 'training.ema=0.9', 'save_every=2']
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    "Each test in an empty folder, with 40 small images of 2 classes in the place of the 5,000 digits"
+    monkeypatch.chdir(tmp_path)
+    g = torch.Generator().manual_seed(0)
+    labels = torch.arange(40) % 2
+    images = (torch.randint(0, 60, (40, 1, 8, 8), generator=g) + 190 * labels.view(-1, 1, 1, 1)).to(torch.uint8)  # dark ones and bright ones
+    monkeypatch.setattr(config_module.datasets, 'mnist_mini', lambda: ImageSet(images, labels, ('dark', 'bright'), 'tiny'))
+
+
+def tiny(run, steps=6, *overrides): return parse_config({}, [*TINY, f'run={run}', f'training.steps={steps}', *overrides])
+def tensors(run): return load_file(f'{run}/checkpoint.safetensors')
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def files(folder='.'): return sorted(str(p) for p in Path(folder).rglob('*'))
+
+
+def fails(command, line, capsys, status=2):
+    "What a command that fails says, in the one place where it should"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as e: command(line)
+    out, err = capsys.readouterr()
+    assert e.value.code == status and 'Traceback' not in err
+    return err
+
+
+# ---------------------------------------------------------------- the real commands
+def start(*words, cwd): return subprocess.Popen([str(w) for w in words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1'))
+
+
+def script(name): return Path(sys.executable).parent/name
+
+
+def stopped(process, metrics, number, more_than=0):
+    "Wait for some lines of metrics, then send a signal"
+    deadline = time.time() + 60
+    while time.time() < deadline and process.poll() is None and (not metrics.exists() or metrics.read_text().count('\n') < more_than + 4): time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+@pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
+def test_stop_go_on_finish_and_sample(tmp_path, capsys):
+    "SIGTERM and Ctrl-C save and say how to go on; the same command (here the script in examples/) goes on; diffusion-sample draws from what there is"
+    (tmp_path/'c.yaml').write_text(dump_config(tiny('run', 100_000, 'network={channels: 8, multipliers: [1], attention: [], unshuffle: 4}')))
+    command, run = [script('diffusion-train'), 'c.yaml'], tmp_path/'run'
+    code, out, err = stopped(start(*command, cwd=tmp_path), run/'metrics.csv', signal.SIGTERM)
+    assert code == 130 and 'Traceback' not in err and "ImageSet('mnist_mini': 5,000 images (1, 28, 28), 10 classes)" in out
+    first = int(re.search(r'stopped after step ([\d,]+), saved in run/checkpoint.safetensors; the same command goes on from there', err)[1].replace(',', ''))
+    assert 'loss ' in err and 'images/s' in err
+    same_command = [sys.executable, ROOT/'examples'/'train.py', 'c.yaml']
+    code, out, err = stopped(start(*same_command, cwd=tmp_path), run/'metrics.csv', signal.SIGINT, more_than=first)
+    second = int(re.search(r'stopped after step ([\d,]+)', err)[1].replace(',', ''))
+    assert code == 130 and f'going on after step {first:,} of 100,000' in out and second > first
+    rows = np.loadtxt(run/'metrics.csv', delimiter=',', skiprows=1)
+    assert rows[:, 0].tolist() == list(range(1, second + 1))
+    assert not [f for f in files(run) if 'part' in f]
+
+    p = start(script('diffusion-sample'), 'run', '--n', '6', '--labels', '7', '1', '--animation', cwd=tmp_path)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 0 and out == 'run/samples_seed0.png\n'
+    with Image.open(run/'samples_seed0.png') as im: assert im.size == (2 * (2 * 29 + 1), 2 * (3 * 29 + 1))
+    with Image.open(run/'samples_seed0.gif') as im: assert im.n_frames == 4  # 3 steps have 4 moments
+
+
+# ---------------------------------------------------------------- train
+def test_a_whole_run_in_little(capsys):
+    folder = train(tiny('run', 6, 'preview_every=3', 'judge=30'), progress=False)
+    said = capsys.readouterr().out
+    assert folder == Path('run')
+    assert files('run') == sorted(['run/checkpoint.safetensors', 'run/config.yaml', 'run/loss.png', 'run/metrics.csv', 'run/noise_to_images.gif', 'run/previews', 'run/previews/step_000003.png',
+                                   'run/previews/step_000006.png', 'run/run.json', 'run/samples.png'])
+    for f in files('run'): assert f in said
+    assert load_config('run/config.yaml') == tiny('run', 6, 'preview_every=3', 'judge=30')
+    result = json.loads(Path('run/run.json').read_text(encoding='utf-8'))
+    assert result['steps'] == 6 and result['seed'] == 0 and result['threads'] == 1 and result['device'] == 'cpu' and result['command'] == 'diffusion-train run/config.yaml'
+    assert result['readable'].endswith('of 30') and result['readable_real'] == '100.0% ± 0.0% of 40'
+    assert result['readable'] + ' generated' in said and result['readable_real'] + ' real' in said
+    header, *rows = Path('run/metrics.csv').read_text().splitlines()
+    assert header == 'step,epoch,loss,lr,grad_norm,images_per_second' and len(rows) == 6 and rows[5].startswith('6,1,')
+    with Image.open('run/samples.png') as im: assert im.size == (2 * (10 * 9 + 1), 2 * (2 * 9 + 1))  # a row of 10 for each class
+
+
+def test_a_row_for_each_class(monkeypatch):
+    "An oracle that paints its label: the grid has a row for each, and any first part of the images has all classes"
+    class Painter(torch.nn.Module):
+        num_classes = 2
+        def forward(self, x, t, y=None): return torch.zeros_like(x) if y is None else (y.view(-1, 1, 1, 1) * 1.6 - 0.8).expand_as(x)  # predicts x0
+    c = tiny('run', 6, 'parameterization=x0', 'sampling.guidance=0')
+    data, schedule = cli.make_data(c), cli.make_schedule(c)
+    run, state = cli._Run(c), type('State', (), dict(step=6))
+    state.ema = state.denoiser = Denoiser(Painter(), cli.make_denoiser(c, data).parameterization)
+    state.denoiser.register_parameter('home', torch.nn.Parameter(torch.zeros(1)))
+    seen = []
+    monkeypatch.setattr(cli, '_judge', lambda images, data: seen.append(images) or {})
+    run.open()
+    cli._finish(cli._Run(tiny('run', 6, 'parameterization=x0', 'sampling.guidance=0', 'judge=7')), state, schedule, data, False)
+    pixels = np.asarray(Image.open('run/samples.png').convert('L'))
+    top, bottom = pixels[2:18], pixels[20:36]
+    assert len(np.unique(top)) == len(np.unique(bottom)) == 2  # one gray and the line between
+    assert top.min() < 30 and bottom.max() > 220
+    assert seen[0].mean((1, 2, 3)).sign().tolist() == [-1, 1, -1, 1, -1, 1, -1]
+
+
+@pytest.mark.parametrize('where', [1, 3, 4])
+def test_killed_and_gone_on_is_the_same_run(where, monkeypatch):
+    "Killed without a warning, before the first checkpoint (at step 2), after it, or with it: the end is the same to the last bit"
+    train(tiny('whole'), progress=False)
+    def killed(state, *a, **k):
+        for m in fit(state, *a, **k):
+            yield m
+            if m.step == where: raise MemoryError('as good as a power cut')
+    with monkeypatch.context() as mp:
+        mp.setattr(cli, 'fit', killed)
+        with pytest.raises(MemoryError): train(tiny('killed'), progress=False)
+    assert Path('killed/checkpoint.safetensors').exists() == (where >= 2)
+    train(tiny('killed'), progress=False)
+    assert same(tensors('whole'), tensors('killed'))
+    assert Path('whole/samples.png').read_bytes() == Path('killed/samples.png').read_bytes()
+    a, b = ([row.rsplit(',', 1)[0] for row in Path(f'{f}/metrics.csv').read_text().splitlines()] for f in ('whole', 'killed'))  # all but the speed
+    assert a == b
+
+
+def test_ctrl_c_in_a_notebook(monkeypatch):
+    "The step is finished, saved and said; handlers and threads are as they were"
+    handlers, threads = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)], torch.get_num_threads()
+    def pressed(state, *a, **k):
+        for m in fit(state, *a, **k):
+            if m.step == 3: os.kill(os.getpid(), signal.SIGINT)
+            yield m
+    monkeypatch.setattr(cli, 'fit', pressed)
+    with pytest.raises(KeyboardInterrupt, match='stopped after step 3, saved in run.checkpoint.safetensors; the same command goes on from there'): train(tiny('run', 6, 'threads=2'), progress=False)
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers and torch.get_num_threads() == threads
+    assert len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 3
+
+
+def test_a_second_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), cli._stop_signals() as asked:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked == [signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
+    train(tiny('run'), progress=False)
+    weights, picture, records = tensors('run'), Path('run/samples.png').read_bytes(), Path('run/metrics.csv').read_bytes()
+    train(tiny('run', 6, 'sampling.steps=5', 'sampling.guidance=3', 'preview_every=7'), progress=False)
+    assert 'going on after step 6 of 6' in capsys.readouterr().out
+    assert same(weights, tensors('run')) and records == Path('run/metrics.csv').read_bytes() and picture != Path('run/samples.png').read_bytes()
+    assert load_config('run/config.yaml').sampling.steps == 5
+
+
+def test_training_longer(capsys):
+    "Where the learning rate knows nothing of the end, a run can be made longer, and is the longer run; it cannot be made shorter"
+    train(tiny('whole', 6), progress=False); train(tiny('grown', 4), progress=False); train(tiny('grown', 6), progress=False)
+    assert same(tensors('whole'), tensors('grown'))
+    before = {f: Path(f).read_bytes() for f in files('grown') if Path(f).is_file()}
+    with pytest.raises(ConfigError, match='training.steps: 5 is not allowed; allowed: whole number >= 6, for so many are done in grown'): train(tiny('grown', 5), progress=False)
+    train(tiny('cosine', 4, 'training.decay=cosine'), progress=False)
+    with pytest.raises(ConfigError, match='training.steps: 4 there, 6 here'): train(tiny('cosine', 6, 'training.decay=cosine'), progress=False)
+    assert before == {f: Path(f).read_bytes() for f in files('grown') if Path(f).is_file()}
+
+
+def test_a_folder_with_another_run():
+    train(tiny('run'), progress=False)
+    before = {f: Path(f).read_bytes() for f in files('run') if Path(f).is_file()}
+    with pytest.raises(ConfigError, match=r'run: run holds a run with another config \(parameterization: eps there, v here, training.lr: 0.0002 there, 0.5 here\)'):
+        train(tiny('run', 6, 'training.lr=0.5', 'parameterization=v'), progress=False)
+    Path('run/config.yaml').write_text('seed: none\n')
+    with pytest.raises(ConfigError, match="run: run holds a checkpoint, but not the config it was made with .seed: 'none' is not allowed"): train(tiny('run'), progress=False)
+    Path('run/config.yaml').unlink()
+    with pytest.raises(ConfigError, match='run: run holds a checkpoint, but not the config'): train(tiny('run'), progress=False)
+    del before['run/config.yaml']
+    assert before == {f: Path(f).read_bytes() for f in files('run') if Path(f).is_file()}
+
+
+def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
+    "Nothing to lose there: a run that was killed before its first checkpoint does not stand in the way"
+    cli._Run(tiny('run')).open()
+    Path('run/metrics.csv').write_text('step,epoch,loss,lr,grad_norm,images_per_second\n1,0,0.5,1,1,1\n2,0,0.')  # killed while writing
+    Path('run/previews/step_000001.png').write_bytes(b'')
+    train(tiny('run', 3, 'training.lr=0.001'), progress=False)
+    assert load_config('run/config.yaml').training.lr == 0.001
+    assert len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 3 and not list(Path('run/previews').iterdir())
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(monkeypatch, capsys):
+    def diverging(state, *a, **k):
+        for m in fit(state, *a, **k):
+            yield m
+            if m.step == 3: state.update(next(state.denoiser.parameters()).sum() * float('nan'), 1e-3, 1.)
+    monkeypatch.setattr(cli, 'fit', diverging)
+    Path('c.yaml').write_text(dump_config(tiny('run')))
+    said = fails(train_command, ['c.yaml'], capsys)
+    assert 'step 4' in said and 'nan' in said
+    denoiser, _ = load_checkpoint('run')
+    assert all(p.isfinite().all() for p in denoiser.parameters()) and 'run/samples.png' not in files('run')
+    assert len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 3
+
+
+@pytest.mark.parametrize('words, message', [
+    ('no.yaml', 'no.yaml does not exist'), ('c.yaml data.name=cifar', "data.name: 'cifar' is not allowed; allowed: mnist_mini, mnist, cifar10, folder. Did you mean cifar10?"),
+    ('c.yaml training.batch_size=41', 'training.batch_size: 41 is not allowed; allowed: whole number >= 1 and <= 40'), ('c.yaml device=warp', "device: 'warp' is not here; allowed: auto, cpu"),
+    ('c.yaml device=cuda:99', "device: 'cuda:99' is not here; allowed: auto, cpu"), ('c.yaml device=meta', "device: 'meta' is not here"),
+    ('c.yaml run=c.yaml', 'run: c.yaml cannot be written (Not a directory)'), ('c.yaml run=c.yaml/deep/er', 'run: c.yaml/deep/er cannot be written (Not a directory)'),
+    ('c.yaml data={name:\tfolder}', 'data is not YAML'), ('c.yaml data={name: folder, root: nowhere}', 'nowhere is not a folder'), ('c.yaml data={name: folder, root: empty}', 'empty holds no files'),
+    ('c.yaml data={name: folder, root: texts}', 'is not an image that can be read'), ('c.yaml network.multipliers=[1,1,1,1,1]', 'network.multipliers: 5 levels')])
+def test_bad_input_leaves_nothing_behind(words, message, capsys):
+    Path('c.yaml').write_text(dump_config(tiny('run')))
+    Path('empty').mkdir(); Path('texts').mkdir(); Path('texts/a.png').write_text('not a picture')
+    before = files()
+    said = fails(train_command, words.split(' ', 1), capsys)
+    assert re.search('^error: ', said, re.M) and message in said
+    assert files() == before
+
+
+@pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write everywhere')
+def test_an_unwritable_folder(capsys):
+    Path('locked').mkdir(mode=0o500)
+    Path('c.yaml').write_text(dump_config(tiny('locked/run')))
+    assert 'run: locked/run cannot be written (Permission denied)' in fails(train_command, ['c.yaml'], capsys)
+
+
+def test_a_folder_that_the_system_refuses(monkeypatch, capsys):
+    "The same for root, who may write everywhere: the system says no"
+    def refuse(dir): raise PermissionError(13, 'Permission denied', str(dir))
+    monkeypatch.setattr(cli.tempfile, 'TemporaryFile', refuse)
+    with pytest.raises(ConfigError, match=r'run: run cannot be written \(Permission denied\)'): train(tiny('run'), progress=False)
+    assert not files()
+
+
+def test_colour_images_without_labels(capsys):
+    "A folder of pictures: colour, not square, no classes, no judge"
+    Path('pictures').mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8): Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(f'pictures/{i}.png')
+    train(tiny('run', 2, 'data={name: folder, root: pictures, size: [8, 12]}', 'judge=10', 'preview_every=2'), progress=False)
+    with Image.open('run/samples.png') as im: assert im.mode == 'RGB' and im.size == (2 * (8 * 13 + 1), 2 * (8 * 9 + 1))
+    with Image.open('run/noise_to_images.gif') as im: assert im.n_frames == 4
+    assert 'readable' not in json.loads(Path('run/run.json').read_text())
+    assert 'allowed: none, for this model learned no classes' in fails(sample_command, 'run --labels 1'.split(), capsys)
+    sample_command('run --n 5 --out new/grid.png'.split())
+    with Image.open('new/grid.png') as im: assert im.size == (2 * (3 * 13 + 1), 2 * (2 * 9 + 1))
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path/'home')); (tmp_path/'home').mkdir()
+    assert cli._Run(tiny('~/runs/x')).path == tmp_path/'home'/'runs'/'x'
+
+
+def test_what_a_terminal_shows(monkeypatch):
+    class Terminal(io.StringIO):
+        encoding = 'UTF-8'
+        def isatty(self): return True
+    with monkeypatch.context() as mp:
+        mp.setattr(sys, 'stdout', Terminal())
+        train(tiny('run', 2, 'preview_every=2'), progress=False)
+        shown = sys.stdout.getvalue()
+    dots = [line for line in shown.splitlines() if line and all(0x2800 <= ord(c) < 0x2900 for c in line)]
+    assert len(dots) == 2 and all(len(line) == 2 * 4 for line in dots) and 'preview: run/previews/step_000002.png' in shown  # two images of 8 x 8
+    Terminal.encoding = 'cp1252'
+    monkeypatch.setattr(sys, 'stdout', Terminal())
+    assert cli._dots(torch.zeros(1, 1, 8, 8)) == ''
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as e: train_command(['--help'])
+    said = capsys.readouterr().out
+    assert e.value.code == 0 and dump_config(Config()) in said and 'diffusion-train configs/quickstart.yaml' in said
+    with pytest.raises(SystemExit): sample_command(['--help'])
+    said = capsys.readouterr().out
+    for option in ('--n', '--labels', '--steps', '--guidance', '--seed', '--out', '--animation', '--raw', '--device', 'example: '): assert option in said
+
+
+# ---------------------------------------------------------------- draw and sample
+@pytest.fixture
+def model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = UNet(1, 8, (1, 2), 1, (), 0.5, num_classes=2)
+        for p in net.parameters(): torch.nn.init.normal_(p, std=0.1)  # the fresh network's output is nearly zero
+    return Denoiser(net, V), Schedule(cosine_betas(50))
+
+
+def test_draw_is_sample_with_the_configs_choices(model):
+    denoiser, schedule = model
+    y = torch.tensor([0, 1, 1])
+    s = SamplingConfig(steps=6, guidance=2., variance='fixed_large', clip=True)
+    [frame] = draw(denoiser, schedule, (1, 8, 8), 3, y, s, seed=4, progress=False)
+    expected = sample(clipped(guided(denoiser, y, 2.)), schedule, (3, 1, 8, 8), step=ancestral(fixed_large), times=schedule.times(6), seed=4, progress=False)
+    assert torch.equal(frame.x, expected) and frame.t == 0
+    [free] = draw(denoiser, schedule, (1, 8, 8), 3, None, SamplingConfig(steps=6, clip=False), seed=4, progress=False)
+    assert torch.equal(free.x, sample(denoiser, schedule, (3, 1, 8, 8), times=schedule.times(6), seed=4, progress=False))
+    assert denoiser.training  # no footprints
+
+
+def test_draw_does_not_depend_on_the_batch(model):
+    denoiser, schedule = model
+    y = torch.arange(7) % 2
+    a, b = (draw(denoiser, schedule, (1, 8, 8), 7, y, SamplingConfig(steps=5, batch_size=n), seed=1, moments=3, progress=False) for n in (7, 3))
+    assert [f.t for f in a] == [f.t for f in b] == [50, 30, 0]  # of 50, 40, 30, 20, 10, 0 the first, one in the middle, the last
+    for f, g in zip(a, b): assert f.x.shape == (7, 1, 8, 8) and torch.allclose(f.x, g.x, atol=1e-4) and torch.allclose(f.x0, g.x0, atol=1e-4)
+
+
+@pytest.mark.parametrize('moments', [1, 2, 6, 50])
+def test_draw_keeps_no_more_than_it_was_asked(model, moments):
+    frames = draw(*model, (1, 8, 8), 2, None, SamplingConfig(steps=5), moments=moments, progress=False)
+    assert len(frames) == min(moments, 6) and frames[-1].t == 0 and (moments == 1 or frames[0].t == 50)
+
+
+@pytest.fixture
+def run():
+    train(tiny('run', 2), progress=False)
+    return Path('run')
+
+
+def test_sample_command(run, capsys):
+    sample_command('run --n 6 --seed 9'.split())
+    assert capsys.readouterr().out == 'run/samples_seed9.png\n'
+    denoiser, schedule = load_checkpoint('run')
+    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.arange(6) % 2, SamplingConfig(steps=3), seed=9, progress=False)[-1].x
+    assert np.array_equal(np.asarray(Image.open('run/samples_seed9.png')), np.asarray(grid(expected, 2, scale=2)))
+    sample_command('run/checkpoint.safetensors --n 6 --seed 9 --labels bright --guidance 4 --steps 2 --raw --out a.png'.split())
+    denoiser, schedule = load_checkpoint('run', ema=False)
+    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, guidance=4.), seed=9, progress=False)[-1].x
+    assert np.array_equal(np.asarray(Image.open('a.png')), np.asarray(grid(expected, 3, scale=2)))
+
+
+@pytest.mark.parametrize('words, message', [
+    ('nowhere', 'nowhere does not exist; give a run folder or a .safetensors checkpoint'), ('empty', 'empty/checkpoint.safetensors does not exist'), ('text.safetensors', 'text.safetensors is not a whole checkpoint'),
+    ('foreign.safetensors', 'foreign.safetensors does not say how large its images are'), ('run --n 0', '--n: 0 is not allowed; allowed: whole number >= 1'),
+    ('run --labels dark grey', '--labels: grey is not allowed; allowed: dark, bright'), ('run --steps 0', 'steps: 0 is not allowed; allowed: whole number >= 1'),
+    ('run --steps 1001', '--steps: 1001 is not allowed; allowed: whole number >= 1 and <= 1000'), ('run --guidance -3', 'guidance: -3.0 is not allowed; allowed: number >= -1'),
+    ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
+    ('run --out text.safetensors/a.png', '--out: text.safetensors cannot be written (Not a directory)'), ('run --seed -1', 'seed = -1 is outside')])
+def test_sample_command_refuses(run, words, message, capsys):
+    Path('empty').mkdir(); Path('text.safetensors').write_text('hello' * 100)
+    state = TrainState(Denoiser(UNet(1, 8, (1,), 1, ()), V))
+    save_checkpoint('foreign.safetensors', state, Schedule(cosine_betas(10)))
+    before = files()
+    assert message in fails(sample_command, words.split(), capsys)
+    assert files() == before
+
+
+# ---------------------------------------------------------------- files and text
+def test_a_file_is_whole_or_not_there(monkeypatch):
+    "The disk is full in the middle of a picture: the old one is still there, and nothing else"
+    def half(self, file, *a, **k): Path(file).write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Image.Image, 'save', half); monkeypatch.setattr(cli.Figure, 'savefig', half)
+    Path('a.gif').write_bytes(b'the old one')
+    with pytest.raises(OSError): save_animation([torch.zeros(2, 1, 4, 4)] * 2, Path('a.gif'), 2)
+    with pytest.raises(OSError): save_loss_curve([Metrics(1, 0, 1., 1., 1., 1.)], Path('loss.png'))
+    assert files() == ['a.gif'] and Path('a.gif').read_bytes() == b'the old one'
+
+
+@pytest.mark.parametrize('steps', [1, 2, 49, 500])
+def test_save_loss_curve(steps):
+    save_loss_curve([Metrics(i + 1, 0, 1 / (i + 1), 1e-3, 1., 1.) for i in range(steps)], Path('loss.png'))
+    with Image.open('loss.png') as im: assert im.size == (840, 480)
+    assert files() == ['loss.png']
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_save_animation(channels):
+    pictures = [torch.full((4, channels, 6, 6), v) for v in (-1., 0., 1.)]
+    save_animation(pictures, Path('a.gif'), 2, seconds=3.)
+    with Image.open('a.gif') as im:
+        assert im.n_frames == 3 and im.size == (15, 15)
+        times, grays = [], []
+        for i in range(3): im.seek(i); times.append(im.info['duration']); grays.append(im.convert('L').getpixel((3, 3)))
+    assert times == [1000, 1000, 2000] and grays == pytest.approx([0, 128, 255], abs=3)
+
+
+def test_as_text_has_the_bits_of_braille():
+    "Unicode's order of the 8 dots: 1, 2, 3 down the left, 4, 5, 6 down the right, then 7 and 8 below (U+2800 plus the bits)"
+    for dot, (row, column) in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]):
+        x = torch.full((1, 1, 4, 2), -1.); x[0, 0, row, column] = 1
+        assert as_text(x) == chr(0x2800 + 2**dot)
+
+
+def test_as_text_breaks_lines_and_pads():
+    x = torch.ones(5, 1, 6, 7)
+    lines = as_text(x, width=8).splitlines()
+    assert len(lines) == 3 * 2 and [len(l) for l in lines] == [8, 8, 8, 8, 4, 4]
+    assert lines[0][0] == '⣿' and lines[0][3] == '⡇' and lines[1][0] == '⠛' and lines[1][3] == '⠃'  # whole; half wide; half high; both
