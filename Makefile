@@ -1,0 +1,57 @@
+# Everything a user or CI does, one word each. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+BIN = $(VENV)/bin
+TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.DEFAULT_GOAL := help
+.PHONY: help env dev quickstart test docs serve notebooks bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@echo
+	@echo 'Variables: PYTHON=$(PYTHON) (3.10 or newer)  VENV=$(VENV)'
+	@echo '           TORCH_INDEX=https://download.pytorch.org/whl/cpu  takes the small CPU build of torch'
+
+$(VENV)/.env: settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit("Python %d.%d is too old: 3.10 or newer is needed; name another with PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 10) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -U pip setuptools wheel
+	$(BIN)/pip install -q $(TORCH)
+	$(BIN)/pip install -q -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.env
+	$(BIN)/pip install -q -e '.[dev]'
+	@touch $@
+
+env: $(VENV)/.env  ## Make the environment and install the package
+dev: $(VENV)/.dev  ## The same, with what it takes to run the notebooks, the tests and the site
+
+quickstart: env  ## Train on 5,000 digits, draw, judge: a few minutes on 2 CPU cores
+	$(BIN)/diffusion-train configs/quickstart.yaml
+
+test: dev  ## Sync, staleness, every chapter, the equation ledger, pytest
+	$(BIN)/python tools/check.py
+	$(BIN)/python tools/run_nbs.py --check
+	$(BIN)/python tools/ledger.py --check
+	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q tests
+
+docs: dev  ## Build the site in _site, strictly: with Quarto where it is installed, else in pure Python
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_docs.py --strict
+
+serve:  ## Look at the site on http://127.0.0.1:8000
+	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _site
+
+notebooks: dev  ## Export the library, run every chapter and store its outputs
+	$(BIN)/nbdev_export
+	$(BIN)/python tools/run_nbs.py
+	$(BIN)/python tools/build_docs.py --readme
+
+bench: env  ## Measure the overheads and write benchmarks/README.md
+	$(BIN)/python benchmarks/overhead.py
+
+clean:  ## Remove what was built (not runs/, not the environment)
+	rm -rf _site _docs _proc nbs/nbdev.yml nbs/.last_checked
