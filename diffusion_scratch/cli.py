@@ -157,7 +157,7 @@ class _Run:
 def _stop_signals():
     "Ctrl-C and SIGTERM are noted in a list, for a loop to look at; a second one stops at once"
     asked, old = [], {}
-    def note(number, _): asked.append(number); signal.signal(number, old[number])
+    def note(number, _): asked.append(number); signal.signal(number, signal.default_int_handler)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM): old[number] = signal.signal(number, note)
     try: yield asked
