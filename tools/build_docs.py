@@ -22,11 +22,6 @@ from references import Book, bare_title, opts, page, prose, read_bib, text
 KATEX_VERSION = '0.16.11'                                       # the one that smalldocs links
 KATEX = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
 
-def chapters(book):
-    for c in book.get('chapters', []):
-        if isinstance(c, dict): yield from chapters(c)
-        else: yield c
-
 def rename(x):
     if isinstance(x, dict): return {k: rename(v) for k, v in x.items()}
     if isinstance(x, list): return [rename(v) for v in x]
@@ -36,7 +31,7 @@ def readme(cfg):
     "Write README.md from nbs/index.ipynb: prose as it is, code in fences, stored text outputs; pictures from nbs/assets"
     nb, out, cited = json.loads((cfg.nbs_path/cfg.readme_nb).read_text(encoding='utf-8')), [], Book(read_bib(cfg.nbs_path/'references.bib'))
     for c in nb['cells']:
-        s = text(c['source']).strip(); o, lines = opts(s)
+        s = text(c['source']).strip(); o = opts(s)
         if c['cell_type'] == 'raw':
             d = yaml.safe_load(s.strip('-')) or {}
             out.append('# ' + bare_title(d['title']))
@@ -110,7 +105,7 @@ def render(cfg, own_katex: bool) -> tuple[Path, list[str]]:
     copy_pages(proc, work)
     quarto = yaml.safe_load((proc/'_quarto.yml').read_text())
     book, pages, n = Book(read_bib(proc/quarto['bibliography'])), {}, 0
-    for f in chapters(quarto['book']):
+    for f in ledger.chapters(quarto['book']['chapters']):
         nb, numbered = json.loads((proc/f).read_text(encoding='utf-8')), re.match(r'\d', Path(f).name)
         n += bool(numbered)
         pages[page(f)] = nb, n if numbered else None

@@ -57,7 +57,7 @@ def opts(src):
         lines.append(l[2:].strip())
     try: d = yaml.safe_load('\n'.join(lines)) or {}
     except yaml.YAMLError: d = {}
-    return (d if isinstance(d, dict) else {}), lines
+    return d if isinstance(d, dict) else {}
 
 def prose(f, s):
     "Apply `f` to the parts of Markdown `s` outside code"
@@ -87,7 +87,7 @@ class Book:
         for c in nb['cells']:
             s = text(c['source'])
             if c['cell_type'] == 'code':
-                o, _ = opts(s)
+                o = opts(s)
                 if str(o.get('label', '')).startswith(('fig-', 'tbl-')): new(o['label'][:3], o['label'])
             elif c['cell_type'] == 'markdown':
                 bare = re.sub(r'^```.*?^```', '', s, flags=re.M | re.S)
@@ -151,7 +151,7 @@ class Book:
                 s = re.sub(r'\]\(((?:\./)?[\w-]+\.ipynb)', lambda m: '](' + page(m[1]), s)
                 s = prose(lambda p: self.refs(self.cites(p, name, used), name), s)
             elif c['cell_type'] == 'code':
-                o, lines = opts(s)
+                o = opts(s)
                 lab = str(o.get('label', ''))
                 if lab in self.labels and o.get('fig-cap'):
                     caps = o['fig-cap'] if isinstance(o['fig-cap'], list) else [o['fig-cap']]
