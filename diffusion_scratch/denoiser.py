@@ -5,7 +5,8 @@
 # %% ../nbs/03_denoiser.ipynb #eb4a480c
 from __future__ import annotations
 from dataclasses import dataclass
-from typing import Callable, NamedTuple
+from functools import partial
+from typing import Callable
 import torch
 from torch import Tensor, nn
 from .schedule import Level
@@ -14,15 +15,26 @@ from .schedule import Level
 __all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'Prediction', 'Parameterization', 'Denoiser', 'clipped']
 
 # %% ../nbs/03_denoiser.ipynb #ca426bb5
-class Prediction(NamedTuple):
+class Prediction:
     "What a denoiser believes of x_t: the image and the noise, with x_t = signal * x0 + noise * eps"
-    x0: Tensor   # (B,...)
-    eps: Tensor  # (B,...)
+    def __init__(self,
+                 x0: Tensor,                          # (B,...)
+                 eps: Tensor | Callable[[], Tensor]   # (B,...), or what makes it when somebody asks
+                ):
+        self.x0, self._eps = x0, eps
+
+    @property
+    def eps(self) -> Tensor:
+        if callable(self._eps): self._eps = self._eps()
+        return self._eps
+
+    def __iter__(self): return iter((self.x0, self.eps))
+    def __repr__(self): return f'Prediction(x0={self.x0}, eps={self.eps})'
 
 # %% ../nbs/03_denoiser.ipynb #94d7fda8
 def _x0(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
     "The image in x_t, given its noise: eq-eps-x0 (Ho et al. 2020, eq. 15)"
-    if (level.signal == 0).any(): raise ValueError(f'no signal is left at t = {int(level.t[level.signal.flatten() == 0][0])} (zero terminal SNR), so eps does not tell x0: predict V or X0')
+    if not level.signal.all(): raise ValueError(f'no signal is left at t = {int(level.t[level.signal.flatten() == 0][0])} (zero terminal SNR), so eps does not tell x0: predict V or X0')
     return (x_t - level.noise.to(x_t) * eps) / level.signal.to(x_t)
 
 # %% ../nbs/03_denoiser.ipynb #2a16c70d
@@ -43,7 +55,7 @@ class Parameterization:
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
 def _turn(v: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Prediction:
     "The plane of v and x_t turned back to that of image and noise: eq-v-inverse"
-    return Prediction(signal * x_t - noise * v, noise * x_t + signal * v)
+    return Prediction(signal * x_t - noise * v, lambda: noise * x_t + signal * v)
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0
@@ -52,7 +64,7 @@ EPS = Parameterization('eps',  # eq-eps-x0
 
 X0 = Parameterization('x0',    # eq-eps-x0
     target=lambda x0, eps, level: x0,
-    predict=lambda out, x_t, level: Prediction(out, _eps(x_t, out, level)))
+    predict=lambda out, x_t, level: Prediction(out, partial(_eps, x_t, out, level)))
 
 V = Parameterization('v',      # eq-v, eq-v-inverse
     target=lambda x0, eps, level: level.signal.to(x0) * eps - level.noise.to(x0) * x0,
@@ -63,8 +75,8 @@ PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 # %% ../nbs/03_denoiser.ipynb #824ee761
 def _check(x_t: Tensor, level: Level, y: Tensor | None=None):
     "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
-    if (level.t < 1).any(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
-    shape = (len(x_t), *[1]*(x_t.ndim - 1))
+    if 0 in level.t.tolist(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
+    shape = (x_t.shape[0],) + (1,)*(x_t.ndim - 1)
     if level.signal.shape != shape: raise ValueError(f'the level has shape {tuple(level.signal.shape)}, but x_t {tuple(x_t.shape)} needs {shape}: make it by schedule.at(t, x_t)')
     if y is not None and y.shape[:1] != x_t.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images')
 
@@ -95,8 +107,8 @@ class clipped(nn.Module):
     "A denoiser whose images stay in [-1, 1], with the noise made to agree: eq-clip-x0"
     def __init__(self, denoiser: nn.Module):
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.training = denoiser, denoiser.training
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.denoiser(x_t, level, y).x0.clamp(-1, 1)
-        return Prediction(x0, _eps(x_t, x0, level))
+        return Prediction(x0, partial(_eps, x_t, x0, level))

@@ -37,7 +37,7 @@ class guided(nn.Module):
         y = torch.as_tensor(y)
         if y.ndim != 1: raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
         if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
-        self.denoiser, self.y, self.scale = denoiser, y, scale
+        self.denoiser, self.training, self.y, self.scale = denoiser, denoiser.training, y, scale
 
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:
         if y is not None: raise ValueError('guided() holds its labels already: give y there, not to the sampler too')
@@ -45,4 +45,5 @@ class guided(nn.Module):
         cond = self.denoiser(x_t, level, self.y.to(x_t.device))
         if self.scale == 0: return cond
         free = self.denoiser(x_t, level)
-        return Prediction(*(torch.lerp(f, c, 1 + self.scale) for f, c in zip(free, cond)))
+        mix = lambda f, c: torch.lerp(f, c, 1 + self.scale)
+        return Prediction(mix(free.x0, cond.x0), lambda: mix(free.eps, cond.eps))

@@ -5,7 +5,6 @@
 # %% ../nbs/06_loss.ipynb #f5ec6c88
 from __future__ import annotations
 import math
-from contextlib import contextmanager
 from typing import Callable
 import torch
 from torch import Tensor, nn
@@ -75,15 +74,18 @@ def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 
     return -(cdf(upper) - cdf(lower)).clamp(min=1e-12).log()
 
 # %% ../nbs/06_loss.ipynb #c2178545
-@contextmanager
-def _evaluating(parts):
+class _evaluating:
     "No gradients and eval mode inside, for each module of a list; their modes as they were outside"
-    training = [m for m in parts if m.training]
-    try:
-        for m in training: m.training = False
-        with torch.no_grad(): yield
-    finally:
-        for m in training: m.training = True
+    def __init__(self, parts: list[nn.Module]): self.parts = parts
+
+    def __enter__(self):
+        self.gradients, self.training = torch.is_grad_enabled(), [m for m in self.parts if m.training]
+        for m in self.training: m.training = False
+        torch.set_grad_enabled(False)
+
+    def __exit__(self, *error):
+        torch.set_grad_enabled(self.gradients)
+        for m in self.training: m.training = True
 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
 def vlb_terms(denoiser: nn.Module,

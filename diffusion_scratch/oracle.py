@@ -4,6 +4,7 @@
 
 # %% ../nbs/04_oracle.ipynb #170af3a1
 from __future__ import annotations
+from functools import partial
 import torch
 from torch import Tensor, nn
 from .denoiser import Prediction, _check, _eps
@@ -44,7 +45,7 @@ class GaussianOracle(nn.Module):
         z = (_rows(x_t, self.mean) - signal * self.mean) @ self.axes
         z = signal * self.variances / (signal**2 * self.variances + noise**2) * z
         x0 = (self.mean + z @ self.axes.T).view(x_t.shape).to(x_t)
-        return Prediction(x0, _eps(x_t, x0, level))
+        return Prediction(x0, partial(_eps, x_t, x0, level))
 
 # %% ../nbs/04_oracle.ipynb #469aa20c
 class MixtureOracle(nn.Module):
@@ -93,4 +94,4 @@ class MixtureOracle(nn.Module):
         gain = r * signal * self.var / (signal**2 * self.var + noise**2)  # each mode pulls towards x_t by its width
         x0 = (r - gain * signal) @ self.means + gain.sum(1, keepdim=True) * _rows(x_t, self.means)
         x0 = x0.view(x_t.shape).to(x_t)
-        return Prediction(x0, _eps(x_t, x0, level))
+        return Prediction(x0, partial(_eps, x_t, x0, level))

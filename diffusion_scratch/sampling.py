@@ -4,7 +4,8 @@
 
 # %% ../nbs/07_sampling.ipynb #a48c067b
 from __future__ import annotations
-import secrets
+import math, secrets
+from functools import partial
 from operator import index
 from typing import Callable, Iterator, NamedTuple
 import numpy as np
@@ -30,10 +31,41 @@ def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
 # %% ../nbs/07_sampling.ipynb #5867ad38
 Step = Callable[[Tensor, Prediction, Level, Level, dict], Gaussian]  # x_t, prediction, level t, level s, the trajectory's memory
 
-def ancestral(variance=fixed_small  # fixed_small or fixed_large
+def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s -> Gaussian over x_s whose mean is linear in x0 and x_t
              ) -> Step:
     "The reverse step of DDPM: the posterior, with the predicted x0 in x0's place (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
-    return lambda x_t, prediction, t, s, memory: variance(prediction.x0, x_t, t, s)
+    factors = partial(_factors, variance)
+    def step(x_t, prediction, t, s, memory):
+        of_x0, of_xt, std = _along(memory, factors, t, s, x_t)
+        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std)
+    return step
+
+# %% ../nbs/07_sampling.ipynb #b4882f9e
+def _factors(variance, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
+    "What the mean of a reverse step takes of x0 and of x_t, and its std (eq-ancestral), in float64"
+    one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
+    (of_x0, std), (of_xt, _) = variance(one, zero, t, s), variance(zero, one, t, s)
+    return of_x0, of_xt, std.expand_as(one)
+
+class _Walk:
+    "The levels of a trajectory, `levels`, and the factors of all its steps"
+    def __init__(self, schedule: Schedule, times: list[int], x: Tensor):
+        self.rows = schedule.at(torch.tensor(times), torch.empty(len(times), *[1]*(x.ndim - 1)))
+        self.levels = [Level(*row) for row in zip(*(c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in self.rows))]
+        self.made = {}
+
+    def factors(self, f, t: Level, s: Level, like: Tensor):
+        "f(t, s) of the step from t to s, which is asked for all steps at once; nothing where the walk has no such step"
+        if f not in self.made:
+            ts, ss = (Level(*(c[part] for c in self.rows)) for part in (slice(-1), slice(1, None)))
+            rows = zip(*(c.to(like).unbind() for c in f(ts, ss)))
+            self.made[f] = {(id(a), id(b)): row for a, b, row in zip(self.levels, self.levels[1:], rows)}
+        return self.made[f].get((id(t), id(s)))
+
+def _along(memory: dict, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...]:
+    "The factors f(t, s) of a step, `like` the images"
+    walk = memory.get('walk')
+    return walk and walk.factors(f, t, s, like) or tuple(c.to(like) for c in f(t, s))
 
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
 class Noise:
@@ -54,6 +86,14 @@ class Noise:
         noise = np.empty((len(self.streams), *shape), np.float32)
         for i, stream in enumerate(self.streams): stream.standard_normal(dtype=np.float32, out=noise[i, ...])
         return torch.from_numpy(noise)
+
+    def draws(self, shape: tuple, # of one image
+              n: int              # how many
+             ) -> Iterator[Tensor]: # each (n, *shape)
+        "The same as `n` times `draw`, made a megabyte at a time, which costs small images less"
+        block = max(1, 2**18 // max(1, len(self.streams) * math.prod(shape)))
+        for done in range(0, n, block):
+            yield from self.draw((min(block, n - done), *shape)).transpose(0, 1).contiguous()
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):
@@ -77,15 +117,16 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
     times = schedule.times(schedule.T) if times is None else [index(t) for t in times]
     _check(times, schedule, shape, x_T, y)
-    noise = Noise(seed, shape[0], first)
-    x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
+    noise = Noise(seed, shape[0], first).draws(shape[1:], len(times))
+    x = next(noise)  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
-    levels, memory, parts = [schedule.at(t, x) for t in times], {}, list(denoiser.modules())
-    for now, t, s in zip(times, levels, levels[1:]):
-        with _evaluating(parts): prediction = denoiser(x, t, y)
+    walk, asking = _Walk(schedule, times, x), _evaluating(list(denoiser.modules()))
+    memory = dict(walk=walk)
+    for now, t, s, z in zip(times, walk.levels, walk.levels[1:], noise):
+        with asking: prediction = denoiser(x, t, y)
         yield Frame(now, x, prediction.x0)
-        x = step(x, prediction, t, s, memory).sample(noise.draw(shape[1:]).to(x))
+        x = step(x, prediction, t, s, memory).sample(z.to(x))
     yield Frame(0, x, x)
 
 # %% ../nbs/07_sampling.ipynb #e4dfab8f

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from diffusion_scratch.denoiser import EPS, PARAMETERIZATIONS, V, X0, Denoiser, Parameterization, Prediction, clipped
+from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import uniform, v_weight, x0_weight
 from diffusion_scratch.noising import q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
@@ -103,6 +104,20 @@ def test_a_coordinate_of_ones_own():
     x0, eps, level, x_t = batch(dtype=torch.float32)
     got = Denoiser(lambda x, t: score.target(x0, eps, level), score)(x_t, level)
     assert torch.allclose(got.x0, EPS.predict(eps, x_t, level).x0, atol=1e-4)
+
+def test_the_second_half_of_a_belief_is_made_once_and_only_when_asked_for():
+    x, calls = randn(2, 3), []
+    def eps(): calls.append(1); return 2 * x
+    lazy = Prediction(x, eps)
+    assert lazy.x0 is x and not calls
+    assert torch.equal(lazy.eps, 2 * x) and torch.equal(list(lazy)[1], 2 * x) and len(calls) == 1
+    assert 'x0=' in repr(lazy) and 'eps=' in repr(lazy)
+
+@pytest.mark.parametrize('wrap', [clipped, lambda d: guided(d, torch.zeros(2).long(), 1.)], ids=['clipped', 'guided'])
+@pytest.mark.parametrize('training', [True, False])
+def test_a_wrapper_starts_in_the_mode_of_what_it_wraps(wrap, training):
+    d = Denoiser(nn.Linear(3, 3)).train(training)
+    assert all(m.training == training for m in wrap(d).modules())
 
 # --- zero terminal SNR -------------------------------------------------------------------------------------
 

@@ -56,6 +56,12 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
         assert torch.equal(part.draw((2, 3)), first[start:start + n]) and torch.equal(part.draw((2, 3)), second[start:start + n])
     assert first.dtype == torch.float32 and len({tuple(r.flatten().tolist()) for r in torch.cat([first, second])}) == 12
 
+@pytest.mark.parametrize('n, shape, count', [(1, (), 3), (3, (2, 3), 7), (5, (1, 200, 200), 4), (2, (3, 300, 300), 2), (2, (0,), 3)], ids=str)
+def test_noise_made_in_blocks_is_the_same_noise(n, shape, count):
+    "Many small draws at once, a few larger ones, one at a time: the numbers of `draw`, in its order"
+    noise, blocks = Noise(3, n, first=4), list(Noise(3, n, first=4).draws(shape, count))
+    assert len(blocks) == count and all(z.is_contiguous() and torch.equal(z, noise.draw(shape)) for z in blocks)
+
 def test_every_seed_is_its_own():
     "Also above 2^63, where a float key would merge neighbours"
     seeds = [0, 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
@@ -125,6 +131,18 @@ def test_dtype_follows_weights_or_x_T():
     assert draw(Denoiser(Net(dtype=torch.float64), V), seed=0).dtype == torch.float64
     assert draw(Denoiser(Net(dtype=torch.bfloat16), V), seed=0).dtype == torch.bfloat16
     assert draw(ORACLE, x_T=torch.zeros(4, 3, dtype=torch.float64), seed=0).dtype == torch.float64
+
+def test_a_step_may_be_asked_for_levels_that_are_not_on_the_walk():
+    "The factors of a trajectory's steps are made together; any other pair of levels gets its own"
+    steps, base = [], ancestral(fixed_large)
+    def with_a_detour(x_t, prediction, t, s, memory):
+        p = base(x_t, prediction, t, s, memory)
+        for a, b in ((t, SHORT.at(0, x_t)), (SHORT.at(10, x_t), s), (t, s)):
+            if (a.t > b.t).all(): steps.append((base(x_t, prediction, a, b, memory), base(x_t, prediction, a, b, {})))
+        return p
+    x = draw(ORACLE, step=with_a_detour, times=[10, 7, 3, 0], seed=2)
+    assert torch.equal(x, draw(ORACLE, step=base, times=[10, 7, 3, 0], seed=2)) and len(steps) == 9
+    for ours, alone in steps: assert torch.equal(ours.mean, alone.mean) and torch.equal(ours.std.expand_as(x), alone.std.expand_as(x))
 
 def test_memory_is_one_dictionary_per_trajectory():
     seen = []
