@@ -4,18 +4,22 @@
 
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
-import socket, warnings
+import hashlib, json, operator, os, socket, time, warnings
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from pathlib import Path
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['DATA', 'PATIENCE', 'to_float', 'to_uint8', 'ImageSet', 'grid', 'mnist_mini', 'mnist', 'cifar10', 'image_folder']
+__all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'ImageSet', 'grid', 'mnist_mini', 'mnist', 'cifar10',
+           'image_folder', 'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -45,6 +49,7 @@ class ImageSet(Dataset):
         _check_images(images)
         if images.is_floating_point(): images = to_uint8(images)
         self.images, self.classes, self.name = images, tuple(classes), name
+        self.skipped = ()  # "file: reason" for each file that `image_folder` passed over
         self.labels = None if labels is None else _check_labels(torch.as_tensor(labels), len(images), len(self.classes))
 
     @property
@@ -59,19 +64,29 @@ class ImageSet(Dataset):
 
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return to_float(self.images[i]), None if self.labels is None else self.labels[i]
-    def __repr__(self): return f'ImageSet({self.name!r}: {len(self):,} images {self.shape}' + (f', {self.num_classes} classes)' if self.num_classes else ')')
+    def __repr__(self): return f'ImageSet({self.name!r}: {len(self):,} images {self.shape}' + (f', {self.num_classes} classes' if self.num_classes else '') + (f', {len(self.skipped):,} files skipped)' if self.skipped else ')')
 
 # %% ../nbs/08_data.ipynb #58c6234a
+def _check_shape(shape):
+    "Refuse what cannot be a batch of images"
+    if len(shape) != 4 or min(shape) < 1: raise ValueError(f'images must be (N,C,H,W), each at least 1, not {shape}')
+    if shape[3] in (1, 3) and min(shape[1:3]) > 4: raise ValueError(f'images of shape {shape} seem to have their channels last; give (N,C,H,W), images.permute(0, 3, 1, 2)')
+
+def _check_range(low, high, what='float images must lie in [-1, 1]; these'):
+    "Refuse floats outside [-1, 1], NaN among them"
+    if not (-1 <= low and high <= 1): raise ValueError(f'{what} lie in [{low:.3g}, {high:.3g}]. Scale or clamp them first, or give bytes (uint8)')
+
+def _check_centre(low, high):
+    "Warn of floats that are never negative"
+    if 0 <= low < high: warnings.warn(f'these images lie in [{low:.3g}, {high:.3g}]: if that is [0, 1], give 2 * images - 1, for the model lives in [-1, 1]')
+
 def _check_images(images):
     "Refuse what cannot be a batch of images in bytes or in [-1, 1]"
-    shape = tuple(images.shape)
-    if len(shape) != 4 or len(images) == 0: raise ValueError(f'images must be (N,C,H,W) with N >= 1, not {shape}')
-    if shape[3] in (1, 3) and min(shape[1:3]) > 4: raise ValueError(f'images of shape {shape} seem to have their channels last; give (N,C,H,W), images.permute(0, 3, 1, 2)')
+    _check_shape(tuple(images.shape))
     if images.dtype == torch.uint8: return
     if not images.is_floating_point(): raise TypeError(f'images must be uint8, or float in [-1, 1], not {images.dtype}')
     low, high = images.min().item(), images.max().item()
-    if not (-1 <= low and high <= 1): raise ValueError(f'float images must lie in [-1, 1]; these lie in [{low:.3g}, {high:.3g}]. Scale or clamp them first, or give bytes (uint8)')
-    if 0 <= low < high: warnings.warn(f'these images lie in [{low:.3g}, {high:.3g}]: if that is [0, 1], give 2 * images - 1, for the model lives in [-1, 1]')
+    _check_range(low, high); _check_centre(low, high)
 
 def _check_labels(labels, n, classes):
     "Labels as long integers, each of an existing class"
@@ -138,30 +153,222 @@ def cifar10(root: str | Path=DATA,  # folder of the files
 def image_folder(root: str | Path,  # folder of image files, searched to any depth; hidden files are passed over
                  size: int | tuple=64, # height and width, or one number for both
                  channels: int=3,   # 3: colour, 1: gray
-                 progress: bool=True
+                 progress: bool=True,
+                 *,
+                 labels: bool=False,     # the first subfolder below `root` names the class
+                 corrupt: str='refuse',  # a file that is no image: 'refuse' it, or 'skip' it and note it in `.skipped`
+                 cache: str | Path | None=None # folder that keeps the decoded bytes for the next time
                 ) -> ImageSet:
-    "Every image below a folder, upright, scaled to cover `size` and cut to it around the centre (eq-cover). Transparent pixels lie on white"
+    "Every image below a folder, upright, scaled to cover `size` and cut to it around the centre (eq-cover). Transparent pixels lie on white; of an animation, the first picture counts"
     root = Path(root).expanduser()
     if not root.is_dir(): raise FileNotFoundError(f'{root} is not a folder')
     if channels not in (1, 3): raise ValueError(f'channels = {channels}; 1 (gray) and 3 (colour) are allowed')
+    if corrupt not in ('refuse', 'skip'): raise ValueError(f"corrupt = {corrupt!r}; 'refuse' (stop, and name the file) and 'skip' (pass over it, and note it) are allowed")
     H, W = (size, size) if isinstance(size, int) else size
     if H < 1 or W < 1: raise ValueError(f'size = {size}; height and width must be at least 1')
     files = sorted(f for f in root.rglob('*') if f.is_file() and not any(p.startswith('.') for p in f.relative_to(root).parts))
     if not files: raise FileNotFoundError(f'{root} holds no files; put images there (PNG, JPEG or whatever Pillow reads)')
-    images = torch.empty(len(files), H, W, channels, dtype=torch.uint8)
-    for i, f in enumerate(tqdm(files, desc='reading images', unit='image', disable=not progress)):
-        images[i] = torch.from_numpy(_read(f, (W, H), 'L' if channels == 1 else 'RGB')).view(H, W, channels)
-    return ImageSet(images.permute(0, 3, 1, 2).contiguous(), name=root.name)
+    names, skipped = [f.relative_to(root).as_posix() for f in files], []
+    loose = [n for n in names if '/' not in n]
+    if labels and loose: raise ValueError(f'{root/loose[0]} lies in no subfolder, so it has no class; with labels=True every file must: move or remove it, or read without labels')
+    read = _kept(root, names, (W, H), 'L' if channels == 1 else 'RGB', corrupt, progress, skipped)
+    if cache is None: images = _gather(read, len(names), (channels, H, W))
+    else:
+        what = [[channels, H, W], labels, corrupt, [(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, (f.stat() for f in files))]]
+        images, skipped = _through(_cache_folder(cache, root), what, read, len(names), (channels, H, W), skipped)
+    gone = dict(skipped)
+    y, classes = _classes(root, names, gone) if labels else (None, ())
+    out = ImageSet(torch.from_numpy(images), y, classes, root.name)
+    out.skipped = tuple(f'{n}: {why}' for n, why in skipped)
+    return out
 
 # %% ../nbs/08_data.ipynb #b27d859f
+def _flat(im, mode, kind):
+    "A picture in gray ('L') or colour ('RGB'), with what Pillow's own `convert` would spoil"
+    if im.mode.startswith('I;16') or (im.mode, kind) == ('I', 'PNG'): im = Image.fromarray((np.asarray(im) / 257).round().astype(np.uint8))  # 65535 = 255 * 257
+    elif im.mode in 'IF': raise ValueError('its pixels are 32-bit numbers, and nobody says which is white; save it with 8 or 16 bits')
+    elif im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
+    return im.convert(mode)
+
+def _chw(im):
+    "A picture in gray or colour as bytes (C,H,W)"
+    a = np.asarray(im)
+    return np.ascontiguousarray(a.reshape(*a.shape[:2], -1).transpose(2, 0, 1))
+
+TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}  # what EXIF's orientation asks for
+
+def _orientation(im):
+    "1..8, as EXIF counts them; 1 is upright"
+    turn = im.getexif().get(0x0112, 1)
+    return turn if turn in TURN else 1
+
 def _read(file, size, mode):
-    "One file as an array of bytes (H,W) or (H,W,3)"
+    "One file as bytes (C,H,W); or, as a string, why not"
     try:
         with Image.open(file) as im:
-            sixteen = im.mode.startswith('I;16') or (im.mode, im.format) == ('I', 'PNG')
-            im = ImageOps.exif_transpose(im)
-            if sixteen: im = Image.fromarray((np.asarray(im) / 257).round().astype(np.uint8))  # 65535 = 255 * 257
-            elif im.mode in 'IF': raise ValueError('its pixels are 32-bit numbers, and nobody says which is white; save it with 8 or 16 bits')
-            elif im.has_transparency_data: im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im.convert('RGBA'))
-            return np.array(ImageOps.fit(im.convert(mode), size, Image.Resampling.LANCZOS))
-    except Exception as e: raise ValueError(f'{file} is not an image that can be read ({e}); repair or remove it') from e  # a broken file may raise anything in its decoder
+            kind, box = im.format, _draft(im, size)
+            im.load()
+            turn = _orientation(im)                    # a TIFF has turned itself by now, and says 1
+            W, H = size if turn < 5 else size[::-1]
+            w, h = box[2:] if box else im.size
+            s = max(H / h, W / w)                      # eq-cover
+            left, top = max(0, (w - W / s) / 2), max(0, (h - H / s) / 2)
+            im = _flat(im, mode, kind).resize((W, H), Image.Resampling.LANCZOS, (left, top, w - left, h - top))
+            return _chw(im.transpose(TURN[turn]) if turn in TURN else im)
+    except UnidentifiedImageError: return 'it is in no format that Pillow knows'
+    except Exception as e: return ' '.join(str(getattr(e, 'strerror', None) or e).split()) or type(e).__name__  # a broken file may raise anything in its decoder
+
+# %% ../nbs/08_data.ipynb #4d7c01a2
+GAP = 2  # a JPEG is decoded at a half, a quarter or an eighth of its size while that leaves so many pixels, each way, for one that is wanted
+
+def _draft(im, size):
+    "Let a large JPEG be decoded smaller than it is, but never below GAP times `size`, (W,H) of the upright picture. Where its edges lie then, or None for other formats"
+    if im.format not in ('JPEG', 'MPO'): return None
+    W, H = size if _orientation(im) < 5 else size[::-1]  # it may lie on its side
+    drafted = im.draft(None, (GAP * W, GAP * H))
+    return drafted and drafted[1]                      # 1001 pixels become 126, of which 125.125 are picture
+
+# %% ../nbs/08_data.ipynb #6a3be915
+def _decoded(files, size, mode):
+    "What `_read` says of each file, in their order: by as many threads as there are cores, which run only a little ahead"
+    Image.init()  # every format is known before the threads start
+    threads, waiting = os.cpu_count() or 1, deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for f in files:
+            waiting.append(pool.submit(_read, f, size, mode))
+            if len(waiting) == 4 * threads: yield waiting.popleft().result()
+        while waiting: yield waiting.popleft().result()
+    finally: pool.shutdown(cancel_futures=True)  # after Ctrl-C too, only what is half decoded is waited for
+
+def _kept(root, names, size, mode, corrupt, progress, skipped):
+    "The images (C,H,W) that can be read; the others are refused, or go to `skipped` as (name, reason)"
+    with closing(_decoded([root/n for n in names], size, mode)) as results:
+        for name, got in zip(names, tqdm(results, total=len(names), desc='reading images', unit='image', disable=not progress)):
+            if not isinstance(got, str): yield got
+            elif corrupt == 'skip': skipped.append((name, got))
+            else: raise ValueError(f"{root/name} is not an image that can be read ({got}); repair or remove it, or let corrupt='skip' pass over such files")
+    if len(skipped) == len(names): raise ValueError(f'{root} holds no image that can be read: all {len(names):,} files were passed over, the first of them {": ".join(skipped[0])}')
+
+def _gather(read, n, shape):
+    "At most n images in memory"
+    images, i = np.empty((n, *shape), np.uint8), 0
+    with closing(read):
+        for i, image in enumerate(read, 1): images[i - 1] = image
+    return images[:i]
+
+def _classes(root, names, gone):
+    "Labels of the files that are not `gone`, and the classes: the first subfolders, by name"
+    classes, kept = sorted({n.split('/')[0] for n in names}), [n.split('/')[0] for n in names if n not in gone]
+    for c in set(classes) - set(kept): raise ValueError(f'class {c!r}: none of the files in {root/c} is an image that can be read; repair them, or remove that folder')
+    index = {c: i for i, c in enumerate(classes)}
+    return torch.tensor([index[c] for c in kept]), tuple(classes)
+
+# %% ../nbs/08_data.ipynb #7f02c4d8
+def _cache_folder(cache, root):
+    "The cache's folder, which must not be taken for images"
+    cache = Path(cache).expanduser()
+    inside = cache.resolve().parts[len(root.resolve().parts):] if cache.resolve().is_relative_to(root.resolve()) else None
+    if inside is not None and not any(p.startswith('.') for p in inside): raise ValueError(f'cache = {cache} lies among the images in {root}; give a folder outside it, or one whose name starts with a dot')
+    return cache
+
+def _through(cache, what, read, n, shape, skipped):
+    "Images and skipped files from the cache where it holds just `what`; else read, kept there whole or not at all, and then taken from there"
+    key = hashlib.sha256(json.dumps([1, what]).encode()).hexdigest()[:32]  # 1: how the files are laid out
+    about, file = cache/'decoded.json', cache/f'decoded-{key}.npy'
+    def open_():
+        with suppress(OSError, ValueError, KeyError, TypeError, EOFError):  # missing, or damaged
+            told = json.loads(about.read_text(encoding='utf-8'))
+            if told['key'] == key:
+                images = np.load(file, mmap_mode='c')  # 'c': nobody who writes to the images changes the file
+                if images.shape == (*told['shape'],) and images.shape[1:] == shape and images.dtype == np.uint8: return images, [(name, why) for name, why in told['skipped']]
+    if (found := open_()) is not None: return found
+    parts = [cache/f'{f.name}.{os.getpid()}.part' for f in (file, about)]
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with closing(read), open(parts[0], 'wb') as f:
+            header = lambda n: np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n, *shape)))
+            header(n); first, kept = f.tell(), 0
+            for kept, image in enumerate(read, 1): f.write(image)
+            f.seek(0); header(kept)                    # numpy leaves room in it for any number of images
+            assert f.tell() == first
+            f.flush(); os.fsync(f.fileno())
+        parts[1].write_text(json.dumps(dict(key=key, shape=[kept, *shape], skipped=skipped), indent=1), encoding='utf-8')
+        os.replace(parts[0], file); os.replace(parts[1], about)
+    except OSError as e: raise OSError(f'cannot write the cache {cache} ({e}); {n:,} images need {n * np.prod(shape) / 1e9:.2g} GB there. Give another folder, or no cache') from e
+    finally:
+        for p in parts:
+            with suppress(OSError): p.unlink()
+    for old in cache.glob('decoded-*'):                # another cache, or a part that nobody has written to for an hour
+        with suppress(OSError):
+            if old != file and (old.suffix == '.npy' or time.time() - old.stat().st_mtime > 3600): old.unlink()
+    if (found := open_()) is None: raise OSError(f'the cache {cache} cannot be read back; give another folder, or no cache')
+    return found
+
+# %% ../nbs/08_data.ipynb #1b9e5c70
+def image_set(source,             # Tensor or array (N,C,H,W); or a Dataset or sequence of images, or of (image, label)
+              labels: Tensor | None=None, # (N,), in place of those of the items
+              name: str='images'
+             ) -> ImageSet:
+    "Any images as an `ImageSet`. An item is a PIL image, bytes (C,H,W) or floats in [-1, 1] (C,H,W); all of one size"
+    if isinstance(source, ImageSet): return ImageSet(source.images, *((source.labels, source.classes) if labels is None else (labels, ())), name)
+    if isinstance(source, (Tensor, np.ndarray)): return ImageSet(_tensor(source), labels, name=name)
+    if isinstance(source, (str, bytes, dict, Path, Image.Image)) or not (hasattr(source, '__len__') and hasattr(source, '__getitem__')): raise TypeError(
+        f'image_set cannot read a {type(source).__name__}; give a Tensor or array (N,C,H,W), or a Dataset or sequence, with a length, of images or (image, label) pairs. For a folder there is image_folder')
+    n, images, ys, low, high = len(source), None, [], np.inf, -np.inf
+    if n == 0: raise ValueError(f'this {type(source).__name__} holds no items; give at least one image')
+    for i in tqdm(range(n), desc='reading images', unit='image', disable=n <= 10_000):
+        image, y = _item(source[i], i)
+        if images is None: _check_shape((n, *image.shape)); images = torch.empty(n, *image.shape, dtype=torch.uint8)
+        if image.shape != images.shape[1:]: raise ValueError(f'image {i} is {tuple(image.shape)}, and those before it {tuple(images.shape[1:])}; a set has one size and one number of channels')
+        if image.is_floating_point():
+            a, b = image.min().item(), image.max().item()
+            _check_range(a, b, f'float images must lie in [-1, 1]; the values of image {i}')
+            low, high, image = min(low, a), max(high, b), to_uint8(image)
+        images[i] = image; ys.append(y)
+    _check_centre(low, high)
+    if labels is not None: return ImageSet(images, _tensor(labels), name=name)
+    if all(y is None for y in ys): return ImageSet(images, name=name)
+    if None in ys: raise ValueError(f'item {ys.index(None)} has no label, and others have one; give all or none')
+    classes = getattr(source, 'classes', ())           # as torchvision's data sets name them
+    return ImageSet(images, torch.tensor(ys), map(str, classes) if isinstance(classes, (list, tuple)) and len(classes) > max(ys) else (), name)
+
+def _tensor(a):
+    "A tensor on the memory of an array; read-only memory will do, for an `ImageSet` writes to none"
+    if isinstance(a, np.ndarray) and min(a.strides, default=0) < 0: a = a.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+        return torch.as_tensor(a)
+
+def _item(item, i):
+    "Image, bytes or floats (C,H,W), and label, or None, of item i"
+    image, y = item if isinstance(item, (tuple, list)) and len(item) == 2 else (item, None)
+    try: image = image if not isinstance(image, Image.Image) else _chw(_flat(image, 'L' if image.mode in ('1', 'L', 'LA') or image.mode.startswith('I') else 'RGB', image.format))
+    except ValueError as e: raise ValueError(f'image {i}: {e}') from e
+    if not isinstance(image, (Tensor, np.ndarray)): raise TypeError(f'item {i} is a {type(item).__name__}; allowed are an image and a pair (image, label), the image from PIL, or a Tensor or array (C,H,W)')
+    image = _tensor(image)
+    if image.ndim != 3: raise ValueError(f'image {i} is {tuple(image.shape)}; it must be (C,H,W), one of gray (1,H,W)')
+    if image.dtype != torch.uint8 and not image.is_floating_point(): raise TypeError(f'image {i} must be uint8, or float in [-1, 1], not {image.dtype}')
+    try: return image, None if y is None else operator.index(y)
+    except TypeError: raise TypeError(f'the label of item {i} is {y!r}; it must be a whole number, 0, 1, 2, ...') from None
+
+# %% ../nbs/08_data.ipynb #93d1e8fa
+def fingerprint(data: ImageSet) -> str: # 64 hex digits
+    "SHA-256 over shape, type, pixels, labels and the classes' names: equal sets have equal ones, however they were made and called"
+    h = hashlib.sha256(json.dumps([list(data.images.shape), str(data.images.dtype), data.labels is not None, [str(c) for c in data.classes]]).encode())
+    for block in _blocks(data): h.update(block.cpu().contiguous().numpy())
+    if data.labels is not None: h.update(data.labels.cpu().numpy().astype('<i8'))
+    return h.hexdigest()
+
+def check_varied(data: ImageSet):
+    "Refuse a set whose pixels, all of them, have one value: it has nothing to teach"
+    first = data.images[0, 0, 0, 0]
+    if any(bool((block != first).any()) for block in _blocks(data)): return
+    x = to_float(first).item()
+    raise ValueError(f'every pixel of the {len(data):,} images of {data.name!r} is {x:.3g} (byte {int(first)}): the range seen is [{x:.3g}, {x:.3g}], within [-1, 1]. '
+                     f'There is nothing to learn from it; look at the files, or at how they were scaled')
+
+def _blocks(data):
+    "The images, some megabytes at a time, so that those of a file need not fit into memory"
+    return data.images.split(max(1, 2**22 // data.images[0].numel()))

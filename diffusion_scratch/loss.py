@@ -12,7 +12,8 @@ from .noising import Gaussian, q_posterior, q_sample
 from .schedule import Level, Schedule
 
 # %% auto #0
-__all__ = ['uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'diffusion_loss', 'decoder_nll', 'vlb_terms']
+__all__ = ['uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'draw_level', 'loss_at', 'diffusion_loss', 'decoder_nll',
+           'vlb_terms']
 
 # %% ../nbs/06_loss.ipynb #1ec2c7fd
 def uniform(level: Level) -> Tensor:
@@ -44,6 +45,29 @@ def _decoder_std(schedule, times, like):
     if len(times) < 3: raise ValueError(f'the bound needs at least 2 steps, not times = {times}')
     return q_posterior(like, like, schedule.at(times[-3], like), schedule.at(times[-2], like)).std
 
+# %% ../nbs/06_loss.ipynb #e2035882
+def draw_level(schedule: Schedule,
+               x0: Tensor,   # images in [-1, 1] (B,...)
+               generator: torch.Generator | None=None # torch's own if none
+              ) -> tuple[Level, Tensor]: # a random level for each image, and noise like `x0`
+    "What chance decides in one step of training (Ho et al. 2020, algorithm 1)"
+    if not x0.is_floating_point(): raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from bytes')
+    device = generator.device if generator else 'cpu'
+    t = torch.randint(1, schedule.T + 1, (len(x0),), generator=generator, device=device)
+    return schedule.at(t, x0), torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
+
+def loss_at(denoiser: nn.Module,        # x_t, level, y -> Prediction
+            x0: Tensor,                 # images in [-1, 1] (B,...)
+            level: Level,               # of each image
+            eps: Tensor,                # standard normal noise, like `x0`
+            y: Tensor | None=None,      # labels (B,)
+            *,
+            weight: Callable[[Level], Tensor]=uniform # of the squared error in x0, by level
+           ) -> Tensor:                 # (B,)
+    "The weighted squared error of a denoiser at given levels with given noise, one number an image (eq-simple)"
+    error = denoiser(q_sample(x0, level, eps), level, y).x0 - x0
+    return weight(level).flatten().to(x0) * error.square().flatten(1).mean(1)
+
 # %% ../nbs/06_loss.ipynb #793f3fc3
 def diffusion_loss(denoiser: nn.Module,        # x_t, level, y -> Prediction
                    schedule: Schedule,
@@ -54,13 +78,8 @@ def diffusion_loss(denoiser: nn.Module,        # x_t, level, y -> Prediction
                    generator: torch.Generator | None=None     # draws t and eps; torch's own if none
                   ) -> Tensor:                 # (B,), each at its own random t
     "The weighted squared error of a denoiser at a random level, one number an image (eq-simple; Ho et al. 2020, eq. 14 and algorithm 1)"
-    if not x0.is_floating_point(): raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from bytes')
-    device = generator.device if generator else 'cpu'
-    t = torch.randint(1, schedule.T + 1, (len(x0),), generator=generator, device=device)
-    eps = torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
-    level = schedule.at(t, x0)
-    error = denoiser(q_sample(x0, level, eps), level, y).x0 - x0
-    return weight(level).flatten().to(x0) * error.square().flatten(1).mean(1)
+    level, eps = draw_level(schedule, x0, generator)
+    return loss_at(denoiser, x0, level, eps, y, weight=weight)
 
 # %% ../nbs/06_loss.ipynb #49645ad2
 def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 (B,...)

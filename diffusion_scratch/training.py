@@ -4,25 +4,28 @@
 
 # %% ../nbs/09_training.ipynb #0ae3125b
 from __future__ import annotations
-import copy, json, math, os, time
-from contextlib import contextmanager, suppress
+import copy, hashlib, json, math, os, time, warnings
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 import numpy as np
+import psutil
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
-from .data import ImageSet
+from .data import ImageSet, check_varied
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .guidance import drop_labels
-from .loss import diffusion_loss, uniform
-from .schedule import Schedule
+from .loss import draw_level, loss_at, uniform
+from .schedule import Level, Schedule
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['batches', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'TrainState', 'Metrics', 'fit',
-           'save_checkpoint', 'load_checkpoint', 'about_checkpoint', 'resume']
+__all__ = ['NO_SUM', 'batches', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'TrainState', 'Engine', 'Metrics',
+           'fit', 'measure', 'save_checkpoint', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
+           'load_checkpoint', 'about_checkpoint', 'resume']
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
@@ -94,19 +97,22 @@ class TrainState:
     def update(self,
                loss: Tensor,  # a scalar that has a gradient
                lr: float,     # learning rate
-               clip: float    # largest norm of the gradient; math.inf clips nothing
+               clip: float,   # largest norm of the gradient; math.inf clips nothing
+               explode: float=math.inf, # a norm above this one stops the run
+               engine: Engine | None=None # what goes backwards and steps; plain PyTorch if none
               ) -> tuple[float, float]: # the loss, and the gradient's norm before clipping
-        "One step of the optimizer (eq-clip, eq-adam) and of the average; raises FloatingPointError, with the weights untouched, where loss, gradient or lr is not finite"
+        "One step of the optimizer (eq-clip, eq-adam) and of the average; raises FloatingPointError, with the weights untouched, where loss, gradient or lr is not finite, or the gradient explodes"
         if not clip > 0: raise ValueError(f'clip = {clip} must be positive; math.inf clips nothing')
+        backward, clip_norm, optimizer = (engine.accelerator.backward, engine.accelerator.clip_grad_norm_, engine.optimizer) if engine else (Tensor.backward, nn.utils.clip_grad_norm_, self.optimizer)
         try:
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), clip)
+            backward(loss)
+            norm = clip_norm(self.denoiser.parameters(), clip)
             loss, norm = loss.item(), norm.item()
-            if not all(map(math.isfinite, (loss, norm, lr))): raise FloatingPointError(
-                f'step {self.step + 1} was not taken: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {lr:.3g}. Weights, average and optimizer are those '
+            if not all(map(math.isfinite, (loss, lr))) or not (math.isfinite(norm) and norm <= explode or engine and engine.rescales): raise FloatingPointError(
+                f'step {self.step + 1} was not taken: loss {loss:.4g}, gradient norm {norm:.4g}{f" (allowed: {explode:g})" * (norm > explode)}, learning rate {lr:.3g}. Weights, average and optimizer are those '
                 f'of step {self.step}, and so is any checkpoint, or older. Go back to the last one with a lower learning rate, or look for huge values in the loss')
             for group in self.optimizer.param_groups: group['lr'] = lr
-            self.optimizer.step()
+            optimizer.step()
         finally: self.optimizer.zero_grad()  # whatever stopped the step, the next one starts without its gradient
         self.step += 1
         ema_update(self.ema, self.denoiser, ema_decay(self.step, self.decay))
@@ -119,10 +125,41 @@ def _key(*numbers: int) -> int:
 
 @contextmanager
 def _random_at(seed: int, step: int, device: torch.device):
-    "Inside, torch's randomness is a function of (seed, step) alone; outside, nothing has happened (on the CPU and on CUDA)"
-    with torch.random.fork_rng([device] if device.type == 'cuda' else []):
+    "Inside, torch's randomness is a function of (seed, step) alone; outside, nothing has happened"
+    with torch.random.fork_rng([device] if device.type != 'cpu' else [], device_type=device.type if device.type != 'cpu' else 'cuda'):
         torch.manual_seed(_key(seed, step))
         yield
+
+# %% ../nbs/09_training.ipynb #974f6c27
+class _Shell(nn.Module):
+    "The network in a case that accelerate may wrap and patch, so that the network itself stays as it is"
+    def __init__(self, net): super().__init__(); self.net = net
+    def forward(self, *args): return self.net(*args)
+
+class Engine(NamedTuple):
+    "Who computes: accelerate's processes, devices and precision, and the state's denoiser and optimizer as accelerate wraps them"
+    accelerator: Accelerator
+    model: Denoiser
+    optimizer: object
+
+    @classmethod
+    def of(cls, state: TrainState, accelerator: Accelerator | None=None # one process in full precision if none
+          ) -> Engine:
+        accelerator = accelerator or Accelerator(cpu=next(state.denoiser.parameters()).device.type == 'cpu')
+        shell = accelerator.prepare_model(_Shell(state.denoiser.net), device_placement=False)
+        return cls(accelerator, Denoiser(shell, state.denoiser.parameterization), accelerator.prepare_optimizer(state.optimizer, device_placement=False))
+
+    @property
+    def rescales(self) -> bool:
+        "In fp16 a gradient that overflows is no error: accelerate skips the step and tries a smaller scale"
+        return self.accelerator.scaler is not None
+
+    def parts(self, batch_size: int, accumulate: int) -> list[slice]:
+        "The images of a batch that this process works on, in as many goes as it takes"
+        n, (size, rest) = self.accelerator.num_processes, divmod(batch_size, self.accelerator.num_processes * accumulate)
+        if accumulate < 1 or rest or not size: raise ValueError(f'batch_size = {batch_size} cannot be shared by {n} process(es) in {accumulate} equal goes each; it must be a multiple of {n * max(1, accumulate)}')
+        first = self.accelerator.process_index * size * accumulate
+        return [slice(first + i * size, first + (i + 1) * size) for i in range(accumulate)]
 
 # %% ../nbs/09_training.ipynb #85b0ff4d
 class Metrics(NamedTuple):
@@ -133,6 +170,12 @@ class Metrics(NamedTuple):
     lr: float                 # learning rate used
     grad_norm: float          # before clipping
     images_per_second: float  # of this step
+    loss_q1: float=math.nan   # of the images with t in the first quarter of 1..T, little noise; NaN where there was none
+    loss_q2: float=math.nan
+    loss_q3: float=math.nan
+    loss_q4: float=math.nan   # in the last quarter, much noise
+    loading: float=math.nan   # share of the step's time spent waiting for images, 0..1
+    memory: float=math.nan    # of this process, in MB; on an accelerator, the most that its tensors have held
 
 # %% ../nbs/09_training.ipynb #5e2e3f02
 def fit(state: TrainState,   # changed in place: train, look at it between steps, save it, go on
@@ -140,27 +183,83 @@ def fit(state: TrainState,   # changed in place: train, look at it between steps
         data: ImageSet,
         *,
         steps: int,          # steps in all; those that `state` has done already count
-        batch_size: int=64,
+        batch_size: int=64,  # of one step of the optimizer, whatever the number of processes
         lr: Callable[[int], float],        # steps done -> learning rate
         weight: Callable[..., Tensor]=uniform, # of the loss, by level
         label_dropout: float=0.1,          # share of labels hidden, 0..1; ignored where the data has none
         clip: float=1.,                    # largest norm of the gradient; math.inf clips nothing
+        explode: float=math.inf,           # a gradient with a larger norm stops the run
+        accumulate: int=1,                 # goes in which a process works through its part of a batch, to save memory
         flip: bool=False,                  # mirror half of the images
-        seed: int=0                        # order, noise and dropout are functions of (seed, step)
+        seed: int=0,                       # order, noise and dropout are functions of (seed, step)
+        accelerator: Accelerator | None=None # processes and precision; one process in full precision if none
        ) -> Iterator[Metrics]:
-    "Algorithm 1 of Ho et al. (2020), one step a `next`; raises FloatingPointError, before the weights change, when the loss or gradient is not finite"
+    "Algorithm 1 of Ho et al. (2020), one step a `next`; raises FloatingPointError, before the weights change, when the loss or gradient is not finite or explodes"
     device = next(state.denoiser.parameters()).device
+    engine = Engine.of(state, accelerator)
+    parts, rank = engine.parts(batch_size, accumulate), engine.accelerator.process_index
+    check_varied(data)
     stream = batches(data, batch_size, seed, state.step, flip)
     while state.step < steps:
         began = time.perf_counter()
         epoch, x0, y = next(stream)
+        loaded = time.perf_counter()
         state.denoiser.train()
+        state.optimizer.zero_grad()
         with _random_at(seed, state.step, device):
-            x0, y = x0.to(device), None if y is None else drop_labels(y, label_dropout).to(device)
-            loss = diffusion_loss(state.denoiser, schedule, x0, y, weight=weight).mean()
-            rate = lr(state.step)
-            loss, norm = state.update(loss, rate, clip)
-        yield Metrics(state.step, epoch, loss, rate, norm, len(x0) / (time.perf_counter() - began))
+            if y is not None: y = drop_labels(y, label_dropout)
+            level, eps = draw_level(schedule, x0)
+            if rank: torch.manual_seed(_key(seed, state.step, rank))  # the network's own chance, dropout
+            losses = []
+            def part_loss(model, part):
+                here = lambda c: None if c is None else c[part].to(device)
+                return loss_at(model, here(x0), Level(*(c[part] for c in level)), here(eps), here(y), weight=weight)
+            for part in parts:
+                with nullcontext() if part is parts[-1] else engine.accelerator.no_sync(engine.model.net):
+                    losses.append(part_loss(engine.model, part))
+                    loss = losses[-1].sum() / (len(parts) * (part.stop - part.start))
+                    if part is not parts[-1]: engine.accelerator.backward(loss)
+            rate, losses = lr(state.step), engine.accelerator.gather(torch.cat(losses).detach()).cpu()
+            try: _, norm = state.update(loss, rate, clip, explode, engine)
+            except FloatingPointError as e: raise FloatingPointError(f'{e}. {_where(state.denoiser, level.t, losses, lambda: part_loss(state.denoiser, part).sum())}') from None
+        quarter = [losses[(level.t - 1) * 4 // schedule.T == q].mean().item() for q in range(4)]
+        ended = time.perf_counter()
+        yield Metrics(state.step, epoch, losses.mean().item(), rate, norm, len(x0) / (ended - began), *quarter, (loaded - began) / (ended - began), _memory(device))
+
+# %% ../nbs/09_training.ipynb #bcc83dff
+def _memory(device: torch.device) -> float:
+    "In MB: what this process holds, or on an accelerator the most that its tensors have held"
+    return (psutil.Process().memory_info().rss if device.type == 'cpu' else torch.accelerator.max_memory_allocated(device)) / 2**20
+
+def _where(denoiser: Denoiser, t: Tensor, losses: Tensor, again: Callable[[], Tensor]) -> str:
+    "In which timesteps and in which layer the numbers of a step that was not taken first went wrong; `again` computes its loss once more"
+    bad = ~losses.isfinite()
+    lost = t[bad] if bad.any() and len(bad) == len(t) else t
+    found, names = [], {m: k for k, m in denoiser.named_modules()}
+    def look(module, _, out):
+        if not found and isinstance(out, Tensor) and not out.isfinite().all(): found.append(names[module])
+    hooks = [m.register_forward_hook(look) for m in names if not list(m.children())]
+    try: weights, loss = [k for k, p in denoiser.named_parameters() if not p.isfinite().all()], again()
+    finally:
+        for h in hooks: h.remove()
+    if not (weights or found) and loss.isfinite():
+        loss.backward()
+        gradients = [(k, p.grad) for k, p in denoiser.named_parameters() if p.grad is not None]
+        found = [f'the gradient of {k}' for k, g in reversed(gradients) if not g.isfinite().all()] or [f'the gradient of {max(gradients, key=lambda g: g[1].norm())[0]} is the largest']
+        denoiser.zero_grad()
+    first = f'the weights {weights[0]}' if weights else found[0] if found else 'the loss itself: its weight, or the images'
+    return f'{"Not finite for" if bad.any() else "Its"} timesteps {lost.min()}..{lost.max()}; first in {first}'
+
+# %% ../nbs/09_training.ipynb #ce3591cf
+def measure(state: TrainState, schedule: Schedule, data: ImageSet,
+            n: int=3,    # steps
+            **options    # of `fit`, but for `steps`
+           ) -> list[Metrics]:
+    "What the next few steps would take, measured on a copy: the state stays as it is"
+    trial = copy.deepcopy(state)
+    measured = list(fit(trial, schedule, data, **options | dict(steps=state.step + n)))
+    if accelerator := options.get('accelerator'): accelerator.free_memory()
+    return measured
 
 # %% ../nbs/09_training.ipynb #7c26d3f3
 def _tensors(state, schedule):
@@ -183,12 +282,12 @@ def save_checkpoint(file: str | Path,   # ends in .safetensors
     if file.suffix != '.safetensors': raise ValueError(f'{file} must end in .safetensors')
     network = state.denoiser.net.config if isinstance(state.denoiser.net, UNet) else None
     meta = dict(step=state.step, parameterization=state.denoiser.parameterization.name, network=network, about=about or {})
-    meta = {k: json.dumps(v) for k, v in meta.items()}
+    meta = {k: json.dumps(v) for k, v in meta.items()} | dict(sha256=NO_SUM)
     tensors = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k, v in _tensors(state, schedule)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(part, 'wb') as f:
-            f.write(save(tensors, meta))
+            f.write(_signed(save(tensors, meta)))
             f.flush(); os.fsync(f.fileno())  # on the disk, not on its way there
         os.replace(part, file)               # the one moment in which the new file takes the old one's place
     except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
@@ -196,17 +295,61 @@ def save_checkpoint(file: str | Path,   # ends in .safetensors
         with suppress(OSError): part.unlink()
 
 # %% ../nbs/09_training.ipynb #b7a22383
-def _open(path, *prefixes):
-    "The tensors whose names begin with one of `prefixes`, and the metadata, of a checkpoint file or of the one in a run folder"
-    path = Path(path).expanduser()
-    file = path/'checkpoint.safetensors' if path.is_dir() else path
-    if not file.exists(): raise FileNotFoundError(f'{file} does not exist; give a run folder or a .safetensors checkpoint that diffusion-train wrote')
+NO_SUM = '0' * 64  # stands in a file's header while its checksum is made
+
+def _signed(blob: bytes) -> bytearray:
+    "A safetensors file with the SHA-256 of itself in its header"
+    whole, at = bytearray(blob), blob.index(NO_SUM.encode())
+    whole[at:at + 64] = hashlib.sha256(blob).hexdigest().encode()
+    return whole
+
+def _header(file: Path) -> tuple[dict, bytes]:
+    "The metadata of a checkpoint file, and the file; raises ValueError where a single bit of it has changed"
+    blob = file.read_bytes()
     try:
-        with safe_open(file, 'pt') as f:
-            meta = {k: json.loads(v) for k, v in (f.metadata() or {}).items()}
-            if not {'step', 'parameterization', 'network', 'about'} <= set(meta): raise ValueError('another program wrote it')
-            return {k: f.get_tensor(k) for k in f.keys() if k.startswith(prefixes)}, meta
-    except (SafetensorError, ValueError) as e: raise ValueError(f'{file} is not a whole checkpoint ({e})') from e
+        size = int.from_bytes(blob[:8], 'little')
+        meta = json.loads(blob[8:8 + size])['__metadata__']
+        if not {'step', 'parameterization', 'network', 'about', 'sha256'} <= set(meta): raise ValueError('another program wrote it')
+        told = meta.pop('sha256')
+        if hashlib.sha256(blob.replace(told.encode(), NO_SUM.encode(), 1)).hexdigest() != told: raise ValueError('its checksum does not fit: it is cut or changed')
+        return {k: json.loads(v) for k, v in meta.items()}, blob
+    except (ValueError, KeyError, TypeError) as e: raise ValueError(f'{file} is not a whole checkpoint ({e})') from e
+
+def checkpoints(run: str | Path # a run folder
+               ) -> list[Path]: # the newest first
+    "The checkpoint files of a run"
+    return sorted((Path(run).expanduser()/'checkpoints').glob('step_*.safetensors'), reverse=True)
+
+def newest_checkpoint(path: str | Path     # a run folder, or a checkpoint file
+                     ) -> tuple[Path, dict, bytes]: # the file, its metadata, its bytes
+    "The newest whole checkpoint; a damaged one is passed over with a warning"
+    path = Path(path).expanduser()
+    files = (checkpoints(path) or [path/'checkpoint.safetensors']) if path.is_dir() else [path]
+    for file, older in zip(files, [*files[1:], None]):
+        if not file.exists(): raise FileNotFoundError(f'{file} does not exist; give a run folder or a .safetensors checkpoint that diffusion-train wrote')
+        try: return file, *_header(file)
+        except ValueError as e:
+            if not older: raise
+            warnings.warn(f'{e}; going back to {older.name}')
+
+def _open(path, *prefixes):
+    "The tensors whose names begin with one of `prefixes`, and the metadata, of a checkpoint file or of the newest of a run folder"
+    file, meta, blob = newest_checkpoint(path)
+    try: return {k: v for k, v in load(blob).items() if k.startswith(prefixes)}, meta
+    except SafetensorError as e: raise ValueError(f'{file} is not a whole checkpoint ({e})') from e
+
+def prune_checkpoints(run: str | Path, # a run folder
+                      keep: int        # how many of the newest, at least 1
+                     ):
+    "Delete old checkpoints of a run, but for the newest and the best: the one with the smallest `loss` in its notes"
+    files = checkpoints(run)
+    noted = {f: about['loss'] for f in files if (about := _noted(f)) and 'loss' in about}
+    for f in files[keep:]:
+        if f != min(noted, key=noted.get, default=None): f.unlink()
+
+def _noted(file):
+    "The notes of a checkpoint by its header alone; nothing where that cannot be read"
+    with suppress(ValueError, KeyError), open(file, 'rb') as f: return json.loads(json.loads(f.read(min(2**24, int.from_bytes(f.read(8), 'little'))))['__metadata__']['about'])
 
 def _part(tensors, prefix): return {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
 

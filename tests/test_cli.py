@@ -1,4 +1,5 @@
 """The two commands from outside: the real console scripts, stopped and started again; and, in this process, what they write, refuse and leave alone."""
+import csv
 import io
 import json
 import os
@@ -24,7 +25,7 @@ from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
-from diffusion_scratch.training import Metrics, TrainState, fit, load_checkpoint, save_checkpoint
+from diffusion_scratch.training import Metrics, TrainState, checkpoints, fit, load_checkpoint, save_checkpoint
 from diffusion_scratch.unet import UNet
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +43,11 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def tiny(run, steps=6, *overrides): return parse_config({}, [*TINY, f'run={run}', f'training.steps={steps}', *overrides])
-def tensors(run): return load_file(f'{run}/checkpoint.safetensors')
+def tensors(run): return load_file(checkpoints(run)[0])
+def learned(run):
+    "What metrics.csv says of each step, but for time and memory"
+    timed = ('images_per_second', 'loading', 'memory')
+    with open(f'{run}/metrics.csv', newline='') as f: return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(f)]
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def files(folder='.'): return sorted(str(p) for p in Path(folder).rglob('*'))
 
@@ -79,7 +84,7 @@ def test_stop_go_on_finish_and_sample(tmp_path, capsys):
     command, run = [script('diffusion-train'), 'c.yaml'], tmp_path/'run'
     code, out, err = stopped(start(*command, cwd=tmp_path), run/'metrics.csv', signal.SIGTERM)
     assert code == 130 and 'Traceback' not in err and "ImageSet('mnist_mini': 5,000 images (1, 28, 28), 10 classes)" in out
-    first = int(re.search(r'stopped after step ([\d,]+), saved in run/checkpoint.safetensors; the same command goes on from there', err)[1].replace(',', ''))
+    first = int(re.search(r'stopped after step ([\d,]+), saved in run/checkpoints/step_\d{8}.safetensors; the same command goes on from there', err)[1].replace(',', ''))
     assert 'loss ' in err and 'images/s' in err
     same_command = [sys.executable, ROOT/'examples'/'train.py', 'c.yaml']
     code, out, err = stopped(start(*same_command, cwd=tmp_path), run/'metrics.csv', signal.SIGINT, more_than=first)
@@ -101,16 +106,18 @@ def test_a_whole_run_in_little(capsys):
     folder = train(tiny('run', 6, 'preview_every=3', 'judge=30'), progress=False)
     said = capsys.readouterr().out
     assert folder == Path('run')
-    assert files('run') == sorted(['run/checkpoint.safetensors', 'run/config.yaml', 'run/loss.png', 'run/metrics.csv', 'run/noise_to_images.gif', 'run/previews', 'run/previews/step_000003.png',
-                                   'run/previews/step_000006.png', 'run/run.json', 'run/samples.png'])
-    for f in files('run'): assert f in said
+    assert [f for f in files('run') if not f.startswith('run/logs/')] == sorted([
+        'run/checkpoints', *(f'run/checkpoints/step_0000000{i}.safetensors' for i in (2, 4, 6)), 'run/config.yaml', 'run/logs', 'run/loss.png', 'run/manifest.json', 'run/metrics.csv',
+        'run/noise_to_images.gif', 'run/previews', *(f'run/previews/step_00000{i}{raw}.png' for i in (3, 6) for raw in ('', '_raw')), 'run/run.json', 'run/samples.png'])
+    for f in Path('run').iterdir(): assert str(f) in said
+    assert len(list(Path('run/logs').rglob('events.out.tfevents.*'))) == 1
     assert load_config('run/config.yaml') == tiny('run', 6, 'preview_every=3', 'judge=30')
     result = json.loads(Path('run/run.json').read_text(encoding='utf-8'))
     assert result['steps'] == 6 and result['seed'] == 0 and result['threads'] == 1 and result['device'] == 'cpu' and result['command'] == 'diffusion-train run/config.yaml'
     assert result['readable'].endswith('of 30') and result['readable_real'] == '100.0% ± 0.0% of 40'
     assert result['readable'] + ' generated' in said and result['readable_real'] + ' real' in said
     header, *rows = Path('run/metrics.csv').read_text().splitlines()
-    assert header == 'step,epoch,loss,lr,grad_norm,images_per_second' and len(rows) == 6 and rows[5].startswith('6,1,')
+    assert header == 'step,epoch,loss,lr,grad_norm,images_per_second,loss_q1,loss_q2,loss_q3,loss_q4,loading,memory' and len(rows) == 6 and rows[5].startswith('6,1,')
     with Image.open('run/samples.png') as im: assert im.size == (2 * (10 * 9 + 1), 2 * (2 * 9 + 1))  # a row of 10 for each class
 
 
@@ -126,7 +133,7 @@ def test_a_row_for_each_class(monkeypatch):
     state.denoiser.register_parameter('home', torch.nn.Parameter(torch.zeros(1)))
     seen = []
     monkeypatch.setattr(cli, '_judge', lambda images, data: seen.append(images) or {})
-    run.open()
+    run.open({})
     cli._finish(cli._Run(tiny('run', 6, 'parameterization=x0', 'sampling.guidance=0', 'judge=7')), state, schedule, data, False)
     pixels = np.asarray(Image.open('run/samples.png').convert('L'))
     top, bottom = pixels[2:18], pixels[20:36]
@@ -146,12 +153,11 @@ def test_killed_and_gone_on_is_the_same_run(where, monkeypatch):
     with monkeypatch.context() as mp:
         mp.setattr(cli, 'fit', killed)
         with pytest.raises(MemoryError): train(tiny('killed'), progress=False)
-    assert Path('killed/checkpoint.safetensors').exists() == (where >= 2)
+    assert bool(checkpoints('killed')) == (where >= 2)
     train(tiny('killed'), progress=False)
     assert same(tensors('whole'), tensors('killed'))
     assert Path('whole/samples.png').read_bytes() == Path('killed/samples.png').read_bytes()
-    a, b = ([row.rsplit(',', 1)[0] for row in Path(f'{f}/metrics.csv').read_text().splitlines()] for f in ('whole', 'killed'))  # all but the speed
-    assert a == b
+    assert learned('whole') == learned('killed')
 
 
 def test_ctrl_c_in_a_notebook(monkeypatch):
@@ -162,7 +168,7 @@ def test_ctrl_c_in_a_notebook(monkeypatch):
             if m.step == 3: os.kill(os.getpid(), signal.SIGINT)
             yield m
     monkeypatch.setattr(cli, 'fit', pressed)
-    with pytest.raises(KeyboardInterrupt, match='stopped after step 3, saved in run.checkpoint.safetensors; the same command goes on from there'): train(tiny('run', 6, 'threads=2'), progress=False)
+    with pytest.raises(KeyboardInterrupt, match='stopped after step 3, saved in run.checkpoints.step_00000003.safetensors; the same command goes on from there'): train(tiny('run', 6, 'threads=2'), progress=False)
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers and torch.get_num_threads() == threads
     assert len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 3
 
@@ -209,7 +215,7 @@ def test_a_folder_with_another_run():
 
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run that was killed before its first checkpoint does not stand in the way"
-    cli._Run(tiny('run')).open()
+    cli._Run(tiny('run')).open({})
     Path('run/metrics.csv').write_text('step,epoch,loss,lr,grad_norm,images_per_second\n1,0,0.5,1,1,1\n2,0,0.')  # killed while writing
     Path('run/previews/step_000001.png').write_bytes(b'')
     train(tiny('run', 3, 'training.lr=0.001'), progress=False)
@@ -353,7 +359,7 @@ def test_sample_command(run, capsys):
     denoiser, schedule = load_checkpoint('run')
     expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.arange(6) % 2, SamplingConfig(steps=3), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('run/samples_seed9.png')), np.asarray(grid(expected, 2, scale=2)))
-    sample_command('run/checkpoint.safetensors --n 6 --seed 9 --labels bright --guidance 4 --steps 2 --raw --out a.png'.split())
+    sample_command(f'{checkpoints(run)[0]} --n 6 --seed 9 --labels bright --guidance 4 --steps 2 --raw --out a.png'.split())
     denoiser, schedule = load_checkpoint('run', ema=False)
     expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, guidance=4.), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('a.png')), np.asarray(grid(expected, 3, scale=2)))

@@ -131,7 +131,7 @@ def test_a_step_that_is_not_finite_is_not_taken(loss, lr, message):
 def test_an_interrupted_step_leaves_no_gradient(monkeypatch):
     s, untouched = start(), start()
     with monkeypatch.context() as m:
-        m.setattr(nn.utils, 'clip_grad_norm_', lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        m.setattr(nn.utils, 'clip_grad_norm_', lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt): go(s, 1)
     go(s, 2); go(untouched, 2)
     assert same(everything(s), everything(untouched))
