@@ -22,6 +22,7 @@ from .config import Config, ConfigError, SamplingConfig, _flat, _made, dump_conf
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, fingerprint, grid
 from .denoiser import Denoiser, clipped
+from .doctor import diagnose
 from .evaluation import Reader
 from .guidance import guided
 from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory
@@ -358,7 +359,7 @@ def train(config: Config,
             if state.step > (steps := config.training.steps):
                 raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= {state.step}, for so many are done in {run.path}')
             options = make_fit_options(config)
-            Engine.of(state, accelerator).parts(config.training.batch_size, config.training.accumulate); accelerator.free_memory()
+            Engine.of(state, accelerator).parts(config.training.batch_size, config.training.accumulate)
         except BaseException:
             if fresh and main: shutil.rmtree(run.path, ignore_errors=True)
             raise
@@ -394,15 +395,29 @@ def train_command(argv: list[str] | None=None # the words after the command; tho
     "`diffusion-train`"
     p = argparse.ArgumentParser(prog='diffusion-train', formatter_class=argparse.RawDescriptionHelpFormatter,
         description='Train a diffusion model as a config says, then draw images and say where they are.\nA run that was stopped goes on when the same command is given again.',
-        epilog='examples:\n  diffusion-train configs/quickstart.yaml\n  diffusion-train configs/quickstart.yaml run=runs/short training.steps=500\n\n'
+        epilog='examples:\n  diffusion-train configs/quickstart.yaml\n  diffusion-train configs/quickstart.yaml run=runs/short training.steps=500\n'
+               '  diffusion-train --diagnose runs/short\n  accelerate launch --num_processes 4 examples/train.py configs/cifar10.yaml\n  torchrun --nproc-per-node 4 examples/train.py configs/cifar10.yaml\n\n'
                f'every key of a config, with its default:\n\n{dump_config(Config())}')
-    p.add_argument('config', help='a YAML file, such as configs/quickstart.yaml')
+    p.add_argument('config', nargs='?', help='a YAML file, such as configs/quickstart.yaml')
     p.add_argument('overrides', nargs='*', metavar='key=value', help='changes to the config, such as training.steps=500')
+    p.add_argument('--diagnose', metavar='RUN', type=Path, help='train nothing: is this run learning? The loss by timestep, beside what is possible, and a verdict')
     args = p.parse_args(argv)
+    if bool(args.config) == bool(args.diagnose): p.error('give a config to train, or --diagnose RUN')
     with _plainly('stopped; the same command goes on from the last checkpoint, if there is one'):
+        if args.diagnose: return print(_diagnose(args.diagnose))
         config = load_config(args.config, args.overrides)
         if _device(config.device).type == 'cpu': _keep_memory()
         train(config)
+
+def _diagnose(path: Path) -> str:
+    "The doctor's word on a run, which may still be going on, and a figure of it in its folder"
+    config = load_config(path/'config.yaml')
+    denoiser, schedule = _load(path)
+    data, device = make_data(config, cache=path/'data'), _device(config.device)
+    found = diagnose(denoiser.to(device), schedule, data, [m.loss for m in _Run(config.model_copy(update=dict(run=path))).rows()],
+                     weight=make_fit_options(config)['weight'], seed=config.seed, steps_planned=config.training.steps)
+    with _whole(path/'diagnosis.png') as part: found.plot(part)
+    return f"{found}\n{path/'diagnosis.png'}"
 
 # %% ../nbs/14_cli.ipynb #8b6f9bcc
 def sample_command(argv: list[str] | None=None # the words after the command; those of this process if none
@@ -423,11 +438,17 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
     args = p.parse_args(argv)
     with _plainly('stopped; nothing was written'): print(_sample(args))
 
+def _load(path: Path, ema: bool=True) -> tuple[Denoiser, Schedule]:
+    "A trained denoiser and its schedule; a network of your own is made as the run's config says"
+    config = (path if path.is_dir() else path.parent.parent)/'config.yaml'
+    net = make_denoiser(c, None).net if config.exists() and (c := load_config(config)).model != 'unet' else None
+    return load_checkpoint(path, net, ema)
+
 def _sample(a) -> Path:
     out = a.out or (a.run if a.run.is_dir() else a.run.parent)/f'samples_seed{a.seed}.png'
     if a.n < 1: raise ConfigError(f'--n: {a.n} is not allowed; allowed: whole number >= 1')
     if out.suffix != '.png': raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
-    device, (denoiser, schedule), about = _device(a.device), load_checkpoint(a.run, ema=not a.raw), about_checkpoint(a.run)
+    device, (denoiser, schedule), about = _device(a.device), _load(a.run, ema=not a.raw), about_checkpoint(a.run)
     if 'shape' not in about: raise ConfigError(f'{a.run} does not say how large its images are: it was not written by diffusion-train')
     _check_writable(out.parent, '--out')
     sampling = _made(SamplingConfig, about['sampling'] | {k: v for k, v in dict(steps=a.steps, guidance=a.guidance).items() if v is not None})

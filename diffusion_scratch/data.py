@@ -178,7 +178,7 @@ def image_folder(root: str | Path,  # folder of image files, searched to any dep
         images, skipped = _through(_cache_folder(cache, root), what, read, len(names), (channels, H, W), skipped)
     gone = dict(skipped)
     y, classes = _classes(root, names, gone) if labels else (None, ())
-    out = ImageSet(torch.from_numpy(images), y, classes, root.name)
+    out = ImageSet(_tensor(images), y, classes, root.name)
     out.skipped = tuple(f'{n}: {why}' for n, why in skipped)
     return out
 
@@ -261,9 +261,16 @@ def _gather(read, n, shape):
 def _classes(root, names, gone):
     "Labels of the files that are not `gone`, and the classes: the first subfolders, by name"
     classes, kept = sorted({n.split('/')[0] for n in names}), [n.split('/')[0] for n in names if n not in gone]
-    for c in set(classes) - set(kept): raise ValueError(f'class {c!r}: none of the files in {root/c} is an image that can be read; repair them, or remove that folder')
+    for c in sorted(set(classes) - set(kept)): raise ValueError(f'class {c!r}: none of the files in {root/c} is an image that can be read; repair them, or remove that folder')
     index = {c: i for i, c in enumerate(classes)}
     return torch.tensor([index[c] for c in kept]), tuple(classes)
+
+def _tensor(a):
+    "A tensor on the memory of an array; read-only memory will do, for an `ImageSet` writes to none"
+    if isinstance(a, np.ndarray) and min(a.strides, default=0) < 0: a = a.copy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
+        return torch.as_tensor(a)
 
 # %% ../nbs/08_data.ipynb #7f02c4d8
 def _cache_folder(cache, root):
@@ -281,7 +288,8 @@ def _through(cache, what, read, n, shape, skipped):
         with suppress(OSError, ValueError, KeyError, TypeError, EOFError):  # missing, or damaged
             told = json.loads(about.read_text(encoding='utf-8'))
             if told['key'] == key:
-                images = np.load(file, mmap_mode='c')  # 'c': nobody who writes to the images changes the file
+                try: images = np.load(file, mmap_mode='c')  # 'c': whoever writes to the images does not change the file
+                except OSError: images = np.load(file, mmap_mode='r')  # Linux grants no such copy of a file larger than the memory
                 if images.shape == (*told['shape'],) and images.shape[1:] == shape and images.dtype == np.uint8: return images, [(name, why) for name, why in told['skipped']]
     if (found := open_()) is not None: return found
     parts = [cache/f'{f.name}.{os.getpid()}.part' for f in (file, about)]
@@ -333,13 +341,6 @@ def image_set(source,             # Tensor or array (N,C,H,W); or a Dataset or s
     if None in ys: raise ValueError(f'item {ys.index(None)} has no label, and others have one; give all or none')
     classes = getattr(source, 'classes', ())           # as torchvision's data sets name them
     return ImageSet(images, torch.tensor(ys), map(str, classes) if isinstance(classes, (list, tuple)) and len(classes) > max(ys) else (), name)
-
-def _tensor(a):
-    "A tensor on the memory of an array; read-only memory will do, for an `ImageSet` writes to none"
-    if isinstance(a, np.ndarray) and min(a.strides, default=0) < 0: a = a.copy()
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
-        return torch.as_tensor(a)
 
 def _item(item, i):
     "Image, bytes or floats (C,H,W), and label, or None, of item i"

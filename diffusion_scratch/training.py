@@ -258,7 +258,6 @@ def measure(state: TrainState, schedule: Schedule, data: ImageSet,
     "What the next few steps would take, measured on a copy: the state stays as it is"
     trial = copy.deepcopy(state)
     measured = list(fit(trial, schedule, data, **options | dict(steps=state.step + n)))
-    if accelerator := options.get('accelerator'): accelerator.free_memory()
     return measured
 
 # %% ../nbs/09_training.ipynb #7c26d3f3

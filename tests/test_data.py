@@ -396,10 +396,20 @@ def test_an_animation_gives_its_first_picture(tmp_path):
     s = image_folder(tmp_path, 8, progress=False)
     assert len(s) == 3 and s.images[:, 0].min() > 245 and s.images[:, 2].max() < 5
 
+def test_threads_keep_the_order_of_the_names(tmp_path):
+    "Files of very different cost, which finish in another order than they start"
+    for i in range(100): Image.new('L', (1500, 1500) if i % 7 == 0 else (9, 9), i).save(tmp_path/f'{i:03}.png', compress_level=1)
+    for cache in (None, tmp_path.parent/'order'): assert image_folder(tmp_path, 4, 1, progress=False, cache=cache).images[:, 0, 0, 0].tolist() == list(range(100))
+
+@pytest.mark.parametrize('w, h', [(1, 1), (1, 900), (900, 1), (9, 1300)])
+def test_thin_and_tiny_jpegs(w, h, tmp_path):
+    im = Image.new('RGB', (w, h), (60, 120, 180))
+    for o in (1, 8): assert (read(tmp_path, im, (6, 11), name='a.jpg', exif=exif(o)).float() - torch.tensor([60., 120, 180]).view(3, 1, 1)).abs().max() <= 3
+
 # ---- JPEGs are decoded smaller where that does no harm
 
 @pytest.mark.parametrize('orientation', [1, 6, 7])
-@pytest.mark.parametrize('h, w, size', [(1024, 1024, (64, 64)), (1001, 777, (64, 64)), (517, 1203, (64, 64)), (1200, 400, (32, 100)), (260, 131, (128, 64)), (1024, 1024, (256, 256))])
+@pytest.mark.parametrize('h, w, size', [(1024, 1024, (64, 64)), (1001, 777, (64, 64)), (517, 1203, (64, 64)), (1200, 400, (32, 100)), (260, 131, (128, 64)), (1024, 1024, (256, 256)), (800, 3200, (50, 200))])
 def test_decoding_a_jpeg_smaller_changes_little(h, w, size, orientation, tmp_path):
     """Against a whole decode, Pillow's rotation, crop and resize. Pictures differ by the filter alone, a box in the decoder and then Lanczos in place of Lanczos alone:
     4 bytes at the most and 1 on average. Without the care for edges that fill no whole block it is 20 and 3; below twice the wanted size it is more as well"""

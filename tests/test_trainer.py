@@ -1,0 +1,350 @@
+"A trainer that can be trusted, from outside: real runs of the command line, killed, cut, shared among processes and given nonsense"
+import csv
+import json
+import math
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from torch import nn
+
+from diffusion_scratch import training
+from diffusion_scratch.cli import train_command
+from diffusion_scratch.config import dump_config, parse_config
+from diffusion_scratch.data import ImageSet
+from diffusion_scratch.denoiser import V, Denoiser
+from diffusion_scratch.loss import v_weight
+from diffusion_scratch.schedule import Schedule, cosine_betas
+from diffusion_scratch.training import (TrainState, about_checkpoint, checkpoints, fit, load_checkpoint, measure, newest_checkpoint, prune_checkpoints, resume,
+                                        save_checkpoint, warmup_constant)
+from diffusion_scratch.unet import UNet
+
+pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
+BIN = Path(sys.executable).parent
+SMALL = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log_every=5, parameterization='v', schedule=dict(name='cosine'), data=dict(flip=True),
+             network=dict(channels=8, multipliers=[1], attention=[], unshuffle=4, dropout=0.1), training=dict(batch_size=8, ema=0.9, steps=400, warmup=20, adam=[0.9, 0.99]), sampling=dict(steps=2))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    threads = torch.get_num_threads(); torch.set_num_threads(1)
+    monkeypatch.chdir(tmp_path)
+    Path('c.yaml').write_text(yaml.safe_dump(SMALL))
+    yield
+    torch.set_num_threads(threads)
+
+
+def command(*words, launcher=(), limit=None):
+    "The real command, in a process of its own"
+    env = os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', MASTER_PORT=str(random.randint(20_000, 60_000)))
+    lower = (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))) if limit else None
+    return subprocess.Popen([*map(str, launcher), str(BIN/'diffusion-train'), 'c.yaml', *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, preexec_fn=lower)
+
+
+def finished(*words, status=0, **k):
+    p = command(*words, **k)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == status and 'Traceback' not in err, (out, err)
+    return out, err
+
+
+def lines(run):
+    try: return Path(run, 'metrics.csv').read_bytes().count(b'\n')
+    except FileNotFoundError: return 0
+
+
+def wait_for(ready, process, seconds=60):
+    end = time.time() + seconds
+    while time.time() < end and process.poll() is None:
+        if ready(): return True
+    return False
+
+
+def learned(run):
+    "What metrics.csv says of each step, but for time and memory"
+    with open(f'{run}/metrics.csv', newline='') as f: return [{k: v for k, v in row.items() if k not in ('images_per_second', 'loading', 'memory')} for row in csv.DictReader(f)]
+
+
+def assert_same_run(a, b):
+    x, y = (load_file(checkpoints(run)[0]) for run in (a, b))
+    assert x.keys() == y.keys() and len(x) > 100
+    for k in x: assert torch.equal(x[k], y[k]), k
+    assert learned(a) == learned(b)
+
+
+# ---------------------------------------------------------------- killed
+
+def test_killed_at_ten_moments_one_of_them_inside_a_checkpoint(tmp_path):
+    "SIGKILL, ten times on the way, at random moments and in the middle of writing a checkpoint; resumed by the same command each time: the run of one that was never stopped, to the last bit"
+    whole, moments, inside = command('run=whole'), [], 0
+    chance = random.Random(time.time_ns())
+    for i in range(10):
+        p, before = command('run=killed'), lines('killed')
+        if i < 9 or inside:
+            assert wait_for(lambda: lines('killed') > max(before, 1), p), p.communicate()
+            end = time.time() + chance.random() * 0.25
+            while time.time() < end and lines('killed') < 360: pass
+        else: assert wait_for(lambda: any(f.endswith('.part') for f in os.listdir('killed/checkpoints')), p), p.communicate()
+        p.send_signal(signal.SIGKILL); p.communicate()
+        moments.append(lines('killed') - 1)
+        inside += any(f.endswith('.part') for f in os.listdir('killed/checkpoints'))
+    assert inside >= 1 and moments[-1] < 400, (inside, moments)
+    out, _ = finished('run=killed')
+    assert 'going on after step' in out and not list(Path('killed').rglob('*part*')), (out, moments)
+    whole.communicate(timeout=120)
+    assert len(learned('whole')) == 400
+    assert_same_run('whole', 'killed')
+    sessions = json.loads(Path('killed/manifest.json').read_text())['sessions']
+    assert len(sessions) >= 2 and len({s['data_sha256'] for s in sessions}) == 1 and sessions[-1]['after_step'] > 0
+
+
+@pytest.fixture(scope='module')
+def stopped_run(tmp_path_factory):
+    "A run of 35 steps, with checkpoints at 21, 28 and 35 left"
+    folder = tmp_path_factory.mktemp('stopped'); (folder/'c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=35))))
+    here = os.getcwd(); os.chdir(folder)
+    try: finished('run=run')
+    finally: os.chdir(here)
+    return folder
+
+
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'header'])
+def test_a_damaged_newest_checkpoint_is_passed_over(damage, stopped_run, monkeypatch, tmp_path):
+    import shutil
+    shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
+    newest, older, *_ = checkpoints('run'); blob = bytearray(newest.read_bytes())
+    if damage == 'flip': blob[len(blob) // 2] ^= 1
+    elif damage == 'cut': blob = blob[:-100]
+    elif damage == 'empty': blob = b''
+    else: blob[blob.index(b'"step"') + 10] ^= 1
+    newest.write_bytes(blob)
+    out, err = finished('run=run')
+    assert f'{newest} is not a whole checkpoint' in err and f'going back to {older.name}' in err and 'going on after step 28 of 35' in out
+    a, b = (load_file(f'{run}/{newest}') for run in (stopped_run, '.'))
+    for k in a: assert torch.equal(a[k], b[k]), k
+    assert learned(stopped_run/'run') == learned('run')
+
+
+def test_any_flipped_bit_is_found(tmp_path):
+    state, schedule = small_state(), Schedule(cosine_betas(50))
+    save_checkpoint('x.safetensors', state, schedule); whole = Path('x.safetensors').read_bytes()
+    chance = random.Random(0)
+    for at in [0, 3, 9, 40, 300, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(200))]:
+        blob = bytearray(whole); blob[at] ^= 1 << chance.randrange(8)
+        Path('y.safetensors').write_bytes(blob)
+        with pytest.raises(ValueError, match='y.safetensors is not a whole checkpoint'): newest_checkpoint('y.safetensors')
+    assert newest_checkpoint('x.safetensors')[1]['step'] == 0
+
+
+def test_a_disk_that_fills_up(stopped_run, monkeypatch, tmp_path):
+    "The system refuses to write the next checkpoint: one line that says how to go on, all that was there is whole, and it goes on"
+    import shutil
+    shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
+    Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=50))))
+    _, err = finished('run=run', status=2, limit=60_000)
+    assert re_search(r'error: cannot write run/checkpoints/step_00000042.safetensors .*The run stopped after step 42; its last checkpoint is run/checkpoints/step_00000035.safetensors. Make room.*same command', err)
+    assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('*.part'))
+    finished('run=run'); finished('run=whole')
+    assert_same_run('whole', 'run')
+
+
+def re_search(pattern, text):
+    import re
+    assert re.search(pattern, text, re.S), text
+    return True
+
+
+def test_the_last_few_and_the_best_are_kept():
+    state, schedule = small_state(), Schedule(cosine_betas(50))
+    for step, loss in enumerate([0.9, 0.2, 0.5, 0.4, 0.6, 0.3], 1):
+        state.step = step
+        save_checkpoint(f'run/checkpoints/step_{step:08d}.safetensors', state, schedule, dict(loss=loss))
+        prune_checkpoints('run', 2)
+    assert [about_checkpoint(f)['loss'] for f in checkpoints('run')] == [0.3, 0.6, 0.2]
+    assert newest_checkpoint('run')[1]['step'] == 6
+
+
+# ---------------------------------------------------------------- one process, two, four goes
+
+def small_state(seed=0, dropout=0., net=None):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TrainState(Denoiser(net or UNet(1, 8, (1, 2), 1, (1,), dropout, num_classes=4), V), ema=0.9)
+
+
+def images(n=40, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return ImageSet(torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=g), torch.arange(n) % 4)
+
+
+OPTIONS = dict(batch_size=8, lr=warmup_constant(1e-3, 5), weight=v_weight, seed=3)
+def go(state, steps=10, data=None, **k): return list(fit(state, Schedule(cosine_betas(50)), data or images(), steps=steps, **{**OPTIONS, **k}))
+
+
+def close(a, b, tolerance):
+    "Weights that differ by float32's rounding of sums in another order; Adam divides a gradient that is zero but for rounding by itself, so the few such weights (keys' biases) may differ by its steps"
+    pairs = [(k, (p - q).abs().max().item()) for (k, p), q in zip(a.named_parameters(), b.parameters()) if not k.endswith('attentions.0.k.bias') and not k.endswith('1.k.bias')]
+    assert len(pairs) > 30 and max(d for _, d in pairs) < tolerance, sorted(pairs, key=lambda x: -x[1])[:5]
+
+
+@pytest.mark.parametrize('goes', [2, 4, 8])
+def test_a_batch_in_several_goes_is_the_same_batch(goes):
+    a, b = small_state(), small_state()
+    one, many = go(a), go(b, accumulate=goes)
+    np.testing.assert_allclose([m.loss for m in many], [m.loss for m in one], rtol=1e-4)
+    np.testing.assert_allclose([m.grad_norm for m in many], [m.grad_norm for m in one], rtol=1e-3)
+    close(a.denoiser, b.denoiser, 2e-5)
+
+
+@pytest.mark.parametrize('goes', [3, 16])
+def test_a_batch_that_cannot_be_shared_is_refused(goes):
+    with pytest.raises(ValueError, match=f'batch_size = 8 cannot be shared by 1 process.* in {goes} equal goes.*multiple of {goes}'): go(small_state(), accumulate=goes)
+
+
+def test_two_processes_learn_what_one_learns():
+    "torchrun with gloo on the CPU: the same global batch, so the same weights but for the order of float32 sums; and one process alone writes"
+    words = ['training.steps=30', 'network.dropout=0', 'save_every=30']
+    p = [command('run=one', *words), command('run=two', *words, launcher=(BIN/'torchrun', '--nproc-per-node', 2))]
+    for q in p: out, err = q.communicate(timeout=180); assert q.returncode == 0, (out, err)
+    assert out.count('Look at') == 1 and json.loads(Path('two/manifest.json').read_text())['sessions'][0]['processes'] == 2
+    a, b = load_file(checkpoints('one')[0]), load_file(checkpoints('two')[0])
+    for k in a:
+        if k.startswith(('denoiser.', 'ema.')) and not k.endswith('k.bias'): torch.testing.assert_close(b[k], a[k], rtol=0, atol=2e-6, msg=lambda m: f'{k}: {m}')
+    x, y = ([float(r['loss']) for r in learned(run)] for run in ('one', 'two'))
+    np.testing.assert_allclose(x, y, rtol=1e-4)
+    assert len(x) == len(y) == 30 and sorted(f.name for f in Path('one').iterdir()) == sorted(f.name for f in Path('two').iterdir())
+
+
+def test_a_batch_that_two_processes_cannot_share(tmp_path):
+    p = command('run=odd', 'training.batch_size=9', launcher=(BIN/'torchrun', '--nproc-per-node', 2))
+    out, err = p.communicate(timeout=120)
+    assert p.returncode and 'error: batch_size = 9 cannot be shared by 2 process(es)' in err and not Path('odd').exists()
+
+
+# ---------------------------------------------------------------- health
+
+class Sick(nn.Module):
+    "Three layers, of which the middle one can be made to overflow"
+    def __init__(self): super().__init__(); self.first, self.middle, self.last, self.factor = nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 1, 1), 1.
+    def forward(self, x, t, y=None): return self.last(self.middle(self.first(x) * self.factor))
+
+
+def test_a_nan_is_traced_to_its_layer_and_timesteps():
+    state = small_state(net=Sick())
+    def sick(k):
+        if k == 4: state.denoiser.net.factor = math.inf
+        return 1e-3
+    steps = fit(state, Schedule(cosine_betas(50)), images(), steps=20, **OPTIONS | dict(lr=sick))
+    with pytest.raises(FloatingPointError, match=r'step 6 was not taken: loss nan.*learning rate 0.001.*Not finite for timesteps \d+\.\.\d+; first in net.middle'):
+        for m in steps: before = {k: v.clone() for k, v in state.denoiser.state_dict().items()}
+    assert m.step == 5 and all(torch.equal(before[k], v) for k, v in state.denoiser.state_dict().items()) and not any(p.grad is not None for p in state.denoiser.parameters())
+    assert not state.denoiser.net.middle._forward_hooks
+
+
+def test_weights_that_are_not_finite_are_named():
+    state = small_state(net=Sick())
+    with torch.no_grad(): state.denoiser.net.last.bias[0] = math.nan
+    with pytest.raises(FloatingPointError, match='first in the weights net.last.bias'): go(state)
+
+
+def test_a_loss_of_ones_own_that_overflows_in_some_timesteps():
+    weight = lambda level: v_weight(level) * torch.where(level.t.view(-1, 1, 1, 1) > 40, math.inf, 1.)
+    with pytest.raises(FloatingPointError, match=r'Not finite for timesteps 4[1-9]\.\.(4[1-9]|50); first in the loss itself'): go(small_state(), weight=weight)
+
+
+def test_a_gradient_that_explodes_stops_the_run():
+    with pytest.raises(FloatingPointError, match=r'step 1 was not taken: .*gradient norm .* \(allowed: 1e-06\).*the gradient of net\..* is the largest'): go(small_state(), explode=1e-6)
+    assert len(go(small_state(), explode=1e6)) == 10
+
+
+def test_images_that_are_all_alike_are_refused():
+    with pytest.raises(ValueError, match='-1'): go(small_state(), data=ImageSet(torch.zeros(40, 1, 8, 8, dtype=torch.uint8), torch.arange(40) % 4))
+
+
+def test_metrics_by_quarter_and_of_time():
+    rows = go(small_state(), 40)
+    quarters = np.array([[m.loss_q1, m.loss_q2, m.loss_q3, m.loss_q4] for m in rows])
+    assert np.isnan(quarters).any() and (np.nanmean(quarters, 1) > 0).all()  # 8 images may leave a quarter empty
+    assert all(0 <= m.loading < 1 and m.memory > 1 for m in rows)
+    many = go(small_state(), 1, images(400), batch_size=400)[0]
+    mean = np.mean([many.loss_q1, many.loss_q2, many.loss_q3, many.loss_q4])
+    assert abs(mean - many.loss) < 0.1 * many.loss  # quarters of about 100 images each
+
+
+def test_measuring_changes_nothing():
+    a, b = small_state(dropout=0.2), small_state(dropout=0.2)
+    torch.manual_seed(4); want = torch.rand(1); torch.manual_seed(4)
+    assert [m.step for m in measure(a, Schedule(cosine_betas(50)), images(), 3, **OPTIONS)] == [1, 2, 3] and a.step == 0
+    assert torch.rand(1) == want
+    go(a), go(b)
+    for p, q in zip(a.denoiser.parameters(), b.denoiser.parameters()): assert torch.equal(p, q)
+
+
+# ---------------------------------------------------------------- networks and losses of one's own
+
+MINE = '''
+import torch
+class MyNet(torch.nn.Module):
+    def __init__(self, width=4): super().__init__(); self.a, self.b = torch.nn.Conv2d(1, width, 3, padding=1), torch.nn.Conv2d(width, 1, 3, padding=1)
+    def forward(self, x, t, y=None): return self.b(torch.tanh(self.a(x)))
+def my_weight(level): return 2 * torch.ones_like(level.snr)
+NotANet = dict
+'''
+
+
+def test_a_network_and_a_loss_of_ones_own():
+    Path('mine.py').write_text(MINE)
+    finished('run=own', 'model=mine:MyNet', 'model_args={width: 6}', 'training.weight=mine:my_weight', 'training.steps=8')
+    assert load_file(checkpoints('own')[0])['ema.a.weight'].shape == (6, 1, 3, 3)
+    p = subprocess.run([BIN/'diffusion-sample', 'own', '--n', '4', '--steps', '3'], capture_output=True, text=True)
+    assert p.returncode == 0 and p.stdout == 'own/samples_seed0.png\n', p.stderr
+
+
+@pytest.mark.parametrize('words, message', [
+    (['model=nowhere:Net'], 'model: nowhere:Net cannot be imported (No module named'), (['model=mine:Other'], "model: mine:Other cannot be imported (module 'mine' has no attribute"),
+    (['model=mine:MyNet', 'model_args={depth: 3}'], "model_args: {'depth': 3} is not allowed for mine:MyNet"), (['model=mine:NotANet'], 'model: mine:NotANet makes a dict, not a torch.nn.Module'),
+    (['model_args={width: 3}'], "model_args: {'width': 3} is not allowed with model unet"), (['training.weight=mine:none'], 'training.weight: mine:none cannot be imported'),
+    (['model=os.system'], "model: 'os.system' is not allowed; allowed: unet, or module:name"), (['log=[wandb]'], 'log: wandb is not installed'), (['training.precision=fp16'], 'training.precision')])
+def test_what_cannot_be_made_is_refused(words, message, capsys):
+    Path('mine.py').write_text(MINE)
+    before = sorted(map(str, Path('.').rglob('*')))
+    with pytest.raises(SystemExit) as e: train_command(['c.yaml', 'run=bad', *words])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and message in err and 'Traceback' not in err, err
+    assert sorted(p for p in map(str, Path('.').rglob('*')) if '__pycache__' not in p) == before
+
+
+# ---------------------------------------------------------------- nonsense
+
+def malformed(n=100):
+    "YAML that is cut, twisted and mistyped, and well-formed YAML with wrong keys, types, ranges and sizes"
+    chance, whole = random.Random(0), dump_config(parse_config(SMALL))
+    values = ['', 'null', '[]', '{}', '-1', '0', '1e999', '.nan', 'yes', 'text', '[1, 2, 3]', '{a: 1}', '"\\0"', '99999999999999999999', '!!python/object/apply:os.system [touch owned]', '&a [*a]', "'\N{SNOWMAN}'", '2026-11-25']
+    keys = [l.split(':')[0].strip() for l in whole.splitlines()]
+    for i in range(n):
+        if i % 4 == 0: yield whole[:chance.randrange(len(whole))] + chance.choice(['{', '[', '"', '\t- x', ': :', '%', '@', '\x00', '\n  bad'])
+        elif i % 4 == 1: yield f'{chance.choice(keys)}x{i}: {chance.choice(values)}\n' + whole
+        elif i % 4 == 2: yield '\n'.join(f'{k}: {chance.choice(values)}' for k in chance.sample(['seed', 'threads', 'keep', 'data', 'network', 'training', 'sampling', 'schedule', 'log', 'model'], 4)) + '\nsave_every: -3'
+        else: yield chance.choice(['training', 'network', 'sampling', 'schedule', 'data']) + ': {' + ', '.join(f'k{j}: {chance.choice(values)}' for j in range(3)) + '}'
+
+
+def test_a_hundred_malformed_configs(capsys):
+    "Each gets a message and status 2; none a traceback, a file or a command that it smuggled in"
+    for i, text in enumerate(malformed()):
+        Path('bad.yaml').write_text(text, encoding='utf-8')
+        before = sorted(os.listdir())
+        with pytest.raises(SystemExit) as e: train_command(['bad.yaml', 'run=bad', 'training.steps=1'])
+        err = capsys.readouterr().err
+        assert e.value.code == 2 and err.startswith('error: ') and 'Traceback' not in err, (i, text, err)
+        assert sorted(os.listdir()) == before, (i, text)
