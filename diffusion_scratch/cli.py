@@ -413,8 +413,8 @@ def _diagnose(path: Path) -> str:
     "The doctor's word on a run, which may still be going on, and a figure of it in its folder"
     config = load_config(path/'config.yaml')
     denoiser, schedule = _load(path)
-    data, device = make_data(config, cache=path/'data'), _device(config.device)
-    found = diagnose(denoiser.to(device), schedule, data, [m.loss for m in _Run(config.model_copy(update=dict(run=path))).rows()],
+    data = make_data(config, cache=path/'data')
+    found = diagnose(denoiser, schedule, data, [m.loss for m in _Run(config.model_copy(update=dict(run=path))).rows()],
                      weight=make_fit_options(config)['weight'], seed=config.seed, steps_planned=config.training.steps)
     with _whole(path/'diagnosis.png') as part: found.plot(part)
     return f"{found}\n{path/'diagnosis.png'}"

@@ -24,7 +24,7 @@ REFUSED = [
     ('lr=0.1', 'lr: unknown key; did you mean training.lr?'),
     ('network.multiplier=[1]', 'did you mean network.multipliers?'),
     ('training.channels=8', 'did you mean data.channels or network.channels?'),
-    ('training.learning_rate=1', 'training.learning_rate: unknown key; the keys of training are steps, batch_size, lr,'),
+    ('training.learning_rate=1', 'training.learning_rate: unknown key; the keys of training are steps, batch_size, accumulate, precision, lr,'),
     ('qqq=1', 'qqq: unknown key; the keys and sections are run, seed,'),
     ('training={1: 2}', 'training.1: unknown key'),
     # words
@@ -32,7 +32,7 @@ REFUSED = [
     ('data.name=3', 'data.name: 3 is not allowed; allowed: mnist_mini'),
     ('schedule.name=cosin', 'allowed: linear, cosine, sigmoid. Did you mean cosine?'),
     ('parameterization=velocity', "parameterization: 'velocity' is not allowed; allowed: eps, x0, v"),
-    ('training.weight=minsnr', "training.weight: 'minsnr' is not allowed; allowed: eps, x0, v, min_snr, or null. Did you mean min_snr?"),
+    ('training.weight=minsnr', "training.weight: 'minsnr' is not allowed; allowed: eps, x0, v, min_snr, or module:name, of your own code, or null. Did you mean min_snr?"),
     # whole numbers
     ('training.steps=0', 'training.steps: 0 is not allowed; allowed: whole number >= 1'),
     ('training.steps=many', "training.steps: 'many' is not allowed; allowed: whole number >= 1"),
@@ -177,7 +177,7 @@ def test_round_trip(tmp_path, overrides):
 
 def test_the_dump_tells_every_key_what_it_means_and_what_it_allows():
     text = dump_config(Config())
-    leaves = {f'{s}.{k}' for s, v in yaml.safe_load(text).items() if isinstance(v, dict) for k in v} | {k for k, v in yaml.safe_load(text).items() if not isinstance(v, dict)}
+    leaves = {f'{s}.{k}' for s, v in yaml.safe_load(text).items() if isinstance(v, dict) for k in v} | {k for k, v in yaml.safe_load(text).items() if not v or not isinstance(v, dict)}
     expected = {f'{s}.{k}' for s, f in Config.model_fields.items() if hasattr(f.annotation, 'model_fields') for k in f.annotation.model_fields} | {
         s for s, f in Config.model_fields.items() if not hasattr(f.annotation, 'model_fields')}
     assert leaves == expected
@@ -246,7 +246,7 @@ def test_make_data(two_classes, monkeypatch, tmp_path):
     assert bare.labels is None and bare.num_classes == 0 and torch.equal(bare.images, two_classes.images)
     asked = []
     for name in ('mnist', 'cifar10'): monkeypatch.setattr(module.datasets, name, lambda root, name=name: asked.append((name, root)) or two_classes)
-    monkeypatch.setattr(module.datasets, 'image_folder', lambda *a, **k: asked.append(('folder', *a)) or two_classes)
+    monkeypatch.setattr(module.datasets, 'image_folder', lambda *a, **k: asked.append(('folder', *a[:3])) or two_classes)
     for c in (small('data.name=mnist', f'data.root={tmp_path}'), small('data.name=cifar10'), small('data={name: folder, root: here, size: [4, 8], channels: 1}')): make_data(c)
     assert asked == [('mnist', tmp_path), ('cifar10', module.DATA), ('folder', Path('here'), (4, 8), 1)]
 
