@@ -4,15 +4,17 @@
 
 # %% ../nbs/14_cli.ipynb #aa45462b
 from __future__ import annotations
+try: import fcntl
+except ImportError: fcntl = None  # Windows
 import argparse, base64, csv, ctypes, importlib.util, io, json, math, os, platform, shutil, signal, subprocess, sys, tempfile, threading, time
-from contextlib import contextmanager, nullcontext
-from datetime import datetime, timezone
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 import numpy as np
 import psutil
 import torch
 from PIL import Image
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,10 +29,11 @@ from .evaluation import Reader
 from .guidance import guided
 from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory
 from .schedule import Schedule
-from .training import Engine, Metrics, TrainState, about_checkpoint, checkpoints, fit, load_checkpoint, measure, prune_checkpoints, resume, save_checkpoint
+from .training import Engine, Metrics, TrainState, about_checkpoint, checkpoints, new_accelerator, newest_checkpoint, sync_folder, fit, load_checkpoint, measure, prune_checkpoints, resume, save_checkpoint
 
 # %% auto #0
-__all__ = ['draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command', 'sample_command']
+__all__ = ['SHOWN', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
+           'sample_command']
 
 # %% ../nbs/14_cli.ipynb #bccb4220
 def draw(denoiser: Denoiser,
@@ -67,7 +70,10 @@ def _whole(file: Path):
     part = file.with_name(f'.part_{file.name}')
     try:
         yield part
+        with open(part, 'rb') as f: os.fsync(f.fileno())
         os.replace(part, file)
+        sync_folder(file.parent)
+    except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
     finally: part.unlink(missing_ok=True)
 
 # %% ../nbs/14_cli.ipynb #b9631943
@@ -132,6 +138,9 @@ class _Run:
         self.config, self.path = config, config.run.expanduser()
         self.metrics = self.path/'metrics.csv'
         _check_writable(self.path, 'run')
+        ours = {'data', 'logs', 'previews', 'checkpoints', 'config.yaml', 'metrics.csv'}
+        foreign = {f.name for f in self.path.iterdir() if f.name not in ours and not f.name.startswith('.')} if self.path.is_dir() else set()
+        if foreign and 'manifest.json' not in foreign: raise ConfigError(f'run: {self.path} is not empty and holds no run (there is {sorted(foreign)[0]}); give a folder of its own, run=...')
         if checkpoints(self.path):
             try: changed = _changed(load_config(self.path/'config.yaml'), config)
             except ConfigError as e:
@@ -140,32 +149,44 @@ class _Run:
                 raise ConfigError(f'run: {self.path} holds a run with another config ({changed}). Give this one a folder of its own, run=..., or delete that one')
 
     def open(self, manifest: dict):
-        "Make the folder, clean up after a run that was killed, write down the config and what is about to run"
+        "Make the folder and lock it, clean up after a run that was killed, write down the config and what is about to run"
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock = open(self.path/'.lock', 'w')  # let go of by `close`, or by the system when this process ends, however it ends
+        try: fcntl and fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: raise ConfigError(f'run: another process is training in {self.path}; wait for it, or give another folder, run=...') from None
         for name in ('previews', 'checkpoints'): (self.path/name).mkdir(parents=True, exist_ok=True)
         for old in (self.path/'checkpoints').glob('*.part'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
+        sessions = self.sessions()
+        if sessions and (before := sessions[-1].get('data_sha256')) != manifest.get('data_sha256'):
+            raise ConfigError(f"data: the images are not those that {self.path} was trained on ({sessions[-1]['data']}, SHA-256 {before[:8]}; now {manifest['data']}, {manifest['data_sha256'][:8]}); bring them back, or give another folder, run=...")
         with _whole(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
-        try: sessions = json.loads((self.path/'manifest.json').read_text(encoding='utf-8'))['sessions'] if checkpoints(self.path) else []
-        except (OSError, ValueError, KeyError): sessions = []
         self.note('manifest.json', dict(sessions=[*sessions, manifest]))
+
+    def close(self): self.lock.close()
+
+    def sessions(self) -> list[dict]:
+        "What the manifest tells of earlier sessions of this run; nothing where none of them saved anything"
+        try: return json.loads((self.path/'manifest.json').read_text(encoding='utf-8'))['sessions'] if checkpoints(self.path) else []
+        except (OSError, ValueError, KeyError): return []
 
     def note(self, name: str, values: dict):
         with _whole(self.path/name) as part: part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
     def rows(self) -> list[Metrics]:
         if not self.metrics.exists(): return []
-        with open(self.metrics, newline='') as f: lines = list(csv.reader(f))[1:]
-        return [Metrics(int(step), int(epoch), *map(float, rest)) for step, epoch, *rest in lines if len(rest) == len(Metrics._fields) - 2]
+        whole = self.metrics.read_text(encoding='utf-8', errors='replace').rpartition('\n')[0]  # a line without its end was cut off
+        rows = [row for row in csv.reader(whole.replace('\0', '').splitlines()[1:]) if len(row) == len(Metrics._fields)]
+        return [Metrics(int(step), int(epoch), *map(float, rest)) for step, epoch, *rest in rows]
 
     @contextmanager
     def log(self, step: int):
         "What writes down the metrics of a step, going on after `step`, and what makes sure that they are on the disk"
-        put = lambda f: lambda row: csv.writer(f, lineterminator='\n').writerow(f'{v:.6g}' if isinstance(v, float) else v for v in row)
+        line = lambda row: (','.join(f'{v:.6g}' if isinstance(v, float) else str(v) for v in row) + '\n').encode()
         old = [m for m in self.rows() if m.step <= step]
-        with _whole(self.metrics) as part, open(part, 'w', newline='') as f:
-            for row in [Metrics._fields, *old]: put(f)(row)
-        with open(self.metrics, 'a', newline='', buffering=1) as f: yield put(f), lambda: os.fsync(f.fileno())
+        with _whole(self.metrics) as part: part.write_bytes(b''.join(map(line, [Metrics._fields, *old])))
+        with open(self.metrics, 'ab', buffering=0) as f: yield lambda row: f.write(line(row)), lambda: os.fsync(f.fileno())
 
     def save(self, state: TrainState, schedule: Schedule, about: dict) -> Path:
         "A checkpoint of this step; of the older ones the last few stay, and the best"
@@ -210,13 +231,15 @@ def _keep_memory():
         libc.mallopt(M_MMAP_MAX, 0); libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 # %% ../nbs/14_cli.ipynb #c8cc5ca2
+SHOWN = 20  # classes in pictures, at most
+
 def _in_turn(classes: int, n: int) -> Tensor | None:
     "Labels for n images, every class in turn"
     return torch.arange(n) % classes if classes else None
 
 def _preview(run, state, schedule, data, accelerator) -> str:
     "A few quick images from the average as it is now, and from the weights themselves: to files, to the loggers and to a terminal"
-    c, n = run.config, data.num_classes or 8
+    c, n = run.config, min(data.num_classes, SHOWN) or 8
     sampling = c.sampling.model_copy(update=dict(steps=min(25, c.sampling.steps)))
     drawn = {}
     for name, denoiser in (('', state.ema), ('_raw', state.denoiser)):
@@ -247,6 +270,8 @@ def _learn(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, acc
                 last, stop = m.step == c.training.steps, _stop(accelerator, asked)
                 if main and (last or stop or m.step % c.save_every == 0):
                     settle()
+                    for tracker in accelerator.trackers:
+                        if tracker.name == 'tensorboard': tracker.writer.flush()
                     file, since = run.save(state, schedule, about | dict(loss=sum(since) / len(since))), []
                 if stop and not last: raise KeyboardInterrupt(f'stopped after step {m.step:,}, saved in {file}; the same command goes on from there' if main else 'stopped')
                 if main and m.step % c.preview_every == 0: bar.write(_preview(run, state, schedule, data, accelerator))
@@ -264,7 +289,7 @@ def _judge(images: Tensor, data: ImageSet) -> dict:
 
 def _finish(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, progress: bool):
     "Draw and judge, write down how, and say where to look"
-    c, path, K = run.config, run.path, data.num_classes
+    c, path, K = run.config, run.path, min(data.num_classes, SHOWN)
     columns = 10 if K else 8
     seen = columns * (K or columns)
     n = max(seen, c.judge if K else 0)
@@ -323,7 +348,8 @@ def _accelerator(config: Config, device: torch.device) -> Accelerator:
     "accelerate, as the config and its launcher want it"
     if 'wandb' in config.log and not importlib.util.find_spec('wandb'): raise ConfigError('log: wandb is not installed; pip install wandb, or log=[tensorboard]')
     precision = config.training.precision.replace('fp32', 'no')
-    try: accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=precision, log_with=list(config.log), project_dir=config.run.expanduser()/'logs')
+    try: accelerator = new_accelerator(cpu=device.type == 'cpu', mixed_precision=precision, log_with=list(config.log) or None, project_dir=config.run.expanduser()/'logs',
+                                       kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))])  # while the first process reads a folder or draws, the others wait
     except ValueError as e: raise ConfigError(f'training.precision: {config.training.precision} is not allowed here ({e})') from None
     if accelerator.num_processes > 1 and config.device not in ('auto', device.type): raise ConfigError(f"device: {config.device!r} is not allowed with {accelerator.num_processes} processes; allowed: auto, cpu")
     return accelerator
@@ -356,6 +382,8 @@ def train(config: Config,
             with accelerator.main_process_first(): data = make_data(config, progress and main, cache=run.path/'data')
             state = TrainState(make_denoiser(config, data).to(device), config.training.adam, config.training.ema)
             if checkpoints(run.path): resume(run.path, state, schedule)
+            if len(set(accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist())) > 1:
+                raise ConfigError(f'run: the processes find different checkpoints in {run.path}; on several machines it must be a folder that they share')
             if state.step > (steps := config.training.steps):
                 raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= {state.step}, for so many are done in {run.path}')
             options = make_fit_options(config)
@@ -363,18 +391,24 @@ def train(config: Config,
         except BaseException:
             if fresh and main: shutil.rmtree(run.path, ignore_errors=True)
             raise
-        if main: run.open(_manifest(config, state, data, accelerator, device))
+        if main:
+            for file in checkpoints(run.path):
+                if file.stem > f'step_{state.step:08d}': file.rename(file.with_suffix('.damaged'))
+            run.open(_manifest(config, state, data, accelerator, device))
         accelerator.wait_for_everyone()
         name = 'UNet' if config.model == 'unet' else config.model
         accelerator.print(f'{data!r}\n{schedule!r}\n{name} of {sum(p.numel() for p in state.denoiser.parameters()):,} parameters on {device}, predicting {config.parameterization}; folder {run.path}')
         if data.skipped: accelerator.print(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; all are named in {run.path/"manifest.json"}')
         if state.step: accelerator.print(f'going on after step {state.step:,} of {config.training.steps:,}')
-        if state.step < config.training.steps: accelerator.print(_budget(run, state, measure(state, schedule, data, accelerator=accelerator, **options)))
-        accelerator.init_trackers('training', init_kwargs=dict(tensorboard=dict(purge_step=state.step + 1)))
         try:
+            measured = measure(state, schedule, data, accelerator=accelerator, **options) if state.step < config.training.steps else []
+            if main and measured: print(_budget(run, state, measured))
+            accelerator.init_trackers('training', init_kwargs=dict(tensorboard=dict(purge_step=state.step + 1), wandb=dict(dir=run.path)))
             _learn(run, state, schedule, data, accelerator, progress, _Live(run) if plot and main else lambda m: None)
             if main: _finish(run, state, schedule, data, progress)
-        finally: accelerator.end_training()
+        finally:
+            with suppress(OSError): accelerator.end_training()  # a full disk has been told of already
+            if main: run.close()
     return run.path
 
 # %% ../nbs/14_cli.ipynb #136d3315
@@ -440,9 +474,9 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
 
 def _load(path: Path, ema: bool=True) -> tuple[Denoiser, Schedule]:
     "A trained denoiser and its schedule; a network of your own is made as the run's config says"
-    config = (path if path.is_dir() else path.parent.parent)/'config.yaml'
-    net = make_denoiser(c, None).net if config.exists() and (c := load_config(config)).model != 'unet' else None
-    return load_checkpoint(path, net, ema)
+    run = path if path.is_dir() else path.parent.parent if path.parent.name == 'checkpoints' else None
+    own = newest_checkpoint(path)[1]['network'] is None and run and (run/'config.yaml').exists()
+    return load_checkpoint(path, make_denoiser(load_config(run/'config.yaml'), None).net if own else None, ema)
 
 def _sample(a) -> Path:
     out = a.out or (a.run if a.run.is_dir() else a.run.parent)/f'samples_seed{a.seed}.png'

@@ -172,6 +172,7 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.network.labels and (c.data.name != 'folder' or c.data.subfolders) and c.sampling.guidance and not c.training.label_dropout:
         yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with training.label_dropout 0, for the network never learns to do without labels; '
                'allowed: 0, or some label_dropout, such as 0.1')
+    if c.data.flip and 'mnist' in c.data.name: yield f'data.flip: True is not allowed with data.name {c.data.name}, for a mirrored digit is no digit; allowed: false'
     if c.data.name == 'folder' and c.data.root == DATA: yield 'data.root: the folder of your images is missing; allowed: path'
     if c.model == 'unet' and c.model_args: yield f'model_args: {c.model_args} is not allowed with model unet, whose keys are in network; allowed: nothing'
     of_folders = ['size', 'channels', 'subfolders', 'corrupt']
@@ -216,14 +217,16 @@ def make_schedule(config: Config) -> Schedule:
 class _Loader(yaml.SafeLoader):
     "YAML in which no key stands twice"
     def construct_mapping(self, node, deep=False):
-        names = [key.value for key, _ in node.value]
+        if not isinstance(node, yaml.MappingNode): raise yaml.MarkedYAMLError(problem='keys and values are missing here', problem_mark=node.start_mark)
+        names = [str(key.value) for key, _ in node.value]
         for key, _ in node.value:
-            if names.count(key.value) > 1: raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
+            if names.count(str(key.value)) > 1: raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 def _yaml(text: str, where) -> object:
     try: return yaml.load(text, _Loader)
-    except yaml.YAMLError as e: raise ConfigError(f'{where} is not YAML: {e}') from None
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:  # what PyYAML lets out for a wrong tag, date or depth
+        raise ConfigError(f'{where} is not YAML: {e}') from None
 
 # %% ../nbs/13_config.ipynb #db64943f
 def parse_config(values: dict,           # nested, as in YAML
@@ -311,9 +314,9 @@ def make_denoiser(config: Config,
         if config.model == 'unet': net = UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention, n.dropout, data.num_classes, n.unshuffle)
         else:
             make = _named(config.model, 'model')
+            if not (isinstance(make, type) and issubclass(make, torch.nn.Module)): raise ConfigError(f'model: {config.model} is not a torch.nn.Module; allowed: unet, or a class of your own that is one')
             try: net = make(**config.model_args)
             except TypeError as e: raise ConfigError(f'model_args: {config.model_args} is not allowed for {config.model} ({e})') from None
-            if not isinstance(net, torch.nn.Module): raise ConfigError(f'model: {config.model} makes a {type(net).__name__}, not a torch.nn.Module')
     return Denoiser(net.to(memory_format=torch.channels_last), PARAMETERIZATIONS[config.parameterization])
 
 def make_fit_options(config: Config) -> dict:

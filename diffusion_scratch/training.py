@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -23,9 +24,9 @@ from .schedule import Level, Schedule
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['NO_SUM', 'batches', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'TrainState', 'Engine', 'Metrics',
-           'fit', 'measure', 'save_checkpoint', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
-           'load_checkpoint', 'about_checkpoint', 'resume']
+__all__ = ['NO_SUM', 'batches', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'TrainState', 'new_accelerator',
+           'Engine', 'Metrics', 'fit', 'measure', 'sync_folder', 'save_checkpoint', 'checkpoints', 'newest_checkpoint',
+           'prune_checkpoints', 'load_checkpoint', 'about_checkpoint', 'resume']
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
@@ -93,13 +94,15 @@ class TrainState:
         self.denoiser, self.ema = denoiser, copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.optimizer = torch.optim.Adam(denoiser.parameters(), betas=betas, fused=True)
         self.decay, self.step = ema, 0
+        self.scaler = None  # of fp16: the scale of the gradient, and how long it has held
 
     def update(self,
                loss: Tensor,  # a scalar that has a gradient
                lr: float,     # learning rate
                clip: float,   # largest norm of the gradient; math.inf clips nothing
                explode: float=math.inf, # a norm above this one stops the run
-               engine: Engine | None=None # what goes backwards and steps; plain PyTorch if none
+               engine: Engine | None=None, # what goes backwards and steps; plain PyTorch if none
+               whole: float | None=None # the loss of the whole batch, where `loss` is that of a part
               ) -> tuple[float, float]: # the loss, and the gradient's norm before clipping
         "One step of the optimizer (eq-clip, eq-adam) and of the average; raises FloatingPointError, with the weights untouched, where loss, gradient or lr is not finite, or the gradient explodes"
         if not clip > 0: raise ValueError(f'clip = {clip} must be positive; math.inf clips nothing')
@@ -107,12 +110,13 @@ class TrainState:
         try:
             backward(loss)
             norm = clip_norm(self.denoiser.parameters(), clip)
-            loss, norm = loss.item(), norm.item()
-            if not all(map(math.isfinite, (loss, lr))) or not (math.isfinite(norm) and norm <= explode or engine and engine.rescales): raise FloatingPointError(
+            loss, norm = loss.item() if whole is None else whole, norm.item()
+            if not all(map(math.isfinite, (loss, lr))) or not (norm <= explode if math.isfinite(norm) else engine and engine.rescales): raise FloatingPointError(
                 f'step {self.step + 1} was not taken: loss {loss:.4g}, gradient norm {norm:.4g}{f" (allowed: {explode:g})" * (norm > explode)}, learning rate {lr:.3g}. Weights, average and optimizer are those '
                 f'of step {self.step}, and so is any checkpoint, or older. Go back to the last one with a lower learning rate, or look for huge values in the loss')
             for group in self.optimizer.param_groups: group['lr'] = lr
             optimizer.step()
+            if engine and engine.accelerator.scaler: self.scaler = engine.accelerator.scaler.state_dict()
         finally: self.optimizer.zero_grad()  # whatever stopped the step, the next one starts without its gradient
         self.step += 1
         ema_update(self.ema, self.denoiser, ema_decay(self.step, self.decay))
@@ -131,6 +135,12 @@ def _random_at(seed: int, step: int, device: torch.device):
         yield
 
 # %% ../nbs/09_training.ipynb #974f6c27
+def new_accelerator(**options # of accelerate.Accelerator
+                   ) -> Accelerator:
+    "An Accelerator that knows nothing of earlier ones: accelerate remembers device and precision for the whole process, which is more than a notebook wants"
+    if not torch.distributed.is_initialized(): AcceleratorState._reset_state(reset_partial_state=True); GradientState._reset_state()
+    return Accelerator(**dict(mixed_precision='no') | options)
+
 class _Shell(nn.Module):
     "The network in a case that accelerate may wrap and patch, so that the network itself stays as it is"
     def __init__(self, net): super().__init__(); self.net = net
@@ -145,14 +155,18 @@ class Engine(NamedTuple):
     @classmethod
     def of(cls, state: TrainState, accelerator: Accelerator | None=None # one process in full precision if none
           ) -> Engine:
-        accelerator = accelerator or Accelerator(cpu=next(state.denoiser.parameters()).device.type == 'cpu')
+        if accelerator: accelerator.free_memory()  # what it prepared before, such as a copy that was measured
+        else: accelerator = new_accelerator(cpu=next(state.denoiser.parameters()).device.type == 'cpu')
+        if scaler := accelerator.scaler:
+            if state.scaler: scaler.load_state_dict(state.scaler)
+            else: state.scaler = scaler.state_dict()
         shell = accelerator.prepare_model(_Shell(state.denoiser.net), device_placement=False)
         return cls(accelerator, Denoiser(shell, state.denoiser.parameterization), accelerator.prepare_optimizer(state.optimizer, device_placement=False))
 
     @property
     def rescales(self) -> bool:
-        "In fp16 a gradient that overflows is no error: accelerate skips the step and tries a smaller scale"
-        return self.accelerator.scaler is not None
+        "In fp16 a gradient that overflows is no error while there are smaller scales to try: accelerate skips the step"
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def parts(self, batch_size: int, accumulate: int) -> list[slice]:
         "The images of a batch that this process works on, in as many goes as it takes"
@@ -206,22 +220,26 @@ def fit(state: TrainState,   # changed in place: train, look at it between steps
         loaded = time.perf_counter()
         state.denoiser.train()
         state.optimizer.zero_grad()
-        with _random_at(seed, state.step, device):
-            if y is not None: y = drop_labels(y, label_dropout)
+        def chance():
+            labels = None if y is None else drop_labels(y, label_dropout)
             level, eps = draw_level(schedule, x0)
             if rank: torch.manual_seed(_key(seed, state.step, rank))  # the network's own chance, dropout
-            losses = []
-            def part_loss(model, part):
-                here = lambda c: None if c is None else c[part].to(device)
-                return loss_at(model, here(x0), Level(*(c[part] for c in level)), here(eps), here(y), weight=weight)
+            return labels, level, eps
+        def part_loss(part, labels, level, eps):
+            here = lambda c: None if c is None else c[part].to(device)
+            return loss_at(engine.model, here(x0), Level(*(c[part] for c in level)), here(eps), here(labels), weight=weight)
+        with _random_at(seed, state.step, device):
+            drawn, losses = chance(), []
             for part in parts:
                 with nullcontext() if part is parts[-1] else engine.accelerator.no_sync(engine.model.net):
-                    losses.append(part_loss(engine.model, part))
+                    losses.append(part_loss(part, *drawn))
                     loss = losses[-1].sum() / (len(parts) * (part.stop - part.start))
                     if part is not parts[-1]: engine.accelerator.backward(loss)
-            rate, losses = lr(state.step), engine.accelerator.gather(torch.cat(losses).detach()).cpu()
-            try: _, norm = state.update(loss, rate, clip, explode, engine)
-            except FloatingPointError as e: raise FloatingPointError(f'{e}. {_where(state.denoiser, level.t, losses, lambda: part_loss(state.denoiser, part).sum())}') from None
+            rate, losses, level = lr(state.step), engine.accelerator.gather(torch.cat(losses).detach()).cpu(), drawn[1]
+            try: _, norm = state.update(loss, rate, clip, explode, engine, losses.mean().item())
+            except FloatingPointError as e:
+                torch.manual_seed(_key(seed, state.step)); drawn = chance()
+                raise FloatingPointError(f'{e}. {_where(state.denoiser, level.t, losses, (part_loss(part, *drawn).sum() for part in parts))}') from None
         quarter = [losses[(level.t - 1) * 4 // schedule.T == q].mean().item() for q in range(4)]
         ended = time.perf_counter()
         yield Metrics(state.step, epoch, losses.mean().item(), rate, norm, len(x0) / (ended - began), *quarter, (loaded - began) / (ended - began), _memory(device))
@@ -231,24 +249,26 @@ def _memory(device: torch.device) -> float:
     "In MB: what this process holds, or on an accelerator the most that its tensors have held"
     return (psutil.Process().memory_info().rss if device.type == 'cpu' else torch.accelerator.max_memory_allocated(device)) / 2**20
 
-def _where(denoiser: Denoiser, t: Tensor, losses: Tensor, again: Callable[[], Tensor]) -> str:
-    "In which timesteps and in which layer the numbers of a step that was not taken first went wrong; `again` computes its loss once more"
+def _where(denoiser: Denoiser, t: Tensor, losses: Tensor, again: Iterator[Tensor]) -> str:
+    "In which timesteps and in which layer the numbers of a step that was not taken first went wrong; `again` computes its losses once more, part by part"
     bad = ~losses.isfinite()
-    lost = t[bad] if bad.any() and len(bad) == len(t) else t
     found, names = [], {m: k for k, m in denoiser.named_modules()}
     def look(module, _, out):
         if not found and isinstance(out, Tensor) and not out.isfinite().all(): found.append(names[module])
     hooks = [m.register_forward_hook(look) for m in names if not list(m.children())]
-    try: weights, loss = [k for k, p in denoiser.named_parameters() if not p.isfinite().all()], again()
+    weights = [k for k, p in denoiser.named_parameters() if not p.isfinite().all()]
+    try:
+        for loss in again:
+            if weights or found or not loss.isfinite(): break
+            loss.backward()
     finally:
         for h in hooks: h.remove()
-    if not (weights or found) and loss.isfinite():
-        loss.backward()
-        gradients = [(k, p.grad) for k, p in denoiser.named_parameters() if p.grad is not None]
-        found = [f'the gradient of {k}' for k, g in reversed(gradients) if not g.isfinite().all()] or [f'the gradient of {max(gradients, key=lambda g: g[1].norm())[0]} is the largest']
-        denoiser.zero_grad()
-    first = f'the weights {weights[0]}' if weights else found[0] if found else 'the loss itself: its weight, or the images'
-    return f'{"Not finite for" if bad.any() else "Its"} timesteps {lost.min()}..{lost.max()}; first in {first}'
+    gradients = [(k, p.grad.norm()) for k, p in denoiser.named_parameters() if p.grad is not None]
+    spoilt = [k for k, norm in reversed(gradients) if not norm.isfinite()]
+    denoiser.zero_grad()
+    first = (f'first in the weights {weights[0]}' if weights else f'first in {found[0]}' if found else 'first in the loss itself: its weight, or the images' if not loss.isfinite() else
+             'in the part of another process' if bad.any() else f'first in the gradient of {spoilt[0]}' if spoilt else f'the gradient of {max(gradients, key=lambda g: g[1])[0]} is the largest')
+    return f'{"Not finite for" if bad.any() else "Its"} timesteps {t[bad].min() if bad.any() else t.min()}..{t[bad].max() if bad.any() else t.max()}; {first}'
 
 # %% ../nbs/09_training.ipynb #ce3591cf
 def measure(state: TrainState, schedule: Schedule, data: ImageSet,
@@ -256,9 +276,12 @@ def measure(state: TrainState, schedule: Schedule, data: ImageSet,
             **options    # of `fit`, but for `steps`
            ) -> list[Metrics]:
     "What the next few steps would take, measured on a copy: the state stays as it is"
-    trial = copy.deepcopy(state)
-    measured = list(fit(trial, schedule, data, **options | dict(steps=state.step + n)))
-    return measured
+    trial, device = copy.deepcopy(state), next(state.denoiser.parameters()).device
+    try: return list(fit(trial, schedule, data, **options | dict(steps=state.step + n)))
+    finally:
+        del trial
+        if accelerator := options.get('accelerator'): accelerator.free_memory()
+        if device.type != 'cpu': torch.accelerator.reset_peak_memory_stats(device)
 
 # %% ../nbs/09_training.ipynb #7c26d3f3
 def _tensors(state, schedule):
@@ -270,6 +293,13 @@ def _tensors(state, schedule):
         for k, v in state.optimizer.state[p].items(): yield f'optimizer.{i}.{k}', v
 
 # %% ../nbs/09_training.ipynb #129a7e55
+def sync_folder(folder: Path):
+    "Push the names in a folder to the disk, where the system can"
+    if not hasattr(os, 'O_DIRECTORY'): return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try: os.fsync(fd)
+    finally: os.close(fd)
+
 def save_checkpoint(file: str | Path,   # ends in .safetensors
                     state: TrainState,
                     schedule: Schedule,
@@ -280,7 +310,7 @@ def save_checkpoint(file: str | Path,   # ends in .safetensors
     part = Path(f'{file}.part')
     if file.suffix != '.safetensors': raise ValueError(f'{file} must end in .safetensors')
     network = state.denoiser.net.config if isinstance(state.denoiser.net, UNet) else None
-    meta = dict(step=state.step, parameterization=state.denoiser.parameterization.name, network=network, about=about or {})
+    meta = dict(step=state.step, parameterization=state.denoiser.parameterization.name, network=network, scaler=state.scaler, about=about or {})
     meta = {k: json.dumps(v) for k, v in meta.items()} | dict(sha256=NO_SUM)
     tensors = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k, v in _tensors(state, schedule)}
     try:
@@ -289,6 +319,7 @@ def save_checkpoint(file: str | Path,   # ends in .safetensors
             f.write(_signed(save(tensors, meta)))
             f.flush(); os.fsync(f.fileno())  # on the disk, not on its way there
         os.replace(part, file)               # the one moment in which the new file takes the old one's place
+        sync_folder(file.parent)             # and so that a power cut does not undo it
     except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
     finally:
         with suppress(OSError): part.unlink()
@@ -327,7 +358,7 @@ def newest_checkpoint(path: str | Path     # a run folder, or a checkpoint file
     for file, older in zip(files, [*files[1:], None]):
         if not file.exists(): raise FileNotFoundError(f'{file} does not exist; give a run folder or a .safetensors checkpoint that diffusion-train wrote')
         try: return file, *_header(file)
-        except ValueError as e:
+        except (ValueError, OSError) as e:
             if not older: raise
             warnings.warn(f'{e}; going back to {older.name}')
 
@@ -369,7 +400,8 @@ def load_checkpoint(path: str | Path,          # a run folder, or a checkpoint f
     tensors, meta = _open(path, prefix, 'schedule.')
     if net is None:
         if meta['network'] is None: raise ValueError(f'{path} holds no description of its network: give load_checkpoint the network, net=...')
-        net = UNet(**meta['network'])
+        try: net = UNet(**meta['network'])
+        except TypeError as e: raise ValueError(f'{path} describes a network that this version cannot build ({e})') from None
     if meta['parameterization'] not in PARAMETERIZATIONS: raise ValueError(f'{path} predicts {meta["parameterization"]!r}; known are {", ".join(PARAMETERIZATIONS)}')
     weights = _part(tensors, prefix)
     _same_network(path, weights, net)
@@ -395,4 +427,4 @@ def resume(path: str | Path,   # a run folder, or a checkpoint file
     for net, weights in parts: net.load_state_dict(weights)
     for i, p in enumerate(state.denoiser.parameters()):  # Adam's memory takes the memory layout of its weight, or fused kernels would mix them up
         state.optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in _part(tensors, f'optimizer.{i}.').items()}
-    state.step = meta['step']
+    state.step, state.scaler = meta['step'], meta.get('scaler')

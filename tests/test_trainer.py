@@ -32,7 +32,7 @@ from diffusion_scratch.unet import UNet
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
 BIN = Path(sys.executable).parent
-SMALL = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log_every=5, parameterization='v', schedule=dict(name='cosine'), data=dict(flip=True),
+SMALL = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log_every=5, parameterization='v', schedule=dict(name='cosine'),
              network=dict(channels=8, multipliers=[1], attention=[], unshuffle=4, dropout=0.1), training=dict(batch_size=8, ema=0.9, steps=400, warmup=20, adam=[0.9, 0.99]), sampling=dict(steps=2))
 
 
@@ -131,6 +131,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damage, stopped_run, monkeyp
     newest.write_bytes(blob)
     out, err = finished('run=run')
     assert f'{newest} is not a whole checkpoint' in err and f'going back to {older.name}' in err and 'going on after step 28 of 35' in out
+    assert newest.with_suffix('.damaged').read_bytes() == blob
     a, b = (load_file(f'{run}/{newest}') for run in (stopped_run, '.'))
     for k in a: assert torch.equal(a[k], b[k]), k
     assert learned(stopped_run/'run') == learned('run')
@@ -157,6 +158,64 @@ def test_a_disk_that_fills_up(stopped_run, monkeypatch, tmp_path):
     assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('*.part'))
     finished('run=run'); finished('run=whole')
     assert_same_run('whole', 'run')
+
+
+@pytest.mark.parametrize('end', ['36', '36,1,0.5', '36,1,0.123,0.001,1,600,0.1,0.2,0.3,0.4,0.01,40', '\0' * 50])
+def test_a_torn_line_of_records_is_left_out(end, stopped_run, monkeypatch, tmp_path):
+    "What a kill, a full disk or a power cut may leave at the end of metrics.csv"
+    import shutil
+    shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
+    with open('run/metrics.csv', 'a') as f: f.write(end)
+    out, _ = finished('run=run')
+    assert 'going on after step 35' in out and learned('run') == learned(stopped_run/'run')
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_line(stopped_run, monkeypatch, tmp_path):
+    import shutil
+    shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
+    Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(log=[], training=SMALL['training'] | dict(steps=100))))
+    finished('run=run', 'training.steps=90', 'save_every=90')
+    _, err = finished('run=run', status=2, limit=Path('run/metrics.csv').stat().st_size + 130)
+    assert re_search(r'error: .*The run stopped after step 9\d; its last checkpoint is run/checkpoints/step_00000090.safetensors. Make room', err)
+    finished('run=run'); finished('run=whole')
+    assert_same_run('whole', 'run')
+
+
+def test_one_process_at_a_time(stopped_run, monkeypatch, tmp_path):
+    first = command('run=busy', 'training.steps=100000')
+    assert wait_for(lambda: lines('busy') > 2, first)
+    _, err = finished('run=busy', 'training.steps=100000', status=2)
+    assert 'error: run: another process is training in busy' in err and first.poll() is None
+    first.send_signal(signal.SIGKILL); first.communicate()
+    again = command('run=busy', 'training.steps=100000')  # the lock went with the process
+    before = lines('busy')
+    assert wait_for(lambda: lines('busy') > max(3, before), again)
+    again.send_signal(signal.SIGTERM); again.communicate()
+
+
+def test_a_folder_of_something_else_is_not_taken(capsys):
+    Path('home').mkdir(); Path('home/letter.txt').write_text('dear')
+    with pytest.raises(SystemExit) as e: train_command(['c.yaml', 'run=home'])
+    assert e.value.code == 2 and 'run: home is not empty and holds no run (there is letter.txt)' in capsys.readouterr().err and os.listdir('home') == ['letter.txt']
+
+
+def test_other_images_are_noticed():
+    from PIL import Image
+    Path('pictures').mkdir()
+    for i in range(12): Image.fromarray(np.random.default_rng(i).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(f'pictures/{i}.png')
+    words = ['run=run', 'data={name: folder, root: pictures, size: 8}', 'training.decay=constant']
+    finished(*words, 'training.steps=3')
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save('pictures/99.png')
+    _, err = finished(*words, 'training.steps=5', status=2)
+    assert 'error: data: the images are not those that run was trained on' in err and '12 images' in err and '13 images' in err and newest_checkpoint('run')[1]['step'] == 3
+
+
+def test_a_lone_checkpoint_knows_no_config(stopped_run, monkeypatch, tmp_path):
+    "A config that happens to lie about is not read, and nothing that it names is imported"
+    (tmp_path/'config.yaml').write_text('model: os:system\nfoo: 3\n'); (tmp_path/'a').mkdir()
+    (tmp_path/'a'/'alone.safetensors').write_bytes(checkpoints(stopped_run/'run')[0].read_bytes())
+    p = subprocess.run([BIN/'diffusion-sample', 'a/alone.safetensors', '--n', '2', '--steps', '2'], capture_output=True, text=True)
+    assert p.returncode == 0 and p.stdout == 'a/samples_seed0.png\n', p.stderr
 
 
 def re_search(pattern, text):
@@ -250,6 +309,25 @@ def test_a_nan_is_traced_to_its_layer_and_timesteps():
         for m in steps: before = {k: v.clone() for k, v in state.denoiser.state_dict().items()}
     assert m.step == 5 and all(torch.equal(before[k], v) for k, v in state.denoiser.state_dict().items()) and not any(p.grad is not None for p in state.denoiser.parameters())
     assert not state.denoiser.net.middle._forward_hooks
+
+
+@pytest.mark.parametrize('goes', [1, 2, 4])
+def test_a_nan_in_any_part_of_a_batch_is_found(goes):
+    "One image that is lost, in the first or the last part"
+    class Picky(Sick):
+        def forward(self, x, t, y=None):
+            h = self.middle(self.first(x))
+            return self.last(torch.where((t > 40).view(-1, 1, 1, 1), math.nan, h))
+    with pytest.raises(FloatingPointError, match=r'loss nan.*Not finite for timesteps 4[1-9]\.\.(4[1-9]|50); first in net.last'): go(small_state(net=Picky()), accumulate=goes)
+
+
+def test_one_process_may_train_in_one_precision_and_then_in_another():
+    from accelerate import Accelerator
+    from diffusion_scratch.training import new_accelerator
+    half, full, plain = small_state(), small_state(), small_state()
+    a = go(half, accelerator=new_accelerator(cpu=True, mixed_precision='bf16'))
+    b, c = go(full, accelerator=new_accelerator(cpu=True)), go(plain)
+    assert [m.loss for m in b] == [m.loss for m in c] != [m.loss for m in a]
 
 
 def test_weights_that_are_not_finite_are_named():
@@ -388,9 +466,11 @@ def test_a_network_and_a_loss_of_ones_own():
 
 @pytest.mark.parametrize('words, message', [
     (['model=nowhere:Net'], 'model: nowhere:Net cannot be imported (No module named'), (['model=mine:Other'], "model: mine:Other cannot be imported (module 'mine' has no attribute"),
-    (['model=mine:MyNet', 'model_args={depth: 3}'], "model_args: {'depth': 3} is not allowed for mine:MyNet"), (['model=mine:NotANet'], 'model: mine:NotANet makes a dict, not a torch.nn.Module'),
+    (['model=mine:MyNet', 'model_args={depth: 3}'], "model_args: {'depth': 3} is not allowed for mine:MyNet"), (['model=mine:NotANet'], 'model: mine:NotANet is not a torch.nn.Module'),
+    (['model=os:system', 'model_args={command: "echo > owned"}'], 'model: os:system is not a torch.nn.Module'), (['model=subprocess:run', 'model_args={args: [touch, owned]}'], 'model: subprocess:run is not'),
+    (['data.flip=true'], 'data.flip: True is not allowed with data.name mnist_mini, for a mirrored digit is no digit'),
     (['model_args={width: 3}'], "model_args: {'width': 3} is not allowed with model unet"), (['training.weight=mine:none'], 'training.weight: mine:none cannot be imported'),
-    (['model=os.system'], "model: 'os.system' is not allowed; allowed: unet, or module:name"), (['log=[wandb]'], 'log: wandb is not installed'), (['training.precision=fp16'], 'training.precision')])
+    (['model=os.system'], "model: 'os.system' is not allowed; allowed: unet, or module:name"), (['log=[wandb]'], 'log: wandb is not installed')])
 def test_what_cannot_be_made_is_refused(words, message, capsys):
     Path('mine.py').write_text(MINE)
     before = sorted(map(str, Path('.').rglob('*')))
@@ -411,6 +491,7 @@ def malformed(n=100):
         if i % 4 == 0: yield whole[:chance.randrange(len(whole))] + '\n' + chance.choice(['{', '[', '"', '\t- x', '@x', '\x00', 'bad'])
         elif i % 4 == 1: yield f'{chance.choice(keys)}x{i}: {chance.choice(values)}\n' + whole
         elif i % 4 == 2: yield '\n'.join(f'{k}: {chance.choice(values)}' for k in chance.sample(['seed', 'threads', 'keep', 'data', 'network', 'training', 'sampling', 'schedule', 'log', 'model'], 4)) + '\nsave_every: -3'
+        elif i % 8 == 3: yield chance.choice(['[' * 3000, 'a: !!map [1]', '!!map [[a, b]]', '!!set [a]', 'seed: !!int ""', 'x: !!bool q', 'x: !!timestamp z', 'x: 2026-99-99', '? [a, b]\n: c', '- a', '"text"', '? {a: b}\n: c'])
         else: yield chance.choice(['training', 'network', 'sampling', 'schedule', 'data']) + ': {' + ', '.join(f'k{j}: {chance.choice(values)}' for j in range(3)) + '}'
 
 
