@@ -136,7 +136,7 @@ class _Run:
     "The folder of a run, and what is written there"
     def __init__(self, config: Config):
         self.config, self.path = config, config.run.expanduser()
-        self.metrics = self.path/'metrics.csv'
+        self.metrics, self.lock = self.path/'metrics.csv', None
         _check_writable(self.path, 'run')
         ours = {'data', 'logs', 'previews', 'checkpoints', 'config.yaml', 'metrics.csv'}
         foreign = {f.name for f in self.path.iterdir() if f.name not in ours and not f.name.startswith('.')} if self.path.is_dir() else set()
@@ -151,20 +151,29 @@ class _Run:
     def open(self, manifest: dict):
         "Make the folder and lock it, clean up after a run that was killed, write down the config and what is about to run"
         self.path.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.path/'.lock', 'w')  # let go of by `close`, or by the system when this process ends, however it ends
-        try: fcntl and fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise ConfigError(f'run: another process is training in {self.path}; wait for it, or give another folder, run=...') from None
+        self._lock()
         for name in ('previews', 'checkpoints'): (self.path/name).mkdir(parents=True, exist_ok=True)
         for old in (self.path/'checkpoints').glob('*.part'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
         sessions = self.sessions()
         if sessions and (before := sessions[-1].get('data_sha256')) != manifest.get('data_sha256'):
+            self.close()
             raise ConfigError(f"data: the images are not those that {self.path} was trained on ({sessions[-1]['data']}, SHA-256 {before[:8]}; now {manifest['data']}, {manifest['data_sha256'][:8]}); bring them back, or give another folder, run=...")
         with _whole(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
         self.note('manifest.json', dict(sessions=[*sessions, manifest]))
 
-    def close(self): self.lock.close()
+    def _lock(self):
+        "Keep others out, until `close`, or until this process ends, however it ends"
+        if not fcntl: return
+        self.lock = os.open(self.path, os.O_RDONLY)
+        try: fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise ConfigError(f'run: another process is training in {self.path}; wait for it, or give another folder, run=...') from None
+
+    def close(self):
+        if self.lock is not None: os.close(self.lock); self.lock = None
 
     def sessions(self) -> list[dict]:
         "What the manifest tells of earlier sessions of this run; nothing where none of them saved anything"

@@ -215,7 +215,7 @@ def test_a_folder_with_another_run():
 
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run that was killed before its first checkpoint does not stand in the way"
-    cli._Run(tiny('run')).open({})
+    first = cli._Run(tiny('run')); first.open({}); first.close()
     Path('run/metrics.csv').write_text('step,epoch,loss,lr,grad_norm,images_per_second\n1,0,0.5,1,1,1\n2,0,0.')  # killed while writing
     Path('run/previews/step_000001.png').write_bytes(b'')
     train(tiny('run', 3, 'training.lr=0.001'), progress=False)

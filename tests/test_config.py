@@ -124,7 +124,7 @@ def test_values_are_typed_and_the_last_override_wins():
 
 def test_parse_config_changes_nothing_of_the_callers():
     values = dict(training=dict(steps=5), data=None)
-    parse_config(values, ['training.steps=6', 'data.flip=true', 'network.blocks=2'])
+    parse_config(values, ['training.steps=6', 'network.blocks=2'])
     assert values == dict(training=dict(steps=5), data=None)
 
 
