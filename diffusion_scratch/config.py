@@ -48,7 +48,7 @@ _Named = Annotated[str, Field(pattern=r'^[A-Za-z_][\w.]*:[A-Za-z_]\w*$')]
 class DataConfig(_Section):
     "What to learn from"
     name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder'] = Field('mnist_mini', description='data set')
-    root: Path = Field(DATA, description='where downloads go, or the folder of images')
+    root: Path = Field(DATA, description='the folder of images, or where the files of mnist or cifar10 lie already; by default they are downloaded')
     size: _Positive | tuple[_Positive, _Positive] = Field(64, description='of the images of a folder: height and width, or one number for both')
     channels: Literal[1, 3] = Field(3, description='of the images of a folder, 3 for colour, 1 for gray')
     flip: bool = Field(False, description='mirror half of the images (never for digits)')
@@ -283,7 +283,7 @@ def make_data(config: Config,
     c, n = config.data, config.network
     data = (datasets.mnist_mini() if c.name == 'mnist_mini' else
             datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders, corrupt=c.corrupt, cache=cache) if c.name == 'folder' else
-            getattr(datasets, c.name)(c.root))
+            getattr(datasets, c.name)(c.root, download=c.root == DATA))  # a folder that a config names is read, never written
     (H, W), need = data.shape[1:], n.unshuffle * 2**(len(n.multipliers) - 1)
     if min(H, W) < need and config.model == 'unet':
         raise ConfigError(f'network.multipliers: {len(n.multipliers)} levels with unshuffle {n.unshuffle} need images of at least {need} x {need}, '

@@ -245,10 +245,10 @@ def test_make_data(two_classes, monkeypatch, tmp_path):
     bare = make_data(small('network.labels=false'))
     assert bare.labels is None and bare.num_classes == 0 and torch.equal(bare.images, two_classes.images)
     asked = []
-    for name in ('mnist', 'cifar10'): monkeypatch.setattr(module.datasets, name, lambda root, name=name: asked.append((name, root)) or two_classes)
+    for name in ('mnist', 'cifar10'): monkeypatch.setattr(module.datasets, name, lambda root, download, name=name: asked.append((name, root, download)) or two_classes)
     monkeypatch.setattr(module.datasets, 'image_folder', lambda *a, **k: asked.append(('folder', *a[:3])) or two_classes)
     for c in (small('data.name=mnist', f'data.root={tmp_path}'), small('data.name=cifar10'), small('data={name: folder, root: here, size: [4, 8], channels: 1}')): make_data(c)
-    assert asked == [('mnist', tmp_path), ('cifar10', module.DATA), ('folder', Path('here'), (4, 8), 1)]
+    assert asked == [('mnist', tmp_path, False), ('cifar10', module.DATA, True), ('folder', Path('here'), (4, 8), 1)]
 
 
 def test_make_data_refuses_what_does_not_fit(two_classes):

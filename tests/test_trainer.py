@@ -32,7 +32,7 @@ from diffusion_scratch.unet import UNet
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
 BIN = Path(sys.executable).parent
-SMALL = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log_every=5, parameterization='v', schedule=dict(name='cosine'),
+SMALL = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log=[], log_every=5, parameterization='v', schedule=dict(name='cosine'),
              network=dict(channels=8, multipliers=[1], attention=[], unshuffle=4, dropout=0.1), training=dict(batch_size=8, ema=0.9, steps=400, warmup=20, adam=[0.9, 0.99]), sampling=dict(steps=2))
 
 
@@ -173,7 +173,7 @@ def test_a_torn_line_of_records_is_left_out(end, stopped_run, monkeypatch, tmp_p
 def test_a_disk_that_fills_up_in_the_middle_of_a_line(stopped_run, monkeypatch, tmp_path):
     import shutil
     shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
-    Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(log=[], training=SMALL['training'] | dict(steps=100))))
+    Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=100))))
     finished('run=run', 'training.steps=90', 'save_every=90')
     _, err = finished('run=run', status=2, limit=Path('run/metrics.csv').stat().st_size + 130)
     assert re_search(r'error: .*The run stopped after step 9\d; its last checkpoint is run/checkpoints/step_00000090.safetensors. Make room', err)
@@ -430,7 +430,7 @@ def test_sixteen_bits_learn_what_thirty_two_learn():
 
 def test_tensorboard_has_the_curve_and_the_pictures():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    finished('run=run', 'training.steps=20', 'preview_every=10')
+    finished('run=run', 'training.steps=20', 'preview_every=10', 'log=[tensorboard]')
     events = EventAccumulator(str(next(Path('run/logs').rglob('events*')).parent)); events.Reload()
     assert [e.step for e in events.Scalars('loss')] == [5, 10, 15, 20] and {'lr', 'grad_norm', 'images_per_second', 'memory'} <= set(events.Tags()['scalars'])
     assert [e.step for e in events.Images('samples')] == [e.step for e in events.Images('samples_raw')] == [10, 20]
