@@ -582,7 +582,8 @@ def test_ctrl_c_stops_soon_and_leaves_no_part(tmp_path):
     root = tmp_path/'d'; root.mkdir()
     drawing(1200, 1600).save(root/'0.png')
     for i in range(1, 400): os.link(root/'0.png', root/f'{i}.png')
-    code = "import sys; from diffusion_scratch.data import image_folder; print('go', flush=True); image_folder(sys.argv[1], 64, progress=False, cache=sys.argv[2])"
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored\n"
+    code += "from diffusion_scratch.data import image_folder; print('go', flush=True); image_folder(sys.argv[1], 64, progress=False, cache=sys.argv[2])"
     p = subprocess.Popen([sys.executable, '-c', code, root, tmp_path/'c'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=fresh_env())
     p.stdout.readline(); time.sleep(1)
     assert p.poll() is None and kept_in(tmp_path/'c') == ['.part']
