@@ -4,7 +4,9 @@ import json
 import math
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -121,7 +123,6 @@ def stopped_run(tmp_path_factory):
 
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'header'])
 def test_a_damaged_newest_checkpoint_is_passed_over(damage, stopped_run, monkeypatch, tmp_path):
-    import shutil
     shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
     newest, older, *_ = checkpoints('run'); blob = bytearray(newest.read_bytes())
     if damage == 'flip': blob[len(blob) // 2] ^= 1
@@ -150,7 +151,6 @@ def test_any_flipped_bit_is_found(tmp_path):
 
 def test_a_disk_that_fills_up(stopped_run, monkeypatch, tmp_path):
     "The system refuses to write the next checkpoint: one line that says how to go on, all that was there is whole, and it goes on"
-    import shutil
     shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
     Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=50))))
     _, err = finished('run=run', status=2, limit=60_000)
@@ -163,7 +163,6 @@ def test_a_disk_that_fills_up(stopped_run, monkeypatch, tmp_path):
 @pytest.mark.parametrize('end', ['36', '36,1,0.5', '36,1,0.123,0.001,1,600,0.1,0.2,0.3,0.4,0.01,40', '\0' * 50])
 def test_a_torn_line_of_records_is_left_out(end, stopped_run, monkeypatch, tmp_path):
     "What a kill, a full disk or a power cut may leave at the end of metrics.csv"
-    import shutil
     shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
     with open('run/metrics.csv', 'a') as f: f.write(end)
     out, _ = finished('run=run')
@@ -171,7 +170,6 @@ def test_a_torn_line_of_records_is_left_out(end, stopped_run, monkeypatch, tmp_p
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_line(stopped_run, monkeypatch, tmp_path):
-    import shutil
     shutil.copytree(stopped_run, tmp_path/'copy'); monkeypatch.chdir(tmp_path/'copy')
     Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=100))))
     finished('run=run', 'training.steps=90', 'save_every=90')
@@ -219,7 +217,6 @@ def test_a_lone_checkpoint_knows_no_config(stopped_run, monkeypatch, tmp_path):
 
 
 def re_search(pattern, text):
-    import re
     assert re.search(pattern, text, re.S), text
     return True
 
