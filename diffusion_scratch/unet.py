@@ -24,9 +24,12 @@ def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 # %% ../nbs/05_unet.ipynb #218e7b5f
-def _norm(channels):
-    "eq-groupnorm with the paper's 32 groups, or as many as leave at least 4 channels in each: one alone could not hear the time (eq-deaf)"
-    return nn.GroupNorm(math.gcd(32, channels // 4), channels, eps=1e-6)
+def _groups(channels):
+    "The paper's 32 groups, or as many as leave at least 4 channels in each: one alone could not hear the time (eq-deaf)"
+    return math.gcd(32, channels // 4)
+
+def _norm(channels, groups): return nn.GroupNorm(groups, channels, eps=1e-6)  # eq-groupnorm
+
 
 # %% ../nbs/05_unet.ipynb #4333aa90
 NEARLY_ZERO = 1e-10  # variance scale of the last layer of each block: a block starts as (nearly) the identity
@@ -44,15 +47,16 @@ def _linear(c_in, c_out): return _init(nn.Linear(c_in, c_out))
 class ResBlock(nn.Module):
     "Two convolutions around which the input may pass unchanged, told the time in between: eq-resblock"
     def __init__(self,
-                 c_in: int,         # channels that enter, a multiple of 4
-                 c_out: int,        # channels that leave, a multiple of 4
+                 c_in: int,         # channels that enter, a multiple of `groups`
+                 c_out: int,        # channels that leave, a multiple of `groups`
                  c_time: int,       # numbers in the embedded time
+                 groups: int,       # of the norms
                  dropout: float=0.  # share of features set to 0 in training
                 ):
         super().__init__()
-        self.norm1, self.conv1 = _norm(c_in), _conv(c_in, c_out)
+        self.norm1, self.conv1 = _norm(c_in, groups), _conv(c_in, c_out)
         self.time = _linear(c_time, c_out)
-        self.norm2, self.dropout, self.conv2 = _norm(c_out), nn.Dropout(dropout), _conv(c_out, c_out, scale=NEARLY_ZERO)
+        self.norm2, self.dropout, self.conv2 = _norm(c_out, groups), nn.Dropout(dropout), _conv(c_out, c_out, scale=NEARLY_ZERO)
         self.shortcut = _conv(c_in, c_out, kernel=1) if c_in != c_out else nn.Identity()
 
     def forward(self,
@@ -68,10 +72,11 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     "Every pixel looks at every other, eq-attention: one head, scale C^-0.5"
     def __init__(self,
-                 channels: int  # C, a multiple of 4
+                 channels: int, # C, a multiple of `groups`
+                 groups: int    # of the norm
                 ):
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm = _norm(channels, groups)
         self.q, self.k, self.v = (_conv(channels, channels, kernel=1) for _ in range(3))
         self.out = _conv(channels, channels, kernel=1, scale=NEARLY_ZERO)
 
@@ -143,9 +148,9 @@ class UNet(nn.Module):
                            dropout=dropout, num_classes=num_classes, unshuffle=unshuffle)  # what rebuilds this network
         _check_config(**self.config)
         self.in_channels, self.channels, self.num_classes, self.unshuffle = in_channels, channels, num_classes, unshuffle
-        levels, c_time, c_pixel = [(i, channels * m) for i, m in enumerate(multipliers)], 4 * channels, in_channels * unshuffle**2
-        block = lambda c_in, c_out: ResBlock(c_in, c_out, c_time, dropout)
-        attend = lambda level, c: Attention(c) if level in attention else nn.Identity()
+        levels, c_time, c_pixel, groups = [(i, channels * m) for i, m in enumerate(multipliers)], 4 * channels, in_channels * unshuffle**2, _groups(channels)
+        block = lambda c_in, c_out: ResBlock(c_in, c_out, c_time, groups, dropout)
+        attend = lambda level, c: Attention(c, groups) if level in attention else nn.Identity()
 
         self.time = nn.Sequential(_linear(channels, c_time), nn.SiLU(), _linear(c_time, c_time))
         if num_classes: self.label = nn.Embedding(num_classes + 1, c_time)  # row 0: no label
@@ -160,7 +165,7 @@ class UNet(nn.Module):
             if i < len(levels) - 1:
                 stage.resize = Downsample(c)
                 skips.append(c)
-        self.middle = nn.ModuleList([block(c, c), Attention(c), block(c, c)])
+        self.middle = nn.ModuleList([block(c, c), Attention(c, groups), block(c, c)])
         self.up = nn.ModuleList()
         for i, width in reversed(levels):
             self.up.append(stage := Stage())
@@ -168,7 +173,7 @@ class UNet(nn.Module):
                 stage.add(block(c + skips.pop(), width), attend(i, width))
                 c = width
             if i > 0: stage.resize = Upsample(c)
-        self.head = nn.Sequential(_norm(c), nn.SiLU(), _conv(c, c_pixel, scale=NEARLY_ZERO))
+        self.head = nn.Sequential(_norm(c, groups), nn.SiLU(), _conv(c, c_pixel, scale=NEARLY_ZERO))
 
     def forward(self,
                 x: Tensor,             # noised images (B,C,H,W)

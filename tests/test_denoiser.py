@@ -63,7 +63,7 @@ def test_error_gains(p):
     torch.testing.assert_close(d_x0, want[0], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(d_eps, want[1], rtol=1e-9, atol=1e-12)
 
-@pytest.mark.parametrize('p, weight', [(EPS, uniform), (X0, x0_weight), (V, v_weight)], ids=repr)
+@pytest.mark.parametrize('p, weight', [(EPS, uniform), (X0, x0_weight), (V, v_weight)], ids=['eps', 'x0', 'v'])
 def test_squared_error_in_a_coordinate_is_a_weight_on_x0(p, weight):
     "eq-error-weights, for two arbitrary beliefs about one x_t"
     _, _, level, x_t = batch()

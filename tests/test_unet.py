@@ -83,7 +83,7 @@ def test_embedding_refuses_dimensions_it_cannot_fill(dim):
     with pytest.raises(ValueError, match=f'dim = {dim} '): timestep_embedding(torch.tensor([1]), dim)
 
 def test_resblock_is_its_formula():  # eq-resblock, eq-groupnorm, in numpy but for the convolutions
-    block, x, e = ResBlock(8, 12, 5), images(2, 8, 6, 7), torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
+    block, x, e = ResBlock(8, 12, 5, 2), images(2, 8, 6, 7), torch.randn(2, 5, generator=torch.Generator().manual_seed(1))
     for p in block.parameters(): nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
     silu = lambda x: x / (1 + np.exp(-x))
     def norm(x, layer):
@@ -98,7 +98,7 @@ def test_resblock_is_its_formula():  # eq-resblock, eq-groupnorm, in numpy but f
 
 @pytest.mark.parametrize('H, W, C', [(3, 5, 16), (1, 1, 4), (8, 8, 32)])
 def test_attention_is_a_softmax(H, W, C):  # eq-attention
-    layer, x = Attention(C), images(2, C, H, W)
+    layer, x = Attention(C, C // 4), images(2, C, H, W)
     nn.init.xavier_uniform_(layer.out.weight)
     q, k, v = (f(layer.norm(x)).detach().flatten(2).transpose(1, 2).double().numpy() for f in (layer.q, layer.k, layer.v))
     mixed = softmax(q @ k.transpose(0, 2, 1) / math.sqrt(C), -1) @ v
@@ -122,7 +122,7 @@ def test_down_reads_what_the_paper_reads():
 
 def test_stage_keeps_its_parts_in_step():
     stage = Stage()
-    stage.add(ResBlock(4, 8, 16), nn.Identity()); stage.add(ResBlock(8, 8, 16), Attention(8))
+    stage.add(ResBlock(4, 8, 16, 1), nn.Identity()); stage.add(ResBlock(8, 8, 16, 2), Attention(8, 2))
     assert len(stage.blocks) == len(stage.attentions) == 2 and stage.resize is None
     assert {k.split('.')[0] for k in stage.state_dict()} == {'blocks', 'attentions'}
 
@@ -130,10 +130,11 @@ def test_stage_keeps_its_parts_in_step():
 
 @pytest.mark.parametrize('channels', [4, 8, 12, 16, 20, 32, 36, 48, 64, 100, 128])
 def test_no_width_is_deaf_to_the_time(channels):
-    block, x = ResBlock(channels, channels, 8), images(1, channels, 5, 5)
+    net = UNet(1, channels, (1, 2), 1, ())
+    block, x, width = net.middle[0], images(1, 2 * channels, 5, 5), 4 * channels
     nn.init.xavier_uniform_(block.conv2.weight)
-    early, late = torch.full((1, 8), -2.), torch.linspace(-2, 3, 8)[None]
-    assert all(m.num_channels // m.num_groups >= 4 for m in block.modules() if isinstance(m, nn.GroupNorm))
+    early, late = torch.full((1, width), -2.), torch.linspace(-2, 3, width)[None]
+    assert all(m.num_channels // m.num_groups >= 4 for m in net.modules() if isinstance(m, nn.GroupNorm))
     assert (block(x, early) - block(x, late)).std() > 0.02
 
 # ---- any shape
@@ -206,13 +207,13 @@ def test_dropout_is_active_only_in_training():
 def test_fresh_blocks_are_the_identity_and_the_first_answer_is_zero():
     net, x = make(awake=False), images(4, 1, 14, 14)
     assert net(x, torch.tensor([1, 10, 100, 1000])).abs().max() < 1e-3
-    for layer in (ResBlock(16, 16, 8), Attention(16)):
+    for layer in (ResBlock(16, 16, 8, 4), Attention(16, 4)):
         h = images(2, 16, 7, 7)
         assert (layer(h, torch.ones(2, 8)) if isinstance(layer, ResBlock) else layer(h)).sub(h).abs().max() < 1e-3
 
 def test_first_weights_are_xaviers():
     "Uniform, with variance scale * 2 / (fan in + fan out): the standard deviation of n uniform numbers is known to 0.45 / sqrt(n)"
-    for layer, scale in ((ResBlock(64, 64, 128).conv1, 1.), (ResBlock(64, 64, 128).conv2, NEARLY_ZERO), (Attention(128).out, NEARLY_ZERO), (Attention(128).q, 1.)):
+    for layer, scale in ((ResBlock(64, 64, 128, 16).conv1, 1.), (ResBlock(64, 64, 128, 16).conv2, NEARLY_ZERO), (Attention(128, 32).out, NEARLY_ZERO), (Attention(128, 32).q, 1.)):
         w = layer.weight.detach().double()
         fans = (w.shape[0] + w.shape[1]) * w.shape[2] * w.shape[3]
         want = math.sqrt(scale * 2 / fans)
