@@ -37,7 +37,7 @@ test: dev  ## Sync, staleness, every chapter, the equation ledger, pytest
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/ledger.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 docs: dev  ## Build the site in _site, strictly: with Quarto where it is installed, else in pure Python
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_docs.py --strict

@@ -6,7 +6,7 @@
 from __future__ import annotations
 try: import fcntl
 except ImportError: fcntl = None  # Windows
-import argparse, base64, csv, ctypes, importlib.util, io, json, math, os, platform, shutil, signal, subprocess, sys, tempfile, threading, time
+import argparse, base64, csv, ctypes, importlib.util, io, json, math, os, platform, re, shutil, signal, subprocess, sys, tempfile, threading, time
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -148,7 +148,7 @@ class _Run:
             if changed:
                 raise ConfigError(f'run: {self.path} holds a run with another config ({changed}). Give this one a folder of its own, run=..., or delete that one')
 
-    def open(self, manifest: dict):
+    def open(self, manifest: dict) -> str: # the run's name for its loggers, the same in every session
         "Make the folder and lock it, clean up after a run that was killed, write down the config and what is about to run"
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
@@ -162,6 +162,7 @@ class _Run:
             raise ConfigError(f"data: the images are not those that {self.path} was trained on ({sessions[-1]['data']}, SHA-256 {before[:8]}; now {manifest['data']}, {manifest['data_sha256'][:8]}); bring them back, or give another folder, run=...")
         with _whole(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
         self.note('manifest.json', dict(sessions=[*sessions, manifest]))
+        return re.sub(r'[^\w-]', '-', f"{self.path.name}-{[*sessions, manifest][0]['date']}")
 
     def _lock(self):
         "Keep others out, until `close`, or until this process ends, however it ends"
@@ -251,13 +252,13 @@ def _preview(run, state, schedule, data, accelerator) -> str:
     c, n = run.config, min(data.num_classes, SHOWN) or 8
     sampling = c.sampling.model_copy(update=dict(steps=min(25, c.sampling.steps)))
     drawn = {}
-    for name, denoiser in (('', state.ema), ('_raw', state.denoiser)):
+    for name, denoiser in (('_raw', state.denoiser), ('', state.ema)):
         drawn[name] = draw(denoiser, schedule, data.shape, n, _in_turn(data.num_classes, n), sampling, seed=c.seed, progress=False)[-1].x
         file = run.path/'previews'/f'step_{state.step:06d}{name}.png'
         with _whole(file) as part: grid(drawn[name], n, scale=2).save(part)
     for tracker in accelerator.trackers:
         tracker.log_images({f'samples{name}': np.asarray(grid(x, n))[None] for name, x in drawn.items()}, step=state.step, **dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {})
-    return f"{_dots(drawn[''])}preview: {run.path/'previews'/f'step_{state.step:06d}.png'}"
+    return f"{_dots(drawn[''])}preview: {file}"
 
 def _stop(accelerator, asked) -> bool:
     "Has a signal come to any of the processes? All must answer alike"
@@ -282,8 +283,8 @@ def _learn(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, acc
                     for tracker in accelerator.trackers:
                         if tracker.name == 'tensorboard': tracker.writer.flush()
                     file, since = run.save(state, schedule, about | dict(loss=sum(since) / len(since))), []
-                if stop and not last: raise KeyboardInterrupt(f'stopped after step {m.step:,}, saved in {file}; the same command goes on from there' if main else 'stopped')
                 if main and m.step % c.preview_every == 0: bar.write(_preview(run, state, schedule, data, accelerator))
+                if stop and not last: raise KeyboardInterrupt(f'stopped after step {m.step:,}, saved in {file}; the same command goes on from there' if main else 'stopped')
         except OSError as e:
             raise OSError(f'{e}. The run stopped after step {state.step:,}; ' + (f'its last checkpoint is {file}' if file else 'it has no checkpoint yet') + '. Make room, or the folder writable, and give the same command') from e
 
@@ -401,18 +402,17 @@ def train(config: Config,
             if fresh and main: shutil.rmtree(run.path, ignore_errors=True)
             raise
         if main:
+            name = run.open(_manifest(config, state, data, accelerator, device))
             for file in checkpoints(run.path):
                 if file.stem > f'step_{state.step:08d}': file.rename(file.with_suffix('.damaged'))
-            run.open(_manifest(config, state, data, accelerator, device))
         accelerator.wait_for_everyone()
-        name = 'UNet' if config.model == 'unet' else config.model
-        accelerator.print(f'{data!r}\n{schedule!r}\n{name} of {sum(p.numel() for p in state.denoiser.parameters()):,} parameters on {device}, predicting {config.parameterization}; folder {run.path}')
+        accelerator.print(f'{data!r}\n{schedule!r}\n{"UNet" if config.model == "unet" else config.model} of {sum(p.numel() for p in state.denoiser.parameters()):,} parameters on {device}, predicting {config.parameterization}; folder {run.path}')
         if data.skipped: accelerator.print(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; all are named in {run.path/"manifest.json"}')
         if state.step: accelerator.print(f'going on after step {state.step:,} of {config.training.steps:,}')
         try:
             measured = measure(state, schedule, data, accelerator=accelerator, **options) if state.step < config.training.steps else []
             if main and measured: print(_budget(run, state, measured))
-            accelerator.init_trackers('training', init_kwargs=dict(tensorboard=dict(purge_step=state.step + 1), wandb=dict(dir=run.path)))
+            accelerator.init_trackers('training', init_kwargs=dict(tensorboard=dict(purge_step=state.step + 1), wandb=dict(dir=run.path, id=name, resume='allow') if main else {}))
             _learn(run, state, schedule, data, accelerator, progress, _Live(run) if plot and main else lambda m: None)
             if main: _finish(run, state, schedule, data, progress)
         finally:

@@ -208,6 +208,7 @@ class _Case(NamedTuple):
     trivial: LevelLoss
     failure: str | None
     measure: Callable  # denoiser, images -> LevelLoss
+    planned: int | None
 
     @property
     def trend(self) -> Trend | None: return trend(self.losses) if np.isfinite(self.losses).all() else None
@@ -334,7 +335,7 @@ def _judge(c: _Case) -> tuple[str, list[str], str]:
         return 'broken', misused + reasons + _misread(c, worse), 'measure with the parameterization, schedule, weight, labels, images and timesteps of the training.'
     if not early and t.z > 3: return 'broken', reasons, 'go back to a checkpoint from before the rise, with a learning rate three to ten times lower.'
     if not early and worse and jumped: return 'broken', reasons, 'start again with a learning rate ten times lower, and more steps of warm-up.'
-    if t is not None and t.z < -3: return 'learning', reasons + _memory(c), 'let it run.'
+    if t is not None and t.z < -3: return 'learning', reasons + _memory(c), 'let it run.' if len(c.losses) != c.planned else 'all planned steps are done, and the loss was still falling: a longer run would gain more.'
     if early: return 'too early to tell', reasons + _misread(c, worse), f'look again after {EARLY} steps or more, with the loss of each.'
     if worse: return 'broken', reasons + _misread(c, worse), 'try a learning rate ten times lower first; then check that the network uses t, and that no part of it is dead.'
     if (stuck := _stuck(c, better)) and (short := _short(c)): return 'too early to tell', reasons + short, 'train longer, with a learning rate that stays up longer; then look again.'
@@ -437,7 +438,7 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, as train
              weight: Callable[[Level], Tensor], # of the training
              seed: int=0,                # of the images looked at and their noise
              n: int=256,                 # noised images at each of 20 timesteps, at least 2; a smaller set is used several times over
-             steps_planned: int | None=None # of the run; only said again
+             steps_planned: int | None=None # of the run
             ) -> Diagnosis:
     "Is it learning? Loss by timestep beside its references, the trend of the losses (eq-doctor-trend), and a verdict in plain language"
     if n < 2: raise ValueError(f'n = {n} images; a standard error needs at least 2')
@@ -454,7 +455,7 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, as train
     network, failure = None, None
     try: network = measure(denoiser)
     except Exception as e: failure = f'The network cannot be measured on images {tuple(x0.shape[1:])}: {type(e).__name__}: {e}'  # a stranger's network may raise anything
-    case = _Case(denoiser, schedule.T, data, losses, network, optimum, linear, trivial, failure, measure)
+    case = _Case(denoiser, schedule.T, data, losses, network, optimum, linear, trivial, failure, measure, steps_planned)
     verdict, reasons, advice = _judge(case)
     return Diagnosis(verdict, reasons, advice, network, optimum, linear, trivial, losses, case.trend, refs.notes, steps_planned)
 

@@ -225,21 +225,22 @@ def fit(state: TrainState,   # changed in place: train, look at it between steps
             level, eps = draw_level(schedule, x0)
             if rank: torch.manual_seed(_key(seed, state.step, rank))  # the network's own chance, dropout
             return labels, level, eps
-        def part_loss(part, labels, level, eps):
+        def part_loss(denoiser, part, labels, level, eps):
             here = lambda c: None if c is None else c[part].to(device)
-            return loss_at(engine.model, here(x0), Level(*(c[part] for c in level)), here(eps), here(labels), weight=weight)
+            return loss_at(denoiser, here(x0), Level(*(c[part] for c in level)), here(eps), here(labels), weight=weight)
         with _random_at(seed, state.step, device):
             drawn, losses = chance(), []
             for part in parts:
                 with nullcontext() if part is parts[-1] else engine.accelerator.no_sync(engine.model.net):
-                    losses.append(part_loss(part, *drawn))
+                    losses.append(part_loss(engine.model, part, *drawn))
                     loss = losses[-1].sum() / (len(parts) * (part.stop - part.start))
                     if part is not parts[-1]: engine.accelerator.backward(loss)
             rate, losses, level = lr(state.step), engine.accelerator.gather(torch.cat(losses).detach()).cpu(), drawn[1]
             try: _, norm = state.update(loss, rate, clip, explode, engine, losses.mean().item())
             except FloatingPointError as e:
                 torch.manual_seed(_key(seed, state.step)); drawn = chance()
-                raise FloatingPointError(f'{e}. {_where(state.denoiser, level.t, losses, (part_loss(part, *drawn).sum() for part in parts))}') from None
+                again = (part_loss(state.denoiser, part, *drawn).sum() for part in parts)  # the bare network: each process looks for itself and waits for no other
+                with engine.accelerator.autocast(): raise FloatingPointError(f'{e}. {_where(state.denoiser, level.t, losses, again)}') from None
         quarter = [losses[(level.t - 1) * 4 // schedule.T == q].mean().item() for q in range(4)]
         ended = time.perf_counter()
         yield Metrics(state.step, epoch, losses.mean().item(), rate, norm, len(x0) / (ended - began), *quarter, (loaded - began) / (ended - began), _memory(device))
