@@ -25,7 +25,6 @@ from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, fingerprint, grid
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
-from .evaluation import Reader
 from .guidance import guided
 from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory
 from .schedule import Schedule
@@ -291,6 +290,7 @@ def _learn(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, acc
 # %% ../nbs/16_cli.ipynb #3abc0c33
 def _judge(images: Tensor, data: ImageSet) -> dict:
     "The share of images that an independent classifier can read, beside that of real ones"
+    from diffusion_scratch.evaluation import Reader  # here, for scikit-learn takes a second to import, and most runs do not judge
     print(f'\nNow a classifier that knows nothing of diffusion (scikit-learn) learns to read the same {len(data):,} images ...')
     reader = Reader(data)
     made, real = reader.readable(images), reader.readable_real()

@@ -133,7 +133,7 @@ def test_a_row_for_each_class(monkeypatch):
     state.denoiser.register_parameter('home', torch.nn.Parameter(torch.zeros(1)))
     seen = []
     monkeypatch.setattr(cli, '_judge', lambda images, data: seen.append(images) or {})
-    run.open({})
+    run.open(dict(date='2026-11-25'))
     cli._finish(cli._Run(tiny('run', 6, 'parameterization=x0', 'sampling.guidance=0', 'judge=7')), state, schedule, data, False)
     pixels = np.asarray(Image.open('run/samples.png').convert('L'))
     top, bottom = pixels[2:18], pixels[20:36]
@@ -215,7 +215,7 @@ def test_a_folder_with_another_run():
 
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run that was killed before its first checkpoint does not stand in the way"
-    first = cli._Run(tiny('run')); first.open({}); first.close()
+    first = cli._Run(tiny('run')); first.open(dict(date='2026-11-25')); first.close()
     Path('run/metrics.csv').write_text('step,epoch,loss,lr,grad_norm,images_per_second\n1,0,0.5,1,1,1\n2,0,0.')  # killed while writing
     Path('run/previews/step_000001.png').write_bytes(b'')
     train(tiny('run', 3, 'training.lr=0.001'), progress=False)
