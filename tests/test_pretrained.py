@@ -443,6 +443,13 @@ def test_after_a_kill_between_the_renames(tmp_path, monkeypatch):
     save(make(seed=1), S, tmp_path/'net')
     assert same(load(tmp_path/'net')[0], make(seed=1)) and [f.name for f in tmp_path.iterdir()] == ['net']
 
+def test_a_file_never_replaces_a_folder(tmp_path):
+    (tmp_path/'x.png').mkdir(); (tmp_path/'x.png'/'mine').write_text('x')
+    with pytest.raises(OSError, match='cannot write .*x.png'):
+        with pretrained._whole(tmp_path/'x.png') as part: part.write_text('picture')
+    with pytest.raises(ValueError, match='net.onnx'): (tmp_path/'net.onnx').mkdir(); export_onnx(make(), tmp_path/'net.onnx', (1, 8, 8))
+    assert tree(tmp_path) == ['net.onnx', 'x.png', 'x.png/mine']
+
 def test_other_peoples_folders_are_never_replaced(tmp_path):
     denoiser = make()
     write = {'ours': lambda p: save(denoiser, S, p), 'theirs': lambda p: export_diffusers(denoiser, S, p, ABOUT)}
