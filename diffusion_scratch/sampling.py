@@ -171,6 +171,6 @@ def sample(denoiser: nn.Module,
           ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
     frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
-    total = len(_visits(step, schedule.times(schedule.T) if times is None else times))
-    for frame in tqdm(frames, total=total, desc='sampling', unit='frame', disable=not progress): pass
+    if progress: frames = tqdm(frames, total=len(_visits(step, schedule.times(schedule.T) if times is None else times)), desc='sampling', unit='frame')
+    for frame in frames: pass
     return frame.x
