@@ -95,7 +95,7 @@ def save(denoiser: Denoiser,      # the denoiser itself, not a wrapper such as `
     if dtype not in (None, torch.float32, torch.float16, torch.bfloat16): raise ValueError(f'dtype: {dtype} is not allowed; allowed: torch.float32, torch.float16, torch.bfloat16, or none')
     weights = _on_cpu(net, dtype)
     for k, v in weights.items():
-        if not v.isfinite().all(): raise ValueError(f'{k} is not finite' + f' in {dtype}, which ends at {torch.finfo(dtype).max:g}; allowed: another dtype' * (dtype is not None))
+        if not v.isfinite().all(): raise ValueError(f'{k} holds numbers that are not finite' + (f' in {dtype}, which ends at {torch.finfo(dtype).max:g}' if dtype else ''))
     blob, kind = to_bytes(weights, {'format': 'pt'}), type(net)
     config = dict(format=FORMAT, version=1, network=f'{kind.__module__}:{kind.__qualname__}', args=getattr(net, 'config', None),
                   parameterization=denoiser.parameterization.name, sha256=hashlib.sha256(blob).hexdigest(), about=about or {})
@@ -119,7 +119,7 @@ def _card(name: str, config: dict, schedule: Schedule, size: int) -> str:
     rows = '\n'.join(f'| {k} | {v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)} |' for k, v in facts.items())
     net = '' if config['args'] is not None else f", net={config['network'].rpartition(':')[2]}(...)"
     return (f'---\nlibrary_name: {FORMAT}\ntags: [diffusion, ddpm]\n---\n\n# {name}\n\nWeights of a denoising diffusion model, for the Python package {FORMAT}.\n\n| | |\n| --- | --- |\n{rows}\n\n'
-            f"```python\nfrom diffusion_scratch.pretrained import load\ndenoiser, schedule = load('path/to/this/folder'{net})\n```\n")
+            f"```python\nfrom {FORMAT}.pretrained import load\ndenoiser, schedule = load('path/to/this/folder'{net})\n```\n")
 
 # %% ../nbs/15_pretrained.ipynb #e2d3ae49
 class Found(NamedTuple):
