@@ -26,8 +26,9 @@ from .data import ImageSet, fingerprint, grid
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
 from .guidance import guided
-from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory
+from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory, _visits
 from .schedule import Schedule
+from .solvers import ddim, dpm_solver_pp, heun
 from .pretrained import _whole, export_diffusers, export_onnx, find, load, save
 from .training import Engine, Metrics, TrainState, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
 
@@ -50,17 +51,18 @@ def draw(denoiser: Denoiser,
     "Draw images as a config says: guided where there are labels, clipped, in as many steps as wanted, a batch at a time"
     times, size = schedule.times(sampling.steps), sampling.batch_size
     keep = {times[round(i)] for i in torch.linspace(sampling.steps, 0, moments).tolist()}
-    step = ancestral(dict(fixed_small=fixed_small, fixed_large=fixed_large)[sampling.variance])
-    batches = []
-    with tqdm(total=n * sampling.steps, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
+    variance = dict(fixed_small=fixed_small, fixed_large=fixed_large)[sampling.variance]
+    step = {'ancestral': ancestral(variance), 'ddim': ddim(), 'dpm++': dpm_solver_pp(), 'dpm++sde': dpm_solver_pp(eta=1.), 'heun': heun()}[sampling.solver]
+    batches, calls = [], len(_visits(step, times)) - 1
+    with tqdm(total=n * calls, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, size):
             m = min(size, n - first)
             d = denoiser if y is None else guided(denoiser, y[first:first + m], sampling.guidance)
-            kept = []
+            kept = {}
             for frame in trajectory(clipped(d) if sampling.clip else d, schedule, (m, *shape), step=step, times=times, seed=seed, first=first):
-                if frame.t in keep: kept.append(Frame(frame.t, frame.x.cpu(), frame.x0.cpu()))
+                if frame.t in keep: kept[frame.t] = Frame(frame.t, frame.x.cpu(), frame.x0.cpu())  # of heun's two looks at a moment the second
                 if frame.t: bar.update(m)
-            batches.append(kept)
+            batches.append(kept.values())
     return [Frame(same[0].t, torch.cat([f.x for f in same]), torch.cat([f.x0 for f in same])) for same in zip(*batches)]
 
 # %% ../nbs/16_cli.ipynb #b9631943
@@ -457,15 +459,16 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
                   ):
     "`diffusion-sample`"
     p = argparse.ArgumentParser(prog='diffusion-sample', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw images from a trained model into one PNG.',
-                                epilog='examples:\n  diffusion-sample mnist-mini\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
+                                epilog='examples:\n  diffusion-sample mnist-mini --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
     p.add_argument('model', help=MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
-    p.add_argument('--labels', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
+    p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
     p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
+    p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
     p.add_argument('--guidance', type=float, help="0 draws labels as learned; more is more typical and less varied (default: the model's)")
     p.add_argument('--seed', type=int, default=0, help='image i depends on the seed and on i alone (default 0)')
     p.add_argument('--out', type=Path, help='the PNG to write (default: samples_seed<seed>.png beside the weights; for a name, <name>_seed<seed>.png here)')
-    p.add_argument('--animation', action='store_true', help='also write a GIF of noise becoming images')
+    p.add_argument('--animation', '--animate', action='store_true', help='also write a GIF of noise becoming images')
     p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
     args = p.parse_args(argv)
@@ -491,7 +494,7 @@ def _sample(a) -> Path:
     device, found = _device(a.device), find(a.model)
     (denoiser, schedule), classes, shape = found.load(ema=not a.raw), found.about.get('classes', []), _shape(a.model, found.about)
     _check_writable(out.parent, '--out')
-    sampling = _made(SamplingConfig, found.about.get('sampling', {}) | {k: v for k, v in dict(steps=a.steps, guidance=a.guidance).items() if v is not None})
+    sampling = _made(SamplingConfig, found.about.get('sampling', {}) | {k: v for k, v in dict(steps=a.steps, solver=a.solver, guidance=a.guidance).items() if v is not None})
     if sampling.steps > schedule.T: raise ConfigError(f'--steps: {sampling.steps} is not allowed; allowed: whole number >= 1 and <= {schedule.T}')
     if a.guidance and not classes: raise ConfigError(f'--guidance: {a.guidance} is not allowed; allowed: 0, for this model learned no classes')
     wanted = torch.tensor([_class(label, classes, '--labels') for label in a.labels or classes])

@@ -26,6 +26,7 @@ from diffusion_scratch.guidance import guided
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
+from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from diffusion_scratch.training import Metrics, TrainState, checkpoints, fit, load_checkpoint, save_checkpoint
 from diffusion_scratch.unet import UNet
 
@@ -348,6 +349,14 @@ def test_draw_keeps_no_more_than_it_was_asked(model, moments):
     assert len(frames) == min(moments, 6) and frames[-1].t == 0 and (moments == 1 or frames[0].t == 50)
 
 
+@pytest.mark.parametrize('solver, step', [('ancestral', ancestral()), ('ddim', ddim()), ('dpm++', dpm_solver_pp()), ('dpm++sde', dpm_solver_pp(eta=1.)), ('heun', heun())])
+def test_draw_by_every_solver(model, solver, step):
+    denoiser, schedule = model
+    frames = draw(denoiser, schedule, (1, 8, 8), 3, None, SamplingConfig(steps=5, solver=solver), seed=1, moments=6, progress=False)
+    assert [f.t for f in frames] == [50, 40, 30, 20, 10, 0]
+    assert torch.equal(frames[-1].x, sample(clipped(denoiser), schedule, (3, 1, 8, 8), step=step, times=schedule.times(5), seed=1, progress=False))
+
+
 @pytest.fixture
 def run():
     train(tiny('run', 2), progress=False)
@@ -360,9 +369,9 @@ def test_sample_command(run, capsys):
     denoiser, schedule = load_checkpoint('run')
     expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.arange(6) % 2, SamplingConfig(steps=3), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('run/samples_seed9.png')), np.asarray(grid(expected, 2, scale=2)))
-    sample_command(f'{checkpoints(run)[0]} --n 6 --seed 9 --labels bright --guidance 4 --steps 2 --raw --out a.png'.split())
+    sample_command(f'{checkpoints(run)[0]} --n 6 --seed 9 --class bright --guidance 4 --steps 2 --solver ddim --raw --out a.png'.split())
     denoiser, schedule = load_checkpoint('run', ema=False)
-    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, guidance=4.), seed=9, progress=False)[-1].x
+    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, solver='ddim', guidance=4.), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('a.png')), np.asarray(grid(expected, 3, scale=2)))
 
 
@@ -371,7 +380,7 @@ def test_sample_command(run, capsys):
     ('foreign.safetensors', 'foreign.safetensors does not say how large its images are'), ('run --n 0', '--n: 0 is not allowed; allowed: whole number >= 1'),
     ('run --labels dark grey', '--labels: grey is not allowed; allowed: dark, bright'), ('run --steps 0', 'steps: 0 is not allowed; allowed: whole number >= 1'),
     ('run --steps 1001', '--steps: 1001 is not allowed; allowed: whole number >= 1 and <= 1000'), ('run --guidance -3', 'guidance: -3.0 is not allowed; allowed: number >= -1'),
-    ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
+    ('run --solver dpm', "solver: 'dpm' is not allowed; allowed: ancestral, ddim, dpm++, dpm++sde, heun. Did you mean dpm++?"), ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
     ('run --out text.safetensors/a.png', '--out: text.safetensors cannot be written (Not a directory)'), ('run --seed -1', 'seed = -1 is outside')])
 def test_sample_command_refuses(run, words, message, capsys):
     Path('empty').mkdir(); Path('text.safetensors').write_text('hello' * 100)
