@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from diffusion_scratch import cli
 from diffusion_scratch import config as config_module
-from diffusion_scratch.cli import as_text, draw, export_command, sample_command, save_animation, save_loss_curve, train, train_command
+from diffusion_scratch.cli import as_text, draw, edit_command, export_command, sample_command, save_animation, save_loss_curve, train, train_command
 from diffusion_scratch.config import Config, ConfigError, SamplingConfig, dump_config, load_config, parse_config
 from diffusion_scratch.data import ImageSet, grid
 from diffusion_scratch.denoiser import V, Denoiser, clipped
@@ -442,6 +442,59 @@ def test_export_command_refuses(run, words, message, capsys):
     Path('b').mkdir(); Path('b/notes.txt').write_text('mine')
     before = files()
     assert message in fails(export_command, words.split(), capsys)
+    assert files() == before
+
+
+# ---------------------------------------------------------------- edit
+
+@pytest.fixture
+def picture():
+    "8 x 8 bytes, and a mask whose white half is to be drawn anew"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save('picture.png')
+    mask = np.zeros((8, 8), np.uint8); mask[4:] = 255
+    Image.fromarray(mask).save('mask.png')
+    return pixels
+
+
+def cells(file, n):
+    "The pictures in a row of a grid, one pixel for each of theirs"
+    a = np.asarray(Image.open(file).convert('L'))[::2, ::2]
+    return [a[1:9, 1 + 9 * i:9 + 9 * i] for i in range(n)]
+
+
+@pytest.mark.parametrize('more', ['', '--solver dpm++ --class dark --guidance 1', '--solver ddim --repeats 3', '--solver heun --strength 0.4', '--repeats 2'])
+def test_what_the_mask_keeps_is_kept_to_the_last_bit(run, picture, more):
+    edit_command(f'run picture.png --mask mask.png --n 3 --seed 1 {more}'.split())
+    original, *drawn = cells('picture_edited.png', 4)
+    assert np.array_equal(original, picture) and len(drawn) == 3
+    for d in drawn: assert np.array_equal(d[:4], picture[:4]) and not np.array_equal(d[4:], picture[4:])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_a_little_strength_changes_little(run, picture):
+    change = {}
+    for strength in ('0.001', '0.3', '1'):
+        edit_command(f'run picture.png --n 2 --strength {strength} --out s.png --steps 50'.split())
+        original, *drawn = cells('s.png', 3)
+        change[strength] = np.abs(np.stack(drawn).astype(float) - original).mean()
+    assert change['0.001'] < 4 < change['0.3'] < change['1']  # t = 1 of 1,000 adds a std of 0.6 % of the range, and one step takes most of it off
+
+
+def test_versions_depend_on_the_seed_and_their_number(run, picture):
+    edit_command('run picture.png --n 2 --seed 5 --out a.png'.split()); edit_command('run picture.png --n 4 --seed 5 --out b.png'.split())
+    for a, b in zip(cells('a.png', 3), cells('b.png', 3)): assert np.abs(a.astype(int) - b).max() <= 1  # sums in another order
+
+
+@pytest.mark.parametrize('words, message', [
+    ('nowhere picture.png', 'nowhere is no path here and no name that is known'), ('run gone.png', 'picture: gone.png cannot be read (No such file or directory); give an image file'),
+    ('run picture.png --mask text.txt', '--mask: text.txt cannot be read (it is in no format that Pillow knows)'), ('run picture.png --strength 0', '--strength: 0.0 is not allowed; allowed: number > 0 and <= 1'),
+    ('run picture.png --strength nan', '--strength: nan is not allowed'), ('run picture.png --repeats 0', 'repeats = 0 must'), ('run picture.png --n 0', '--n: 0 is not allowed'),
+    ('run picture.png --class grey', '--label: grey is not allowed; allowed: dark, bright'), ('run picture.png --out picture.png', 'and not the picture itself'), ('run picture.png --solver euler', "solver: 'euler' is not allowed")])
+def test_edit_command_refuses(run, picture, words, message, capsys):
+    Path('text.txt').write_text('no image')
+    before = files()
+    assert message in fails(edit_command, words.split(), capsys)
     assert files() == before
 
 
