@@ -553,11 +553,11 @@ def edit_command(argv: list[str] | None=None # the words after the command; thos
                 ):
     "`diffusion-edit`"
     p = argparse.ArgumentParser(prog='diffusion-edit', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw a part of a picture anew, or all of it in part.',
-                                epilog='examples:\n  diffusion-edit mnist-mini seven.png --strength 0.6 --class 9\n  diffusion-edit mnist-mini seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
+                                epilog='examples:\n  diffusion-edit mnist-mini seven.png --strength 0.8 --class 9\n  diffusion-edit mnist-mini seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
     p.add_argument('model', help=MODEL)
     p.add_argument('picture', type=Path, help="an image file; of another size than the model's, it is cropped in the centre and resized")
     p.add_argument('--mask', type=Path, help='an image file: what is white is drawn anew, what is black is kept')
-    p.add_argument('--strength', type=float, help='how far to noise the picture, above 0 and at most 1 (default: 1 with a mask, else 0.5)')
+    p.add_argument('--strength', type=float, help='how far to noise the picture, above 0 and at most 1 (default: 1 with a mask, else 0.7)')
     p.add_argument('--repeats', type=int, default=1, help='walk each stretch of 5 steps so many times, which makes the parts of an inpainted picture fit better (default 1)')
     p.add_argument('--n', type=int, default=8, help='how many versions (default 8)')
     p.add_argument('--label', '--class', metavar='CLASS', help='the class to draw (default: any)')
@@ -582,7 +582,7 @@ def _edit(a) -> Path:
     _check_writable(out.parent, '--out')
     (denoiser, schedule), shape = found.load(), _shape(a.model, found.about)
     sampling = _sampling(a, found.about, schedule)
-    strength = a.strength if a.strength is not None else 1. if a.mask else 0.5
+    strength = a.strength if a.strength is not None else 1. if a.mask else 0.7
     if not 0 < strength <= 1: raise ConfigError(f'--strength: {strength} is not allowed; allowed: number > 0 and <= 1')
     y = None if a.label is None else torch.full((a.n,), _class(a.label, found.about.get('classes', []), '--label'))
     picture = to_float(_pixels(a.picture, shape, 'picture')).to(device)
