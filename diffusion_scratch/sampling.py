@@ -113,20 +113,21 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                y: Tensor | None=None,        # labels (B,)
                seed: int | None=None,        # image i depends on (seed, i) alone; fresh noise if none
                first: int=0                  # number of the first image: a large set can be drawn in parts
-              ) -> Iterator[Frame]:          # one frame a step, then the result at t = 0
+              ) -> Iterator[Frame]:          # one frame for each call of the denoiser, then the result at t = 0
     "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
     times = schedule.times(schedule.T) if times is None else [index(t) for t in times]
     _check(times, schedule, shape, x_T, y)
-    noise = Noise(seed, shape[0], first).draws(shape[1:], len(times))
-    x = next(noise)  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
+    times, noise = _visits(step, times), Noise(seed, shape[0], first)
+    x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
     walk, asking = _Walk(schedule, times, x), _evaluating(list(denoiser.modules()))
-    memory = dict(walk=walk)
-    for now, t, s, z in zip(times, walk.levels, walk.levels[1:], noise):
+    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1)
+    for now, t, s in zip(times, walk.levels, walk.levels[1:]):
         with asking: prediction = denoiser(x, t, y)
         yield Frame(now, x, prediction.x0)
-        x = step(x, prediction, t, s, memory).sample(z.to(x))
+        p = step(x, prediction, t, s, memory)
+        x = p.mean if _surely_zero(p.std) else p.sample(next(noise).to(x))
     yield Frame(0, x, x)
 
 # %% ../nbs/07_sampling.ipynb #e4dfab8f
@@ -134,6 +135,14 @@ def _home(module):
     "Where the network's weights live: device and dtype for the first noise"
     p = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return dict(device=p.device, dtype=p.dtype)
+
+def _visits(step, times):
+    "The times at which `step` wants the denoiser asked: those of the walk, unless it says otherwise (chapter 10's `heun` asks twice)"
+    return getattr(step, 'visits', list)(times)
+
+def _surely_zero(std):
+    "Is this std a plain 0, as of a step that draws nothing? One that may live on a GPU, or differ between images, is not waited for"
+    return not (isinstance(std, Tensor) and (std.ndim or not std.is_cpu)) and not std
 
 # %% ../nbs/07_sampling.ipynb #6b2e41f4
 def _check(times, schedule, shape, x_T, y):
@@ -162,5 +171,6 @@ def sample(denoiser: nn.Module,
           ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
     frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
-    for frame in tqdm(frames, total=schedule.T + 1 if times is None else len(times), desc='sampling', unit='frame', disable=not progress): pass
+    total = len(_visits(step, schedule.times(schedule.T) if times is None else times))
+    for frame in tqdm(frames, total=total, desc='sampling', unit='frame', disable=not progress): pass
     return frame.x
