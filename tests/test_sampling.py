@@ -269,7 +269,7 @@ def test_clipped_stays_in_range():
 # ------------------------------------------------------------ what is refused
 @pytest.mark.parametrize('kw, error, match', [
     (dict(times=[10, 5]), ValueError, r'down to 0, not end with \[10, 5\]'), (dict(times=[10]), ValueError, 'down to 0'), (dict(times=[]), ValueError, 'down to 0'), (dict(times=[0]), ValueError, 'down to 0'),
-    (dict(times=[10, 3, 5, 0]), ValueError, '3 is followed by 5'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
+    (dict(times=[10, -1, 3, 0]), ValueError, r't = -1 is outside 1\.\.10'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
     (dict(times=[8, 4, 0]), ValueError, 'times start at 8, but the noise is that of T = 10'), (dict(times=[11, 4, 0]), ValueError, 'times start at 11'),
     (dict(times=[11, 4, 0], x_T=torch.zeros(4, 3)), ValueError, r't = 11 is outside 1\.\.10'),
     (dict(x_T=torch.zeros(4, 2)), ValueError, r'x_T has shape \(4, 2\) but shape = \(4, 3\)'), (dict(x_T=torch.zeros(4, 3, dtype=torch.long)), TypeError, 'x_T must be float, not torch.int64'),
