@@ -22,18 +22,21 @@ from tqdm.auto import tqdm
 import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig, _flat, _made, dump_config, load_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, fingerprint, grid
+from .data import ImageSet, fingerprint, grid, to_float, _read
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
-from .evaluation import Reader
+from .editing import inpaint, resampled
 from .guidance import guided
-from .sampling import Frame, ancestral, fixed_large, fixed_small, trajectory
+from .noising import q_sample
+from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, _visits
 from .schedule import Schedule
-from .training import Engine, Metrics, TrainState, about_checkpoint, checkpoints, new_accelerator, newest_checkpoint, sync_folder, fit, load_checkpoint, measure, prune_checkpoints, resume, save_checkpoint
+from .solvers import ddim, dpm_solver_pp, heun
+from .pretrained import _whole, export_diffusers, export_onnx, find, load, save
+from .training import Engine, Metrics, TrainState, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
 
 # %% auto #0
-__all__ = ['SHOWN', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
-           'sample_command']
+__all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
+           'sample_command', 'export_command', 'edit_command']
 
 # %% ../nbs/16_cli.ipynb #bccb4220
 def draw(denoiser: Denoiser,
@@ -48,33 +51,29 @@ def draw(denoiser: Denoiser,
          progress: bool=True       # show a progress bar
         ) -> list[Frame]:          # the moments, each with all n images, on the CPU
     "Draw images as a config says: guided where there are labels, clipped, in as many steps as wanted, a batch at a time"
-    times, size = schedule.times(sampling.steps), sampling.batch_size
+    times, size, step = schedule.times(sampling.steps), sampling.batch_size, _step(sampling)
     keep = {times[round(i)] for i in torch.linspace(sampling.steps, 0, moments).tolist()}
-    step = ancestral(dict(fixed_small=fixed_small, fixed_large=fixed_large)[sampling.variance])
-    batches = []
-    with tqdm(total=n * sampling.steps, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
+    batches, calls = [], len(_visits(step, times)) - 1
+    with tqdm(total=n * calls, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, size):
             m = min(size, n - first)
-            d = denoiser if y is None else guided(denoiser, y[first:first + m], sampling.guidance)
-            kept = []
-            for frame in trajectory(clipped(d) if sampling.clip else d, schedule, (m, *shape), step=step, times=times, seed=seed, first=first):
-                if frame.t in keep: kept.append(Frame(frame.t, frame.x.cpu(), frame.x0.cpu()))
+            d, kept = _asked(denoiser, None if y is None else y[first:first + m], sampling), {}
+            for frame in trajectory(d, schedule, (m, *shape), step=step, times=times, seed=seed, first=first):
+                if frame.t in keep: kept[frame.t] = Frame(frame.t, frame.x.cpu(), frame.x0.cpu())  # of heun's two looks at a moment the second
                 if frame.t: bar.update(m)
-            batches.append(kept)
+            batches.append(kept.values())
     return [Frame(same[0].t, torch.cat([f.x for f in same]), torch.cat([f.x0 for f in same])) for same in zip(*batches)]
 
-# %% ../nbs/16_cli.ipynb #e5ae2355
-@contextmanager
-def _whole(file: Path):
-    "A place to write to, which becomes `file` if all goes well, and nothing if not"
-    part = file.with_name(f'.part_{file.name}')
-    try:
-        yield part
-        with open(part, 'rb') as f: os.fsync(f.fileno())
-        os.replace(part, file)
-        sync_folder(file.parent)
-    except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
-    finally: part.unlink(missing_ok=True)
+def _asked(denoiser: Denoiser, y: Tensor | None, sampling: SamplingConfig) -> torch.nn.Module:
+    "The denoiser in its wrappers: guided where there are labels, clipped"
+    d = denoiser if y is None else guided(denoiser, y, sampling.guidance)
+    return clipped(d) if sampling.clip else d
+
+def _step(sampling: SamplingConfig) -> Step:
+    "The step that a config names"
+    variance = dict(fixed_small=fixed_small, fixed_large=fixed_large)[sampling.variance]
+    return {'ancestral': ancestral(variance), 'ddim': ddim(), 'dpm++': dpm_solver_pp(), 'dpm++sde': dpm_solver_pp(eta=1.), 'heun': heun()}[sampling.solver]
+
 
 # %% ../nbs/16_cli.ipynb #b9631943
 def save_animation(pictures: list[Tensor],  # batches of images (B,C,H,W), one for each moment
@@ -291,6 +290,7 @@ def _learn(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, acc
 # %% ../nbs/16_cli.ipynb #3abc0c33
 def _judge(images: Tensor, data: ImageSet) -> dict:
     "The share of images that an independent classifier can read, beside that of real ones"
+    from diffusion_scratch.evaluation import Reader  # here, for scikit-learn takes a second to import, and most runs do not judge
     print(f'\nNow a classifier that knows nothing of diffusion (scikit-learn) learns to read the same {len(data):,} images ...')
     reader = Reader(data)
     made, real = reader.readable(images), reader.readable_real()
@@ -429,7 +429,7 @@ def _plainly(stopped: str):
     try: yield
     except KeyboardInterrupt as e: say(str(e) or stopped, 130)
     except torch.OutOfMemoryError: say('error: the accelerator is out of memory; lower training.batch_size, or for drawing sampling.batch_size, or choose device=cpu', 2)
-    except (ValueError, OSError, FloatingPointError) as e: say(f'error: {e}', 2)
+    except (ValueError, OSError, ImportError, FloatingPointError) as e: say(f'error: {e}', 2)
     finally: signal.signal(signal.SIGTERM, before)
 
 # %% ../nbs/16_cli.ipynb #742bf03f
@@ -455,7 +455,7 @@ def train_command(argv: list[str] | None=None # the words after the command; tho
 def _diagnose(path: Path) -> str:
     "The doctor's word on a run, which may still be going on, and a figure of it in its folder"
     config = load_config(path/'config.yaml')
-    denoiser, schedule = _load(path)
+    denoiser, schedule = load(path)
     data = make_data(config, cache=path/'data')
     found = diagnose(denoiser, schedule, data, [m.loss for m in _Run(config.model_copy(update=dict(run=path))).rows()],
                      weight=make_fit_options(config)['weight'], seed=config.seed, steps_planned=config.training.steps)
@@ -463,47 +463,136 @@ def _diagnose(path: Path) -> str:
     return f"{found}\n{path/'diagnosis.png'}"
 
 # %% ../nbs/16_cli.ipynb #8b6f9bcc
+MODEL = 'a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, the name of shipped weights (mnist-mini), or owner/name on the Hugging Face hub'
+
 def sample_command(argv: list[str] | None=None # the words after the command; those of this process if none
                   ):
     "`diffusion-sample`"
-    p = argparse.ArgumentParser(prog='diffusion-sample', description='Draw images from a trained model into one PNG.',
-                                epilog='example: diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation')
-    p.add_argument('run', type=Path, help='a run folder or a .safetensors checkpoint')
+    p = argparse.ArgumentParser(prog='diffusion-sample', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw images from a trained model into one PNG.',
+                                epilog='examples:\n  diffusion-sample mnist-mini --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
+    p.add_argument('model', help=MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
-    p.add_argument('--labels', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
-    p.add_argument('--steps', type=int, help="steps of the reverse process (default: the run's)")
-    p.add_argument('--guidance', type=float, help="0 draws labels as learned; more is more typical and less varied (default: the run's)")
+    p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
+    p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
+    p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
+    p.add_argument('--guidance', type=float, help="0 draws labels as learned; more is more typical and less varied (default: the model's)")
     p.add_argument('--seed', type=int, default=0, help='image i depends on the seed and on i alone (default 0)')
-    p.add_argument('--out', type=Path, help='the PNG to write (default: samples_seed<seed>.png beside the checkpoint)')
-    p.add_argument('--animation', action='store_true', help='also write a GIF of noise becoming images')
+    p.add_argument('--out', type=Path, help='the PNG to write (default: samples_seed<seed>.png beside the weights; for a name, <name>_seed<seed>.png here)')
+    p.add_argument('--animation', '--animate', action='store_true', help='also write a GIF of noise becoming images')
     p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
     args = p.parse_args(argv)
     with _plainly('stopped; nothing was written'): print(_sample(args))
 
-def _load(path: Path, ema: bool=True) -> tuple[Denoiser, Schedule]:
-    "A trained denoiser and its schedule; a network of your own is made as the run's config says"
-    run = path if path.is_dir() else path.parent.parent if path.parent.name == 'checkpoints' else None
-    own = newest_checkpoint(path)[1]['network'] is None and run and (run/'config.yaml').exists()
-    return load_checkpoint(path, make_denoiser(load_config(run/'config.yaml'), None).net if own else None, ema)
+def _picture(model: str, seed: int) -> Path:
+    "Where the images of a model go, unless told otherwise"
+    path = Path(model).expanduser()
+    return (path if path.is_dir() else path.parent)/f'samples_seed{seed}.png' if path.exists() else Path(f"{model.replace('/', '_')}_seed{seed}.png")
+
+def _shape(model: str, about: dict) -> tuple:
+    if 'shape' not in about: raise ConfigError(f'{model} does not say how large its images are: allowed are weights of diffusion-train, of diffusion-export or of diffusers')
+    return tuple(about['shape'])
+
+def _class(name: str, classes: list[str], option: str) -> int:
+    if name not in classes: raise ConfigError(f"{option}: {name} is not allowed; allowed: {', '.join(classes) or 'none, for this model learned no classes'}")
+    return classes.index(name)
+
+def _sampling(a, about: dict, schedule: Schedule) -> SamplingConfig:
+    "How to draw: as the model says, but for what was asked"
+    sampling = _made(SamplingConfig, about.get('sampling', {}) | {k: v for k, v in dict(steps=a.steps, solver=a.solver, guidance=a.guidance).items() if v is not None})
+    if sampling.steps > schedule.T: raise ConfigError(f'--steps: {sampling.steps} is not allowed; allowed: whole number >= 1 and <= {schedule.T}')
+    if a.guidance and not about.get('classes'): raise ConfigError(f'--guidance: {a.guidance} is not allowed; allowed: 0, for this model learned no classes')
+    return sampling
 
 def _sample(a) -> Path:
-    out = a.out or (a.run if a.run.is_dir() else a.run.parent)/f'samples_seed{a.seed}.png'
+    out = a.out or _picture(a.model, a.seed)
     if a.n < 1: raise ConfigError(f'--n: {a.n} is not allowed; allowed: whole number >= 1')
     if out.suffix != '.png': raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
-    device, (denoiser, schedule), about = _device(a.device), _load(a.run, ema=not a.raw), about_checkpoint(a.run)
-    if 'shape' not in about: raise ConfigError(f'{a.run} does not say how large its images are: it was not written by diffusion-train')
+    device, found = _device(a.device), find(a.model)
+    (denoiser, schedule), classes, shape = found.load(ema=not a.raw), found.about.get('classes', []), _shape(a.model, found.about)
     _check_writable(out.parent, '--out')
-    sampling = _made(SamplingConfig, about['sampling'] | {k: v for k, v in dict(steps=a.steps, guidance=a.guidance).items() if v is not None})
-    if sampling.steps > schedule.T: raise ConfigError(f'--steps: {sampling.steps} is not allowed; allowed: whole number >= 1 and <= {schedule.T}')
-    classes = about['classes']
-    for label in a.labels or []:
-        if label not in classes: raise ConfigError(f"--labels: {label} is not allowed; allowed: {', '.join(classes) or 'none, for this model learned no classes'}")
-    wanted = torch.tensor([classes.index(l) for l in a.labels or classes])
+    sampling = _sampling(a, found.about, schedule)
+    wanted = torch.tensor([_class(label, classes, '--labels') for label in a.labels or classes])
     y = wanted[torch.arange(a.n) % len(wanted)] if classes else None
-    frames = draw(denoiser.to(device), schedule, tuple(about['shape']), a.n, y, sampling, seed=a.seed, moments=24 if a.animation else 1)
+    frames = draw(denoiser.to(device), schedule, shape, a.n, y, sampling, seed=a.seed, moments=24 if a.animation else 1)
     columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(a.n))
     out.parent.mkdir(parents=True, exist_ok=True)
     with _whole(out) as part: grid(frames[-1].x, columns, scale=2).save(part)
     if a.animation: save_animation([f.x for f in frames], out.with_suffix('.gif'), columns)
     return out
+
+
+# %% ../nbs/16_cli.ipynb #ace47572
+def export_command(argv: list[str] | None=None # the words after the command; those of this process if none
+                  ):
+    "`diffusion-export`"
+    p = argparse.ArgumentParser(prog='diffusion-export', formatter_class=argparse.RawDescriptionHelpFormatter, description='Hand a trained model to other tools, or to other people.',
+                                epilog='examples:\n  diffusion-export runs/quickstart --to folder digits --half\n  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n  diffusion-export mnist-mini --to onnx digits.onnx')
+    p.add_argument('model', help=MODEL)
+    p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'], help='a folder of our own, a pipeline for diffusers, or one ONNX file')
+    p.add_argument('out', type=Path, help='the folder or file to write')
+    p.add_argument('--label', metavar='CLASS', help='for diffusers: the class that the pipeline shall draw (default: any)')
+    p.add_argument('--half', action='store_true', help='for a folder: numbers of 16 bits, half the size')
+    p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
+    args = p.parse_args(argv)
+    for option, kind in (('label', 'diffusers'), ('half', 'folder')):
+        if getattr(args, option) and args.to != kind: p.error(f'--{option} goes with --to {kind}, not with --to {args.to}')
+    with _plainly('stopped; nothing was written'): print(_export(args))
+
+def _export(a) -> Path:
+    found = find(a.model)
+    (denoiser, schedule), about = found.load(ema=not a.raw), dict(ema=not a.raw) | found.about
+    if a.to == 'folder': return save(denoiser, schedule, a.out, about, dtype=torch.float16 if a.half else None)
+    if a.to == 'onnx': return export_onnx(denoiser, a.out, _shape(a.model, about), schedule=schedule)
+    _shape(a.model, about)
+    return export_diffusers(denoiser, schedule, a.out, about, y=None if a.label is None else _class(a.label, about.get('classes', []), '--label'))
+
+
+# %% ../nbs/16_cli.ipynb #0df16be2
+def edit_command(argv: list[str] | None=None # the words after the command; those of this process if none
+                ):
+    "`diffusion-edit`"
+    p = argparse.ArgumentParser(prog='diffusion-edit', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw a part of a picture anew, or all of it in part.',
+                                epilog='examples:\n  diffusion-edit mnist-mini seven.png --strength 0.8 --class 9\n  diffusion-edit mnist-mini seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
+    p.add_argument('model', help=MODEL)
+    p.add_argument('picture', type=Path, help="an image file; of another size than the model's, it is cropped in the centre and resized")
+    p.add_argument('--mask', type=Path, help='an image file: what is white is drawn anew, what is black is kept')
+    p.add_argument('--strength', type=float, help='how far to noise the picture, above 0 and at most 1 (default: 1 with a mask, else 0.7)')
+    p.add_argument('--repeats', type=int, default=1, help='walk each stretch of 5 steps so many times, which makes the parts of an inpainted picture fit better (default 1)')
+    p.add_argument('--n', type=int, default=8, help='how many versions (default 8)')
+    p.add_argument('--label', '--class', metavar='CLASS', help='the class to draw (default: any)')
+    p.add_argument('--steps', type=int, help="steps of a walk all the way (default: the model's)")
+    p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
+    p.add_argument('--guidance', type=float, help="0 draws the class as learned; more is more typical and less varied (default: the model's)")
+    p.add_argument('--seed', type=int, default=0, help='version i depends on the seed and on i alone (default 0)')
+    p.add_argument('--out', type=Path, help='the PNG to write (default: <picture>_edited.png beside the picture)')
+    p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
+    args = p.parse_args(argv)
+    with _plainly('stopped; nothing was written'): print(_edit(args))
+
+def _pixels(file: Path, shape: tuple, option: str) -> Tensor:
+    "An image file as bytes (1,C,H,W)"
+    if isinstance(got := _read(file, shape[:0:-1], 'L' if shape[0] == 1 else 'RGB'), str): raise ConfigError(f'{option}: {file} cannot be read ({got}); give an image file')
+    return torch.tensor(got)[None]
+
+def _edit(a) -> Path:
+    out, device, found = a.out or a.picture.with_name(f'{a.picture.stem}_edited.png'), _device(a.device), find(a.model)
+    if a.n < 1: raise ConfigError(f'--n: {a.n} is not allowed; allowed: whole number >= 1')
+    if out.suffix != '.png' or out == a.picture: raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png, and not the picture itself')
+    _check_writable(out.parent, '--out')
+    (denoiser, schedule), shape = found.load(), _shape(a.model, found.about)
+    sampling = _sampling(a, found.about, schedule)
+    strength = a.strength if a.strength is not None else 1. if a.mask else 0.7
+    if not 0 < strength <= 1: raise ConfigError(f'--strength: {strength} is not allowed; allowed: number > 0 and <= 1')
+    y = None if a.label is None else torch.full((a.n,), _class(a.label, found.about.get('classes', []), '--label'))
+    picture = to_float(_pixels(a.picture, shape, 'picture')).to(device)
+    denoiser = _asked(denoiser.to(device), y, sampling)
+    if a.mask: denoiser = inpaint(denoiser, picture, (_pixels(a.mask, (1, *shape[1:]), '--mask') < 128).to(device))
+    start = max(1, round(strength * schedule.T))
+    times = [start, *(t for t in schedule.times(sampling.steps) if t < start)]
+    x_T = q_sample(picture.expand(a.n, *shape), schedule.at(start, torch.empty(a.n, *shape)), Noise(a.seed, a.n).draw(shape).to(device))
+    x = sample(denoiser, schedule, x_T.shape, step=_step(sampling), times=resampled(times, 5, a.repeats), x_T=x_T, seed=a.seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(out) as part: grid(torch.cat([picture, x]), min(a.n + 1, 9), scale=2).save(part)
+    return out
+

@@ -90,7 +90,8 @@ class TrainingConfig(_Section):
 class SamplingConfig(_Section):
     "How to draw"
     steps: _Positive = Field(100, description='of the reverse process, at most schedule.T')
-    variance: Literal['fixed_small', 'fixed_large'] = Field('fixed_small', description='of a reverse step')
+    solver: Literal['ancestral', 'ddim', 'dpm++', 'dpm++sde', 'heun'] = Field('ancestral', description='how a step is made; dpm++ wants about 20 steps, heun asks the network twice in each')
+    variance: Literal['fixed_small', 'fixed_large'] = Field('fixed_small', description='of an ancestral step')
     guidance: Annotated[float, Field(ge=-1), BeforeValidator(_number)] = Field(0.5, description='of labels, if any; 0 is as learned, more is more typical and less varied')
     clip: bool = Field(True, description='keep the predicted image in [-1, 1]')
     batch_size: _Positive = Field(100, description='images at once; they do not depend on it')

@@ -47,6 +47,11 @@ def _factors(variance, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
     (of_x0, std), (of_xt, _) = variance(one, zero, t, s), variance(zero, one, t, s)
     return of_x0, of_xt, std.expand_as(one)
 
+def _renoising(s: Level, t: Level) -> tuple[Tensor, Tensor]:
+    "What a jump up from s takes of x_s, and its std (eq-step)"
+    scale, var = _transition(t, s)
+    return scale, var.sqrt()
+
 class _Walk:
     "The levels of a trajectory, `levels`, and the factors of all its steps"
     def __init__(self, schedule: Schedule, times: list[int], x: Tensor):
@@ -55,11 +60,11 @@ class _Walk:
         self.made = {}
 
     def factors(self, f, t: Level, s: Level, like: Tensor):
-        "f(t, s) of the step from t to s, which is asked for all steps at once; nothing where the walk has no such step"
+        "f(t, s) of the step from t to s, made at once for all steps that go the same way, down or up; nothing where the walk has no such step"
         if f not in self.made:
-            ts, ss = (Level(*(c[part] for c in self.rows)) for part in (slice(-1), slice(1, None)))
-            rows = zip(*(c.to(like).unbind() for c in f(ts, ss)))
-            self.made[f] = {(id(a), id(b)): row for a, b, row in zip(self.levels, self.levels[1:], rows)}
+            here = ((self.rows.t[1:] > self.rows.t[:-1]) == (s.t[0] > t.t[0])).nonzero()[:, 0]
+            rows = zip(*(c.to(like).unbind() for c in f(*(Level(*(c[i] for c in self.rows)) for i in (here, here + 1)))))
+            self.made[f] = {(id(self.levels[i]), id(self.levels[i + 1])): row for i, row in zip(here.tolist(), rows)}
         return self.made[f].get((id(t), id(s)))
 
 def _along(memory: dict, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...]:
@@ -108,25 +113,30 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                shape: tuple,                 # of the batch (B,...)
                *,
                step: Step=ancestral(),
-               times: list[int] | None=None, # T, ..., 0, falling; every step if none
+               times: list[int] | None=None, # T, ..., 0; every step if none. Where they go up, noise is added
                x_T: Tensor | None=None,      # where to start (B,...); noise if none
                y: Tensor | None=None,        # labels (B,)
                seed: int | None=None,        # image i depends on (seed, i) alone; fresh noise if none
                first: int=0                  # number of the first image: a large set can be drawn in parts
-              ) -> Iterator[Frame]:          # one frame a step, then the result at t = 0
+              ) -> Iterator[Frame]:          # one frame for each call of the denoiser, then the result at t = 0
     "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
     times = schedule.times(schedule.T) if times is None else [index(t) for t in times]
     _check(times, schedule, shape, x_T, y)
-    noise = Noise(seed, shape[0], first).draws(shape[1:], len(times))
-    x = next(noise)  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
+    times, noise = _visits(step, times), Noise(seed, shape[0], first)
+    x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
     walk, asking = _Walk(schedule, times, x), _evaluating(list(denoiser.modules()))
-    memory = dict(walk=walk)
-    for now, t, s, z in zip(times, walk.levels, walk.levels[1:], noise):
+    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1)
+    for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
+        if then > now:  # back up: eq-step
+            scale, std = _along(memory, _renoising, t, s, x)
+            x = scale * x + std * next(noise).to(x)
+            continue
         with asking: prediction = denoiser(x, t, y)
         yield Frame(now, x, prediction.x0)
-        x = step(x, prediction, t, s, memory).sample(z.to(x))
+        p = step(x, prediction, t, s, memory)
+        x = p.mean if _surely_zero(p.std) else p.sample(next(noise).to(x))
     yield Frame(0, x, x)
 
 # %% ../nbs/07_sampling.ipynb #e4dfab8f
@@ -135,12 +145,25 @@ def _home(module):
     p = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return dict(device=p.device, dtype=p.dtype)
 
+def _visits(step, times):
+    "The times at which `step` wants the denoiser asked: those of the walk, unless it says otherwise (chapter 10's `heun` asks twice)"
+    return getattr(step, 'visits', list)(times)
+
+def _frames(step, times):
+    "How many frames a walk has"
+    times = _visits(step, [index(t) for t in times])
+    return 1 + sum(s <= t for t, s in zip(times, times[1:]))
+
+def _surely_zero(std):
+    "Is this std a plain 0, as of a step that draws nothing? One that may live on a GPU, or differ between images, is not waited for"
+    return not (isinstance(std, Tensor) and (std.ndim or not std.is_cpu)) and not std
+
 # %% ../nbs/07_sampling.ipynb #6b2e41f4
 def _check(times, schedule, shape, x_T, y):
     "Refuse a walk that cannot be walked"
     if len(times) < 2 or times[-1] != 0: raise ValueError(f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; Schedule.times(n) makes such a list')
     for t, s in zip(times, times[1:]):
-        if s >= t: raise ValueError(f'times must fall, but {t} is followed by {s}')
+        if s == t: raise ValueError(f'times must change, but {t} is followed by {s}')
     if len(shape) < 1 or shape[0] < 1: raise ValueError(f'shape = {tuple(shape)} holds no image; the first number is how many to draw')
     if x_T is None and times[0] != schedule.T: raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: give x_T, or start at {schedule.T}')
     if x_T is not None and tuple(x_T.shape) != tuple(shape): raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {tuple(shape)}')
@@ -153,7 +176,7 @@ def sample(denoiser: nn.Module,
            shape: tuple,                 # of the batch (B,C,H,W)
            *,
            step: Step=ancestral(),
-           times: list[int] | None=None, # T, ..., 0, falling; every step if none
+           times: list[int] | None=None, # T, ..., 0; every step if none. Where they go up, noise is added
            x_T: Tensor | None=None,      # where to start (B,...); noise if none
            y: Tensor | None=None,        # labels (B,)
            seed: int | None=None,        # image i depends on (seed, i) alone; fresh noise if none
@@ -162,5 +185,6 @@ def sample(denoiser: nn.Module,
           ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
     frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
-    for frame in tqdm(frames, total=schedule.T + 1 if times is None else len(times), desc='sampling', unit='frame', disable=not progress): pass
+    if progress: frames = tqdm(frames, total=_frames(step, schedule.times(schedule.T) if times is None else times), desc='sampling', unit='frame')
+    for frame in frames: pass
     return frame.x

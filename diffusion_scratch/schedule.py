@@ -4,12 +4,14 @@
 
 # %% ../nbs/01_schedule.ipynb #9bdc9f1b
 from __future__ import annotations
-from typing import NamedTuple
+from typing import Callable, NamedTuple
+import numpy as np
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Level', 'Schedule', 'linear_betas', 'cosine_betas', 'sigmoid_betas', 'zero_terminal_snr']
+__all__ = ['Level', 'trailing', 'leading', 'linspace', 'log_snr', 'Schedule', 'linear_betas', 'cosine_betas', 'sigmoid_betas',
+           'zero_terminal_snr']
 
 # %% ../nbs/01_schedule.ipynb #1312d627
 class Level(NamedTuple):
@@ -28,6 +30,29 @@ class Level(NamedTuple):
 
     @property
     def log_snr(self) -> Tensor: return self.snr.log()
+
+# %% ../nbs/01_schedule.ipynb #c96e815e
+def trailing(schedule: Schedule, n: int) -> Tensor:
+    "From T in even strides that would arrive at 0 (eq-spacing)"
+    return torch.linspace(schedule.T, 0, n + 1, dtype=torch.float64)[:-1]
+
+def leading(schedule: Schedule, n: int) -> Tensor:
+    "From 1 upwards in equal strides of whole steps, so that the walk seldom starts at T (eq-spacing)"
+    return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (schedule.T // n) + 1
+
+def linspace(schedule: Schedule, n: int) -> Tensor:
+    "From T to 1, evenly (eq-spacing)"
+    return torch.linspace(schedule.T - 1, 0, n, dtype=torch.float64).round() + 1
+
+def log_snr(schedule: Schedule, n: int) -> Tensor:
+    "From T to 1, evenly in the log of the signal-to-noise ratio, as far as whole timesteps allow (eq-spacing)"
+    t = torch.arange(1, schedule.T + 1, dtype=torch.float64)
+    lam = 2 * (schedule.signal / schedule.noise)[1:].log()
+    if lam[-1].isinf(): lam[-1] = lam[-2:][0]        # zero terminal SNR: T is reached in one more stride
+    times = np.interp(torch.linspace(lam[-1], lam[0], n, dtype=torch.float64), lam.flip(0), t.flip(0)).round()
+    rank = torch.arange(n)
+    shifted = (torch.from_numpy(times) + rank).clamp(max=schedule.T).flip(0).cummax(0)[0].flip(0)  # falling times: where two would meet, the earlier makes room
+    return torch.cat([t[-1:], (shifted - rank)[1:]])
 
 # %% ../nbs/01_schedule.ipynb #d7e51a8a
 class Schedule:
@@ -69,11 +94,16 @@ class Schedule:
         return Level(t, self.signal[t].view(shape), self.noise[t].view(shape))
 
     def times(self,
-              n: int  # number of steps, 1..T
+              n: int,  # number of steps, 1..T
+              spacing: Callable[[Schedule, int], Tensor]=trailing  # or `leading`, `linspace`, `log_snr`: schedule, n -> n falling timesteps, rounded here
              ) -> list[int]:
-        "Timesteps for a walk of `n` steps from T down to 0: n + 1 numbers, evenly spaced"
+        "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
         if not 1 <= n <= self.T: raise ValueError(f'n = {n} steps are outside 1..{self.T}')
-        return torch.linspace(self.T, 0, n + 1, dtype=torch.float64).round().long().tolist()
+        if not callable(spacing): raise ValueError(f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, linspace or log_snr, or a function (schedule, n) -> n timesteps')
+        times = [*torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long().tolist(), 0]
+        if len(times) != n + 1 or times[0] > self.T or any(s >= t for t, s in zip(times, times[1:])):
+            raise ValueError(f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {self.T}..1')
+        return times
 
     def __repr__(self):
         return f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, alpha_bar_T={self.alpha_bar[-1]:.3g})'

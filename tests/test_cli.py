@@ -18,13 +18,15 @@ from safetensors.torch import load_file
 
 from diffusion_scratch import cli
 from diffusion_scratch import config as config_module
-from diffusion_scratch.cli import as_text, draw, sample_command, save_animation, save_loss_curve, train, train_command
+from diffusion_scratch.cli import as_text, draw, edit_command, export_command, sample_command, save_animation, save_loss_curve, train, train_command
 from diffusion_scratch.config import Config, ConfigError, SamplingConfig, dump_config, load_config, parse_config
 from diffusion_scratch.data import ImageSet, grid
 from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
+from diffusion_scratch.pretrained import load
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
+from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from diffusion_scratch.training import Metrics, TrainState, checkpoints, fit, load_checkpoint, save_checkpoint
 from diffusion_scratch.unet import UNet
 
@@ -133,7 +135,7 @@ def test_a_row_for_each_class(monkeypatch):
     state.denoiser.register_parameter('home', torch.nn.Parameter(torch.zeros(1)))
     seen = []
     monkeypatch.setattr(cli, '_judge', lambda images, data: seen.append(images) or {})
-    run.open({})
+    run.open(dict(date='2026-11-25'))
     cli._finish(cli._Run(tiny('run', 6, 'parameterization=x0', 'sampling.guidance=0', 'judge=7')), state, schedule, data, False)
     pixels = np.asarray(Image.open('run/samples.png').convert('L'))
     top, bottom = pixels[2:18], pixels[20:36]
@@ -215,7 +217,7 @@ def test_a_folder_with_another_run():
 
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run that was killed before its first checkpoint does not stand in the way"
-    first = cli._Run(tiny('run')); first.open({}); first.close()
+    first = cli._Run(tiny('run')); first.open(dict(date='2026-11-25')); first.close()
     Path('run/metrics.csv').write_text('step,epoch,loss,lr,grad_norm,images_per_second\n1,0,0.5,1,1,1\n2,0,0.')  # killed while writing
     Path('run/previews/step_000001.png').write_bytes(b'')
     train(tiny('run', 3, 'training.lr=0.001'), progress=False)
@@ -308,7 +310,7 @@ def test_help_teaches(capsys):
     assert e.value.code == 0 and dump_config(Config()) in said and 'diffusion-train configs/quickstart.yaml' in said
     with pytest.raises(SystemExit): sample_command(['--help'])
     said = capsys.readouterr().out
-    for option in ('--n', '--labels', '--steps', '--guidance', '--seed', '--out', '--animation', '--raw', '--device', 'example: '): assert option in said
+    for option in ('--n', '--labels', '--steps', '--guidance', '--seed', '--out', '--animation', '--raw', '--device', 'examples:', 'google/ddpm-ema-celebahq-256'): assert option in said
 
 
 # ---------------------------------------------------------------- draw and sample
@@ -347,6 +349,14 @@ def test_draw_keeps_no_more_than_it_was_asked(model, moments):
     assert len(frames) == min(moments, 6) and frames[-1].t == 0 and (moments == 1 or frames[0].t == 50)
 
 
+@pytest.mark.parametrize('solver, step', [('ancestral', ancestral()), ('ddim', ddim()), ('dpm++', dpm_solver_pp()), ('dpm++sde', dpm_solver_pp(eta=1.)), ('heun', heun())])
+def test_draw_by_every_solver(model, solver, step):
+    denoiser, schedule = model
+    frames = draw(denoiser, schedule, (1, 8, 8), 3, None, SamplingConfig(steps=5, solver=solver), seed=1, moments=6, progress=False)
+    assert [f.t for f in frames] == [50, 40, 30, 20, 10, 0]
+    assert torch.equal(frames[-1].x, sample(clipped(denoiser), schedule, (3, 1, 8, 8), step=step, times=schedule.times(5), seed=1, progress=False))
+
+
 @pytest.fixture
 def run():
     train(tiny('run', 2), progress=False)
@@ -359,18 +369,18 @@ def test_sample_command(run, capsys):
     denoiser, schedule = load_checkpoint('run')
     expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.arange(6) % 2, SamplingConfig(steps=3), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('run/samples_seed9.png')), np.asarray(grid(expected, 2, scale=2)))
-    sample_command(f'{checkpoints(run)[0]} --n 6 --seed 9 --labels bright --guidance 4 --steps 2 --raw --out a.png'.split())
+    sample_command(f'{checkpoints(run)[0]} --n 6 --seed 9 --class bright --guidance 4 --steps 2 --solver ddim --raw --out a.png'.split())
     denoiser, schedule = load_checkpoint('run', ema=False)
-    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, guidance=4.), seed=9, progress=False)[-1].x
+    expected = draw(denoiser, schedule, (1, 8, 8), 6, torch.ones(6, dtype=torch.long), SamplingConfig(steps=2, solver='ddim', guidance=4.), seed=9, progress=False)[-1].x
     assert np.array_equal(np.asarray(Image.open('a.png')), np.asarray(grid(expected, 3, scale=2)))
 
 
 @pytest.mark.parametrize('words, message', [
-    ('nowhere', 'nowhere does not exist; give a run folder or a .safetensors checkpoint'), ('empty', 'empty/checkpoint.safetensors does not exist'), ('text.safetensors', 'text.safetensors is not a whole checkpoint'),
+    ('nowhere', 'nowhere is no path here and no name that is known'), ('empty', 'empty holds no model; allowed: a run of diffusion-train'), ('text.safetensors', 'text.safetensors is not a whole checkpoint'),
     ('foreign.safetensors', 'foreign.safetensors does not say how large its images are'), ('run --n 0', '--n: 0 is not allowed; allowed: whole number >= 1'),
     ('run --labels dark grey', '--labels: grey is not allowed; allowed: dark, bright'), ('run --steps 0', 'steps: 0 is not allowed; allowed: whole number >= 1'),
     ('run --steps 1001', '--steps: 1001 is not allowed; allowed: whole number >= 1 and <= 1000'), ('run --guidance -3', 'guidance: -3.0 is not allowed; allowed: number >= -1'),
-    ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
+    ('run --solver dpm', "solver: 'dpm' is not allowed; allowed: ancestral, ddim, dpm++, dpm++sde, heun. Did you mean dpm++?"), ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
     ('run --out text.safetensors/a.png', '--out: text.safetensors cannot be written (Not a directory)'), ('run --seed -1', 'seed = -1 is outside')])
 def test_sample_command_refuses(run, words, message, capsys):
     Path('empty').mkdir(); Path('text.safetensors').write_text('hello' * 100)
@@ -378,6 +388,113 @@ def test_sample_command_refuses(run, words, message, capsys):
     save_checkpoint('foreign.safetensors', state, Schedule(cosine_betas(10)))
     before = files()
     assert message in fails(sample_command, words.split(), capsys)
+    assert files() == before
+
+
+def test_a_labelled_model_without_guidance_and_one_without_labels(run, capsys):
+    train(tiny('plain', 2, 'network.labels=false'), progress=False); capsys.readouterr()
+    assert '--guidance: 2.0 is not allowed; allowed: 0, for this model learned no classes' in fails(sample_command, 'plain --guidance 2'.split(), capsys)
+    sample_command('plain --n 2'.split())
+    assert Image.open('plain/samples_seed0.png').size == (2 * 19, 2 * 10)
+
+
+# ---------------------------------------------------------------- export
+
+def test_exported_folder_draws_the_same_images(run, capsys):
+    export_command('run --to folder kept'.split())
+    assert capsys.readouterr().out == 'kept\n'
+    sample_command('run --n 4 --out a.png'.split()); sample_command('kept --n 4 --out b.png'.split())
+    assert np.array_equal(np.asarray(Image.open('a.png')), np.asarray(Image.open('b.png')))
+    export_command('run --raw --to folder kept'.split())       # a model of ours is replaced
+    raw, kept = load_checkpoint('run', ema=False)[0].net.state_dict(), load('kept')[0].net.state_dict()
+    assert same(raw, kept)
+    export_command('kept --half --to folder half'.split())
+    assert load_file('half/model.safetensors')['stem.weight'].dtype == torch.float16
+
+
+@pytest.mark.parametrize('label, index', [(None, -1), ('bright', 1)])
+def test_exported_pipeline_is_the_network_at_that_label(run, label, index):
+    diffusers = pytest.importorskip('diffusers')
+    export_command(['run', '--to', 'diffusers', 'pipe', *(['--label', label] if label else [])])
+    net, pipe = load_checkpoint('run')[0].net, diffusers.DDPMPipeline.from_pretrained('pipe')
+    x, t = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 700])
+    with torch.no_grad(): ours, theirs = net(x, t, torch.full((2,), index)), pipe.unet(x, t - 1).sample
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-6)  # float32, sums in another order
+    assert pipe.scheduler.config.prediction_type == 'epsilon' and pipe.scheduler.config.clip_sample
+
+
+def test_exported_onnx_is_the_network(run):
+    onnxruntime = pytest.importorskip('onnxruntime'); pytest.importorskip('onnxscript')
+    export_command('run --to onnx net.onnx'.split())
+    net, session = load_checkpoint('run')[0].net, onnxruntime.InferenceSession('net.onnx')
+    x, t, y = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 30, 1000]), torch.tensor([0, 1, -1])
+    with torch.no_grad(): ours = net(x, t, y)
+    [theirs] = session.run(None, dict(x=x.numpy(), t=t.numpy(), y=y.numpy()))
+    torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('words, message', [
+    ('nowhere --to folder a', 'nowhere is no path here and no name that is known'), ('run --to folder b', 'b is there already'),
+    ('run --to onnx a', 'a is not allowed; allowed: a file that ends in .onnx'), ('run --to diffusers a --label grey', '--label: grey is not allowed; allowed: dark, bright'),
+    ('run --to onnx a.onnx --label dark', '--label goes with --to diffusers, not with --to onnx'), ('run --to diffusers a --half', '--half goes with --to folder, not with --to diffusers'),
+    ('run --to folder run/metrics.csv/a', 'cannot write run/metrics.csv/a'), ('run --to tensorflow a', "invalid choice: 'tensorflow'")])
+def test_export_command_refuses(run, words, message, capsys):
+    Path('b').mkdir(); Path('b/notes.txt').write_text('mine')
+    before = files()
+    assert message in fails(export_command, words.split(), capsys)
+    assert files() == before
+
+
+# ---------------------------------------------------------------- edit
+
+@pytest.fixture
+def picture():
+    "8 x 8 bytes, and a mask whose white half is to be drawn anew"
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save('picture.png')
+    mask = np.zeros((8, 8), np.uint8); mask[4:] = 255
+    Image.fromarray(mask).save('mask.png')
+    return pixels
+
+
+def cells(file, n):
+    "The pictures in a row of a grid, one pixel for each of theirs"
+    a = np.asarray(Image.open(file).convert('L'))[::2, ::2]
+    return [a[1:9, 1 + 9 * i:9 + 9 * i] for i in range(n)]
+
+
+@pytest.mark.parametrize('more', ['', '--solver dpm++ --class dark --guidance 1', '--solver ddim --repeats 3', '--solver heun --strength 0.4', '--repeats 2'])
+def test_what_the_mask_keeps_is_kept_to_the_last_bit(run, picture, more):
+    edit_command(f'run picture.png --mask mask.png --n 3 --seed 1 {more}'.split())
+    original, *drawn = cells('picture_edited.png', 4)
+    assert np.array_equal(original, picture) and len(drawn) == 3
+    for d in drawn: assert np.array_equal(d[:4], picture[:4]) and not np.array_equal(d[4:], picture[4:])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_a_little_strength_changes_little(run, picture):
+    change = {}
+    for strength in ('0.001', '0.3', '1'):
+        edit_command(f'run picture.png --n 2 --strength {strength} --out s.png --steps 50'.split())
+        original, *drawn = cells('s.png', 3)
+        change[strength] = np.abs(np.stack(drawn).astype(float) - original).mean()
+    assert change['0.001'] < 4 < change['0.3'] < change['1']  # t = 1 of 1,000 adds a std of 0.6 % of the range, and one step takes most of it off
+
+
+def test_versions_depend_on_the_seed_and_their_number(run, picture):
+    edit_command('run picture.png --n 2 --seed 5 --out a.png'.split()); edit_command('run picture.png --n 4 --seed 5 --out b.png'.split())
+    for a, b in zip(cells('a.png', 3), cells('b.png', 3)): assert np.abs(a.astype(int) - b).max() <= 1  # sums in another order
+
+
+@pytest.mark.parametrize('words, message', [
+    ('nowhere picture.png', 'nowhere is no path here and no name that is known'), ('run gone.png', 'picture: gone.png cannot be read (No such file or directory); give an image file'),
+    ('run picture.png --mask text.txt', '--mask: text.txt cannot be read (it is in no format that Pillow knows)'), ('run picture.png --strength 0', '--strength: 0.0 is not allowed; allowed: number > 0 and <= 1'),
+    ('run picture.png --strength nan', '--strength: nan is not allowed'), ('run picture.png --repeats 0', 'repeats = 0 must'), ('run picture.png --n 0', '--n: 0 is not allowed'),
+    ('run picture.png --class grey', '--label: grey is not allowed; allowed: dark, bright'), ('run picture.png --out picture.png', 'and not the picture itself'), ('run picture.png --solver euler', "solver: 'euler' is not allowed")])
+def test_edit_command_refuses(run, picture, words, message, capsys):
+    Path('text.txt').write_text('no image')
+    before = files()
+    assert message in fails(edit_command, words.split(), capsys)
     assert files() == before
 
 

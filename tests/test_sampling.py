@@ -144,6 +144,30 @@ def test_a_step_may_be_asked_for_levels_that_are_not_on_the_walk():
     assert torch.equal(x, draw(ORACLE, step=base, times=[10, 7, 3, 0], seed=2)) and len(steps) == 9
     for ours, alone in steps: assert torch.equal(ours.mean, alone.mean) and torch.equal(ours.std.expand_as(x), alone.std.expand_as(x))
 
+@pytest.mark.parametrize('std', [torch.zeros(()), torch.zeros((), dtype=torch.float64), 0., 0], ids=repr)
+def test_a_plain_zero_draws_no_noise_and_nothing_else_skips_it(std):
+    "One std for all images that is 0 is known without a look at them; any other gets its noise, step by step, in the order of `Noise`"
+    drawn = []
+    class Recorder(Gaussian):
+        def sample(self, eps): drawn.append(eps); return super().sample(eps)
+    kinds = [std, torch.zeros(4, 1), std, torch.tensor(0.5), torch.full((4, 1), 0.2), std]
+    def step(x_t, prediction, t, s, memory):
+        memory['i'] = memory.get('i', -1) + 1
+        return Recorder(prediction.x0, kinds[memory['i']])
+    x = draw(ORACLE, step=step, times=[10, 8, 6, 4, 3, 1, 0], seed=6)
+    noise = Noise(6, 4)
+    noise.draw((3,))                                           # x_T
+    assert len(drawn) == 3 and all(torch.equal(z, noise.draw((3,))) for z in drawn) and x.isfinite().all()
+
+def test_a_step_may_ask_for_its_own_visits():
+    "`visits` lists the times in the order that a step wants them; the walk that the caller gives is checked, and the frames follow the visits"
+    seen = []
+    def step(x_t, prediction, t, s, memory): seen.append((int(t.t[0]), int(s.t[0]))); return Gaussian(prediction.x0, 0.)
+    step.visits = lambda times: [t for t in times[:-1] for _ in range(2)] + [0]
+    assert [f.t for f in trajectory(ORACLE, SHORT, (4, 3), step=step, times=[10, 4, 0], seed=0)] == [10, 10, 4, 4, 0]
+    assert seen == [(10, 10), (10, 4), (4, 4), (4, 0)]
+    with pytest.raises(ValueError, match='4 is followed by 4'): draw(ORACLE, step=step, times=[10, 4, 4, 0])
+
 def test_memory_is_one_dictionary_per_trajectory():
     seen = []
     def counting(x_t, prediction, t, s, memory):
@@ -269,7 +293,7 @@ def test_clipped_stays_in_range():
 # ------------------------------------------------------------ what is refused
 @pytest.mark.parametrize('kw, error, match', [
     (dict(times=[10, 5]), ValueError, r'down to 0, not end with \[10, 5\]'), (dict(times=[10]), ValueError, 'down to 0'), (dict(times=[]), ValueError, 'down to 0'), (dict(times=[0]), ValueError, 'down to 0'),
-    (dict(times=[10, 3, 5, 0]), ValueError, '3 is followed by 5'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
+    (dict(times=[10, -1, 3, 0]), ValueError, r't = -1 is outside 1\.\.10'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
     (dict(times=[8, 4, 0]), ValueError, 'times start at 8, but the noise is that of T = 10'), (dict(times=[11, 4, 0]), ValueError, 'times start at 11'),
     (dict(times=[11, 4, 0], x_T=torch.zeros(4, 3)), ValueError, r't = 11 is outside 1\.\.10'),
     (dict(x_T=torch.zeros(4, 2)), ValueError, r'x_T has shape \(4, 2\) but shape = \(4, 3\)'), (dict(x_T=torch.zeros(4, 3, dtype=torch.long)), TypeError, 'x_T must be float, not torch.int64'),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from diffusion_scratch.schedule import Level, Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr
+from diffusion_scratch.schedule import Level, Schedule, cosine_betas, leading, linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr
 
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
 images = torch.zeros(4, 3, 5, 7)
@@ -145,6 +145,67 @@ def test_times_always_fall_from_T_to_0_without_standing_still():
 @pytest.mark.parametrize('n', [0, -3, 11])
 def test_times_refuses_too_few_and_too_many(n):
     with pytest.raises(ValueError, match=rf'n = {n} steps are outside 1\.\.10'): Schedule(linear_betas(10)).times(n)
+
+
+# ---------------------------------------------------------------- spacings
+
+SPACINGS = [trailing, leading, linspace, log_snr]
+FAMILIES = MAKERS + [lambda T: zero_terminal_snr(linear_betas(T)) if T > 1 else torch.tensor([1.])]
+
+@pytest.mark.parametrize('make', FAMILIES)
+@pytest.mark.parametrize('spacing', SPACINGS)
+def test_every_spacing_gives_a_walk_for_every_n(spacing, make):
+    "n different timesteps that fall, within 1..T, and 0; all but `leading` start at T, and linspace and log_snr end at 1"
+    for T in [*range(1, 31), 97, 200]:
+        schedule = Schedule(make(T))
+        for n in range(1, T + 1) if T < 31 else (1, 2, 3, T // 3, T - 1, T):
+            times = schedule.times(n, spacing)
+            assert len(times) == n + 1 and times[-1] == 0 and all(t > s for t, s in zip(times, times[1:])) and all(type(t) is int for t in times), (T, n)
+            assert times[0] == T or spacing is leading and times[0] == 1 + (n - 1) * (T // n), (T, n)
+            assert times[-2] == 1 or spacing is trailing or n == 1, (T, n)
+
+
+def test_the_formulas_of_the_spacings():  # eq-spacing
+    schedule = Schedule(linear_betas(1000))
+    for n in (2, 7, 10, 300):
+        i = np.arange(n)
+        truths = {trailing: np.round(1000 - i * 1000 / n), leading: 1 + (n - 1 - i) * (1000 // n), linspace: np.round(999 - i * 999 / (n - 1)) + 1}
+        for spacing, truth in truths.items(): assert schedule.times(n, spacing)[:-1] == truth.astype(int).tolist()
+    assert schedule.times(9) == schedule.times(9, trailing) == schedule.times(n=9, spacing=trailing)
+
+
+@pytest.mark.parametrize('make', MAKERS)
+def test_log_snr_spacing_is_even_in_log_snr(make):  # eq-spacing
+    "A whole timestep is the finest there is: no stop is further from its place than one of those is long"
+    schedule = Schedule(make(1000))
+    lam = schedule.at(torch.arange(1, 1001), torch.zeros(1000)).log_snr.numpy()
+    for n in (2, 5, 10):
+        stops, want = lam[np.array(schedule.times(n, log_snr)[:-1]) - 1], np.linspace(lam[-1], lam[0], n)
+        nearest = np.abs(lam[:, None] - want).min(0)
+        gap = np.array([np.abs(np.diff(lam))[max(0, np.abs(lam - w).argmin() - 2):np.abs(lam - w).argmin() + 2].max() for w in want])
+        assert (np.abs(stops - want) <= nearest + gap).all()
+    fine = torch.cat([torch.ones(1, dtype=torch.float64), torch.sigmoid(torch.linspace(9, -9, 1000, dtype=torch.float64))])
+    assert Schedule(1 - fine[1:] / fine[:-1]).times(10, log_snr) == Schedule(1 - fine[1:] / fine[:-1]).times(10, linspace)      # where log SNR falls on a line
+
+
+def test_a_spacing_of_ones_own():
+    schedule = Schedule(linear_betas(100))
+    assert schedule.times(3, lambda s, n: [s.T, 9.6, 1]) == [100, 10, 1, 0]
+    assert schedule.times(2, lambda s, n: torch.tensor([50, 3])) == [50, 3, 0]
+
+
+@pytest.mark.parametrize('spacing, match', [
+    ('leading', r"spacing = 'leading' is not a spacing: give schedule.trailing, leading, linspace or log_snr"), (None, 'spacing = None is not a spacing'),
+    (lambda s, n: [9, 5], r'the spacing gave \[9, 5\]; it must give 3 timesteps that fall within 10\.\.1'), (lambda s, n: [11, 5, 1], 'it must give 3 timesteps'),
+    (lambda s, n: [9, 9, 1], 'that fall'), (lambda s, n: [9, 1, 0], 'it must give 3'), (lambda s, n: [1, 5, 9], 'that fall')])
+def test_spacings_that_are_none(spacing, match):
+    with pytest.raises(ValueError, match=match): Schedule(linear_betas(10)).times(3, spacing)
+
+
+@pytest.mark.parametrize('spacing', SPACINGS)
+@pytest.mark.parametrize('n', [0, -3, 11])
+def test_no_spacing_makes_too_few_or_too_many(spacing, n):
+    with pytest.raises(ValueError, match=rf'n = {n} steps are outside 1\.\.10'): Schedule(linear_betas(10)).times(n, spacing)
 
 
 # ---------------------------------------------------------------- the makers
