@@ -53,7 +53,7 @@ def positions(rows: int,       # of patches
              ) -> Tensor:      # (rows * columns, width)
     "Where each patch stands, in waves: half of the numbers tell its row, half its column (eq-places)"
     down, right = (timestep_embedding(torch.arange(1, n + 1, device=device), width // 2) for n in (rows, columns))
-    return torch.cat([down.repeat_interleave(columns, 0), right.repeat(rows, 1)], 1)
+    return torch.cat([down[:, None].expand(-1, columns, -1), right.expand(rows, -1, -1)], -1).flatten(0, 1)
 
 # %% ../nbs/17_transformer.ipynb #2eefc993
 def ada_norm(x: Tensor,     # tokens (B,N,D)
@@ -111,9 +111,9 @@ class DiT(nn.Module):
                ) -> Tensor:            # (B,C,H,W)
         self._check(x, t, y)
         (H, W), p = x.shape[-2:], self.patch
-        tokens = patchify(F.pad(x, (0, -W % p, 0, -H % p), mode='replicate'), p)
-        rows, columns = -(-H // p), -(-W // p)
-        h, c = self.stem(tokens) + self._places(rows, columns, x), F.silu(self._embed(x, t, y))
+        x = F.pad(x, (0, -W % p, 0, -H % p), mode='replicate')
+        rows, columns = (n // p for n in x.shape[-2:])
+        h, c = self.stem(patchify(x, p)) + self._places(rows, columns, x), F.silu(self._embed(x, t, y))
         for block in self.blocks: h = block(h, c)
         h = self.head(ada_norm(h, *self.ada(c)[:, None].chunk(2, -1)))
         return unpatchify(h, p, rows, columns)[..., :H, :W]

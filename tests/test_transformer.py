@@ -18,6 +18,7 @@ from diffusion_scratch.data import grid, mnist_mini
 from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import v_weight
+from diffusion_scratch.pretrained import export_onnx, load, save
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.training import TrainState, fit, load_checkpoint, newest_checkpoint, resume, save_checkpoint, warmup_constant
@@ -269,6 +270,11 @@ def test_published_sizes(width, depth, heads, millions, billions):  # eq-dit-siz
     assert abs(size(net) / 1e6 / millions - 1) < 0.01
     assert abs(cost(net, 4, 32, 32) / 1e9 / billions - 1) < 0.001
 
+def test_it_knows_no_diffusion():
+    "Of the package it imports one other module, the UNet's"
+    source = (ROOT/'diffusion_scratch'/'transformer.py').read_text(encoding='utf-8')
+    assert re.findall(r'(?m)^\s*(?:from|import)\s+(?:diffusion_scratch|\.)(\S*)', source) == ['unet']
+
 def test_default_arguments_are_the_paper_s_small_network():
     with torch.device('meta'): assert DiT().config == dict(in_channels=3, patch=2, width=384, depth=12, heads=6, num_classes=0)
 
@@ -341,6 +347,17 @@ def test_trainer_checkpoint_and_sampler_take_it(tmp_path):
     draw = lambda d, s: sample(clipped(guided(d, torch.tensor([3, 8]), 1.)), s, (2, 1, 28, 28), times=s.times(5), seed=0, progress=False)
     images = draw(denoiser, loaded)
     assert torch.equal(images, draw(whole.ema, schedule)) and images.isfinite().all() and images.std() > 0.1
+    assert torch.equal(images, draw(*load(save(denoiser, loaded, tmp_path/'folder'))))                   # made again by its name, from its config
+
+def test_it_leaves_as_onnx(tmp_path):
+    "What another runtime computes from the exported file, at other batches and sizes, sides that must be padded too, is what torch computes"
+    onnxruntime = pytest.importorskip('onnxruntime')
+    net = make(num_classes=3)
+    session = onnxruntime.InferenceSession(export_onnx(Denoiser(net, V), tmp_path/'dit.onnx', (1, 12, 8)))
+    for B, H, W in ((2, 12, 8), (3, 16, 8), (1, 13, 9)):
+        x, t, y = randn(B, 1, H, W), torch.tensor([1, 50, 1000])[:B], torch.tensor([0, -1, 2])[:B]
+        [got] = session.run(None, dict(x=x.numpy(), t=t.numpy(), y=y.numpy()))
+        np.testing.assert_allclose(got, net(x, t, y).detach().numpy(), atol=1e-4)
 
 def test_the_book_s_config_makes_its_network():
     config = load_config(ROOT/'configs'/'mnist_dit.yaml')
