@@ -79,7 +79,8 @@ def peak_here(name, side, B, steps):
     rss = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('VmHWM')).split()[1]) / 1024
     with open('/proc/self/clear_refs', 'w') as c: c.write('5')  # the high-water mark starts from here
     before, step = rss(), trainer(net.train())
-    for _ in range(steps): step(net, f, *batch(NETWORKS[name], B))
+    inputs = batch(NETWORKS[name], B)
+    for _ in range(steps): step(net, f, *inputs)
     print(rss() - before)
 
 def main():
