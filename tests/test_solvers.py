@@ -416,7 +416,7 @@ def test_eta_outside_0_to_1(make, eta):
 
 @pytest.mark.parametrize('name', STEPS)
 @pytest.mark.parametrize('times, error, match', [([], ValueError, 'down to 0'), ([1000], ValueError, 'down to 0'), ([1000, 500], ValueError, r'down to 0, not end with \[1000, 500\]'), ([1000, 500, 500, 0], ValueError, '500 is followed by 500'),
-                                                 ([1000, 200, 500, 0], ValueError, '200 is followed by 500'), ([1001, 500, 0], ValueError, 'times start at 1001'), ([900, 0], ValueError, 'give x_T, or start at 1000'), ([1000, 0.5, 0], TypeError, 'float'), ([1000, -5, 0], ValueError, '-5 is followed by 0')])
+                                                 ([1000, 200, 1500, 0], ValueError, r't = 1500 is outside 1\.\.1000'), ([1001, 500, 0], ValueError, 'times start at 1001'), ([900, 0], ValueError, 'give x_T, or start at 1000'), ([1000, 0.5, 0], TypeError, 'float'), ([1000, -5, 0], ValueError, r't = -5 is outside 1\.\.1000')])
 def test_times_that_are_no_walk(name, times, error, match):
     with pytest.raises(error, match=match): draw(step=STEPS[name], times=times, seed=0)
 
