@@ -50,10 +50,12 @@ notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/python tools/run_nbs.py
 	$(BIN)/python tools/build_docs.py --readme
 
-bench: env  ## Measure the overheads and write the pages in benchmarks/
+bench: dev  ## Measure speed beside bare networks and diffusers, and write the pages in benchmarks/
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/solvers.py
 
 clean:  ## Remove what was built (not runs/, not the environment)
 	rm -rf _site _docs _proc nbs/nbdev.yml nbs/.last_checked

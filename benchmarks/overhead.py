@@ -119,6 +119,7 @@ two calls where labels guide, as in the quickstart, else one.
 A bare training step is forward, backward and the same fused Adam on a batch noised beforehand: no data, no noise, no clipping of the
 gradient, no moving average, no check for NaN. Both sides run in turn, a step of each at a time, in one process.
 A whole run, with records, loggers and checkpoints: [trainer.md](trainer.md). The images' share of a step: [loading.md](loading.md).
+The networks beside diffusers': [networks.md](networks.md). Every solver: [solvers.md](solvers.md).
 
 | what | with the library, ms | bare, ms | overhead of the medians | middle half of the pairs | target | met | pairs |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
