@@ -15,7 +15,7 @@ import diffusers, torch
 from diffusion_scratch.cli import _keep_memory
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.unet import UNet
-from overhead import cpu
+from overhead import collect, cpu, timed
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = {  # channels, multipliers, blocks, levels with attention, channels and size of the images, unshuffle of ours, batches, least ratio asked for
@@ -60,14 +60,9 @@ def trainer(net):
         optimizer.step(); optimizer.zero_grad()
     return step
 
-def timed(f, *args):
-    began = time.perf_counter(); f(*args)
-    return 1e3 * (time.perf_counter() - began)
-
-def pairs(works, both, inputs, seconds, warmup=2):
-    out, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end or len(out) < warmup + 5: out.append([timed(work, *side, *inputs) for work, side in zip(works, both)])
-    return out[warmup:]
+def pairs(works, both, inputs):
+    "Pairs (a call of ours, one of diffusers'), milliseconds"
+    while True: yield [timed(work, *side, *inputs)[1] for work, side in zip(works, both)]
 
 def peak(name, side, B, steps=5):
     "MB that a process of its own needs at most, beyond what it held before the first step"
@@ -99,7 +94,7 @@ def main():
             apart = f'{((x - y).norm() / y.norm()).item():.0e}' if shape[6] == 1 else 'other networks'
             memory = [peak(name, side, B) for side in (0, 1)]
             for what, works in (('forward', [forward, forward]), ('training step', [trainer(net.train()) for net, _ in both])):
-                ms = pairs(works, both, inputs, a.seconds)
+                ms = collect(pairs(works, both, inputs), a.seconds, warmup=2)
                 us, them = (median(s) for s in zip(*ms))
                 low, _, high = quantiles((t / u for u, t in ms), n=4)
                 met = 'yes' if them / us >= shape[8] else '**no**'

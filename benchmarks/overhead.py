@@ -85,6 +85,13 @@ def cpu():
     try: return next(l.split(':')[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def quickstart():
+    "The config of the quickstart, its data, its schedule and a fresh denoiser, in a process that keeps its memory as diffusion-train does on a CPU"
+    _keep_memory()
+    config = load_config(HERE.parent/'configs'/'quickstart.yaml')
+    data = make_data(config)
+    return config, data, make_schedule(config), make_denoiser(config, data).eval()
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's choice)")
@@ -92,10 +99,7 @@ def main():
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     began = time.perf_counter()
-    _keep_memory()                                     # as diffusion-train does on a CPU
-    config = load_config(HERE.parent/'configs'/'quickstart.yaml')
-    data, schedule = make_data(config), make_schedule(config)
-    denoiser = make_denoiser(config, data).eval()
+    config, data, schedule, denoiser = quickstart()
     params = sum(p.numel() for p in denoiser.parameters())
     batch, rows = config.training.batch_size, []
     def add(name, pairs, target):

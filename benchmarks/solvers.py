@@ -12,12 +12,10 @@ from statistics import median, quantiles
 import diffusers, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import nn
-from diffusion_scratch.cli import _keep_memory
-from diffusion_scratch.config import load_config, make_data, make_denoiser, make_schedule
 from diffusion_scratch.denoiser import Denoiser, V, clipped
-from diffusion_scratch.sampling import ancestral, sample, trajectory
+from diffusion_scratch.sampling import ancestral, sample, trajectory, _visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from overhead import collect, cpu, timed
+from overhead import collect, cpu, quickstart, row, timed
 
 HERE = Path(__file__).resolve().parent
 SOLVERS = {'ancestral()': (ancestral(), DDPMScheduler, {}), 'ddim()': (ddim(), DDIMScheduler, {}), 'ddim(1.)': (ddim(1.), DDIMScheduler, dict(eta=1.)),
@@ -29,14 +27,12 @@ class Echo(nn.Module):
     "A network that costs nothing"
     def forward(self, x, t, y=None): return x
 
-def visits(step, times): return getattr(step, 'visits', list)(times)
-
 def each_step(step, denoiser, schedule, shape, y, n):
     "Pairs (one moment of `trajectory`, the bare call of the network with the same inputs); the first of a walk makes its factors too"
     times = schedule.times(n)
     for seed in itertools.count():
         frames = trajectory(clipped(denoiser), schedule, shape, step=step, times=times, y=y, seed=seed)
-        for i in range(1, last := len(visits(step, times))):
+        for i in range(1, last := len(_visits(step, times))):
             frame, ours = timed(next, frames)
             t = torch.full((shape[0],), frame.t)
             with torch.no_grad(): _, bare = timed(denoiser.net, frame.x, t, y)
@@ -72,19 +68,12 @@ def against(solver, net, schedule, shape, y, n):
     ours, field = lambda: sample(denoiser, schedule, shape, step=step, times=times, y=y, progress=False, seed=0), theirs(make, options, net, schedule, shape, y, n)
     while True: yield timed(ours)[1] / n, timed(field)[1] / n
 
-def spread(values, form): return '{} .. {}'.format(*(form.format(q) for q in quantiles(values, n=4)[::2]))
-
-def beside(name, pairs, target):
-    "A row: what a call of the network costs inside and alone"
-    ours, bare = (median(p) for p in zip(*pairs))
-    over = 100 * (ours / bare - 1)
-    return f'| {name} | {ours:.2f} | {bare:.2f} | **{over:+.1f} %** | {spread([100 * (a / b - 1) for a, b in pairs], "{:+.0f}")} % | {target} % | {"yes" if over <= target else "**no**"} | {len(pairs):,} |'
-
 def faster(name, pairs, unit=1, target=None):
     "A row: ours, theirs and how many times as fast ours is"
     ours, field = (unit * median(p) for p in zip(*pairs))
+    low, _, high = quantiles((b / a for a, b in pairs), n=4)
     met = '' if target is None else f' {target} | {"yes" if field >= target * ours else "**no**"} |'
-    return f'| {name} | {ours:.2f} | {field:.2f} | **{field / ours:.2f}** | {spread([b / a for a, b in pairs], "{:.2f}")} |{met} {len(pairs):,} |'
+    return f'| {name} | {ours:.2f} | {field:.2f} | **{field / ours:.2f}** | {low:.2f} .. {high:.2f} |{met} {len(pairs):,} |'
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
@@ -96,18 +85,15 @@ def main():
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     began = time.perf_counter()
-    _keep_memory()                                     # as diffusion-train does on a CPU
-    config = load_config(HERE.parent/'configs'/'quickstart.yaml')
-    data, schedule = make_data(config), make_schedule(config)
-    denoiser = make_denoiser(config, data).eval()
+    _, data, schedule, denoiser = quickstart()
     params, tables = sum(q.numel() for q in denoiser.parameters()), {k: [] for k in ('step', 'whole', 'field', 'echo 1', 'echo 64')}
-    def add(table, row): tables[table].append(row); print(row, flush=True)
+    def add(table, line): tables[table].append(line); print(line, flush=True)
     for B in (1, 64):
         y, shape = torch.arange(B) % data.num_classes, (B, *data.shape)
         for name in a.solvers:
             step = SOLVERS[name][0]
-            add('step', beside(f'`{name}`, batch {B}', collect(each_step(step, denoiser, schedule, shape, y, a.steps), a.seconds), TARGET[B]))
-            if B == 1: add('whole', beside(f'`{name}`, batch 1', collect(whole(step, denoiser, schedule, shape, y, a.steps), a.seconds, warmup=2), TARGET[B]))
+            add('step', row(f'`{name}`, batch {B}', collect(each_step(step, denoiser, schedule, shape, y, a.steps), a.seconds), TARGET[B]))
+            if B == 1: add('whole', row(f'`{name}`, batch 1', collect(whole(step, denoiser, schedule, shape, y, a.steps), a.seconds, warmup=2), TARGET[B]))
             add('field', faster(f'`{name}`, batch {B}', collect(against(name, denoiser.net, schedule, shape, y, a.steps), a.seconds, warmup=1)))
             pairs = collect(against(name, Echo().eval(), schedule, shape, None, a.steps), a.seconds / 3, warmup=3)
             add(f'echo {B}', faster(f'`{name}`', pairs, 1e3, 3 if B == 1 else None))
