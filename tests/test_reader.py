@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binom
 from sklearn.model_selection import StratifiedKFold
 from diffusion_scratch.data import ImageSet, mnist_mini
-from diffusion_scratch.evaluation import Reader, Share
+from diffusion_scratch.reader import Reader, Share
 
 @pytest.fixture(scope='module')
 def digits():
