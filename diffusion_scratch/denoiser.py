@@ -35,12 +35,14 @@ class Prediction:
 def _x0(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
     "The image in x_t, given its noise: eq-eps-x0 (Ho et al. 2020, eq. 15)"
     if not level.signal.all(): raise ValueError(f'no signal is left at t = {int(level.t[level.signal.flatten() == 0][0])} (zero terminal SNR), so eps does not tell x0: predict V or X0')
-    return (x_t - level.noise.to(x_t) * eps) / level.signal.to(x_t)
+    _, signal, noise = level.to(x_t)
+    return (x_t - noise * eps) / signal
 
 # %% ../nbs/03_denoiser.ipynb #2a16c70d
 def _eps(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
     "The noise in x_t, given its image: eq-eps-x0"
-    return (x_t - level.signal.to(x_t) * x0) / level.noise.to(x_t)
+    _, signal, noise = level.to(x_t)
+    return (x_t - signal * x0) / noise
 
 # %% ../nbs/03_denoiser.ipynb #fc95495f
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Parameterization:
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
 def _turn(v: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Prediction:
     "The plane of v and x_t turned back to that of image and noise: eq-v-inverse"
-    return Prediction(signal * x_t - noise * v, lambda: noise * x_t + signal * v)
+    return Prediction(torch.addcmul(signal * x_t, noise, v, value=-1), lambda: torch.addcmul(noise * x_t, signal, v))
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0
@@ -68,7 +70,7 @@ X0 = Parameterization('x0',    # eq-eps-x0
 
 V = Parameterization('v',      # eq-v, eq-v-inverse
     target=lambda x0, eps, level: level.signal.to(x0) * eps - level.noise.to(x0) * x0,
-    predict=lambda out, x_t, level: _turn(out, x_t, level.signal.to(x_t), level.noise.to(x_t)))
+    predict=lambda out, x_t, level: _turn(out, x_t, *level.to(x_t)[1:]))
 
 PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 
@@ -96,11 +98,12 @@ class Denoiser(nn.Module):
                 y: Tensor | None=None  # labels (B,), or none
                ) -> Prediction:
         _check(x_t, level, y)
-        t = level.t.to(x_t.device)
+        t = level.to(x_t).t
         out = self.net(x_t, t) if y is None else self.net(x_t, t, y)
         if not isinstance(out, Tensor): raise TypeError(f'the network returned a {type(out).__name__}; it must return a tensor of shape {tuple(x_t.shape)}')
         if out.shape != x_t.shape: raise ValueError(f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; the shapes must be equal')
-        return self.parameterization.predict(out.to(x_t), x_t, level)
+        if out.dtype != x_t.dtype: out = out.to(x_t)
+        return self.parameterization.predict(out, x_t, level)
 
 # %% ../nbs/03_denoiser.ipynb #cd799211
 class clipped(nn.Module):

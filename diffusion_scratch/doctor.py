@@ -80,7 +80,7 @@ def loss_by_level(denoiser: nn.Module,          # x_t, level, y -> Prediction
     times = sorted(set(int(t) for t in times))
     if not times or not 1 <= times[0] <= times[-1] <= schedule.T: raise ValueError(f'times = {times} must be timesteps in 1..{schedule.T}, at least one')
     losses = torch.empty(len(times), len(x0), dtype=torch.float64)
-    with _evaluating(list(denoiser.modules())):
+    with _evaluating(denoiser):
         for row, t in zip(losses, times):
             for i in range(0, len(x0), batch_size):
                 x = x0[i:i + batch_size]

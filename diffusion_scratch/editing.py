@@ -188,13 +188,14 @@ def invert(denoiser: nn.Module,
     if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
     if _visits(step, times) != times: raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, such as ddim() and dpm_solver_pp()')
     walk = _Walk(schedule, [1, *(t for t in reversed(times) if t > 1)], x0)
-    start, end, memory, asking = walk.levels[0], walk.levels[-1], dict(walk=walk), _evaluating(list(denoiser.modules()))
+    start, end, memory, asking = walk.levels[0], walk.levels[-1], dict(walk=walk), _evaluating(denoiser)
     if not end.signal.all(): raise ValueError(f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find the noise of a picture: start at {times[0] - 1}')
     if not _surely_zero(step(x0, Prediction(x0, x0), end, start, {}).std): raise ValueError('this step draws noise, which has no way back; invert() walks by steps without chance, such as ddim() and dpm_solver_pp()')
     def ask(x, level):
         with asking: return denoiser(x, level, y)
-    x = start.signal.to(x0) * x0
-    x = (x + start.noise.to(x0) * ask(x, start).eps).detach()
+    _, signal, noise = start.to(x0)
+    x = signal * x0
+    x = (x + noise * ask(x, start).eps).detach()
     for t, s in zip(walk.levels, walk.levels[1:]): x = step(x, ask(x, t), t, s, memory).mean
     return x
 

@@ -94,17 +94,27 @@ def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 
 
 # %% ../nbs/06_loss.ipynb #c2178545
 class _evaluating:
-    "No gradients and eval mode inside, for each module of a list; their modes as they were outside"
-    def __init__(self, parts: list[nn.Module]): self.parts = parts
+    "No gradients and eval mode inside, for a module and its parts; their modes as they were outside"
+    def __init__(self, module: nn.Module):
+        self.parts = list(module.modules())
+        self.telling = self.parts if any(m.training for m in self.parts) else _outer(module)
 
     def __enter__(self):
-        self.gradients, self.training = torch.is_grad_enabled(), [m for m in self.parts if m.training]
+        self.gradients, self.training = torch.is_grad_enabled(), []
+        for m in self.telling:
+            if m.training: self.training = [m for m in self.parts if m.training]; break
         for m in self.training: m.training = False
-        torch.set_grad_enabled(False)
+        if self.gradients: torch.set_grad_enabled(False)
 
     def __exit__(self, *error):
-        torch.set_grad_enabled(self.gradients)
+        if self.gradients: torch.set_grad_enabled(True)
         for m in self.training: m.training = True
+
+def _outer(module):
+    "A network and what is wrapped round it: whoever puts the network into train mode later is seen by these few"
+    out = [module]
+    while len(inner := list(out[-1].children())) == 1: out += inner
+    return out
 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
 def vlb_terms(denoiser: nn.Module,
@@ -119,16 +129,16 @@ def vlb_terms(denoiser: nn.Module,
     "The terms of the variational bound on -log p(x0), in bits per dimension; their sum is the bound (eq-vlb; Ho et al. 2020, eq. 5)"
     times = schedule.times(schedule.T) if times is None else times
     if times[-1:] != [0]: raise ValueError(f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}')
-    decoder_std, parts = _decoder_std(schedule, times, x0), list(denoiser.modules())
+    decoder_std, asking = _decoder_std(schedule, times, x0), _evaluating(denoiser)
     to_bits = lambda nats: nats.flatten(1).mean(1) / math.log(2)
     top = schedule.at(times[0], x0)
     prior = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
-    terms = [to_bits(Gaussian(top.signal.to(x0) * x0, top.noise.to(x0)).kl(prior))]  # L_T, eq-prior-gap
+    terms = [to_bits(Gaussian(top.to(x0).signal * x0, top.to(x0).noise).kl(prior))]  # L_T, eq-prior-gap
     for t, s in zip(times, times[1:]):
         t, s = schedule.at(t, x0), schedule.at(s, x0)
         eps = torch.randn(x0.shape, generator=generator, device=generator.device if generator else 'cpu', dtype=x0.dtype).to(x0.device)
         x_t = q_sample(x0, t, eps)
-        with _evaluating(parts): p = posterior(denoiser(x_t, t, y).x0, x_t, t, s)
+        with asking: p = posterior(denoiser(x_t, t, y).x0, x_t, t, s)
         if s.t[0] > 0: terms.append(to_bits(q_posterior(x0, x_t, t, s).kl(p)))
         else: terms.append(to_bits(decoder_nll(x0, Gaussian(p.mean, decoder_std))))
     return torch.stack(terms[::-1])

@@ -55,7 +55,8 @@ def q_sample(x0: Tensor,    # images (B,...)
             ) -> Tensor:    # x_t (B,...)
     "Jump from the data to any noise level (eq-jump; Ho et al. 2020, eq. 4)"
     _check(level, x0=x0, eps=eps)
-    return level.signal.to(x0) * x0 + level.noise.to(x0) * eps
+    _, signal, noise = level.to(x0)
+    return signal * x0 + noise * eps
 
 # %% ../nbs/02_noising.ipynb #16a140b1
 class Gaussian(NamedTuple):

@@ -37,7 +37,7 @@ def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s 
     factors = partial(_factors, variance)
     def step(x_t, prediction, t, s, memory):
         of_x0, of_xt, std = _along(memory, factors, t, s, x_t)
-        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std)
+        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std)
     return step
 
 # %% ../nbs/07_sampling.ipynb #b4882f9e
@@ -52,20 +52,34 @@ def _renoising(s: Level, t: Level) -> tuple[Tensor, Tensor]:
     scale, var = _transition(t, s)
     return scale, var.sqrt()
 
+class _OnWalk(Level):
+    "A level that is already where the images of a walk are"
+    def to(self, images: Tensor) -> Level:
+        here = self.here
+        return here if here.noise.dtype == images.dtype and here.noise.device == images.device else super().to(images)
+
 class _Walk:
-    "The levels of a trajectory, `levels`, and the factors of all its steps"
+    "The levels of a trajectory, `levels`, one for each of its times, and the factors of all its steps"
     def __init__(self, schedule: Schedule, times: list[int], x: Tensor):
-        self.rows = schedule.at(torch.tensor(times), torch.empty(len(times), *[1]*(x.ndim - 1)))
-        self.levels = [Level(*row) for row in zip(*(c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in self.rows))]
+        row = {t: i for i, t in enumerate(dict.fromkeys(times))}  # a time that comes again has the same level
+        self.rows = schedule.at(torch.tensor(list(row)), torch.empty(len(row), *[1]*(x.ndim - 1)))
+        each = lambda c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind()
+        t, signal, noise = map(each, self.rows)
+        levels = [_OnWalk(*c) for c in zip(t, signal, noise)]
+        here = t if x.is_cpu else each(self.rows.t.to(x.device)), each(self.rows.signal.to(x)), each(self.rows.noise.to(x))
+        for level, c in zip(levels, zip(*here)): level.here = Level(*c)
+        self.levels = [levels[row[t]] for t in times]
+        self.steps = {(id(levels[row[a]]), id(levels[row[b]])): (row[a], row[b], b > a) for a, b in zip(times, times[1:]) if a != b}
         self.made = {}
 
-    def factors(self, f, t: Level, s: Level, like: Tensor):
+    def factors(self, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...] | None:
         "f(t, s) of the step from t to s, made at once for all steps that go the same way, down or up; nothing where the walk has no such step"
-        if f not in self.made:
-            here = ((self.rows.t[1:] > self.rows.t[:-1]) == (s.t[0] > t.t[0])).nonzero()[:, 0]
-            rows = zip(*(c.to(like).unbind() for c in f(*(Level(*(c[i] for c in self.rows)) for i in (here, here + 1)))))
-            self.made[f] = {(id(self.levels[i]), id(self.levels[i + 1])): row for i, row in zip(here.tolist(), rows)}
-        return self.made[f].get((id(t), id(s)))
+        made, step = self.made.setdefault(f, {}), (id(t), id(s))
+        if step not in made and step in self.steps:
+            alike = {k: v for k, v in self.steps.items() if v[2] == self.steps[step][2]}
+            start, end = torch.tensor([v[:2] for v in alike.values()]).unbind(1)
+            made.update(zip(alike, zip(*(c.to(like).unbind() for c in f(*(Level(*(c[i] for c in self.rows)) for i in (start, end)))))))
+        return made.get(step)
 
 def _along(memory: dict, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...]:
     "The factors f(t, s) of a step, `like` the images"
@@ -126,7 +140,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
-    walk, asking = _Walk(schedule, times, x), _evaluating(list(denoiser.modules()))
+    walk, asking = _Walk(schedule, times, x), _evaluating(denoiser)
     memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1)
     for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
         if then > now:  # back up: eq-step
@@ -154,9 +168,11 @@ def _frames(step, times):
     times = _visits(step, [index(t) for t in times])
     return 1 + sum(s <= t for t, s in zip(times, times[1:]))
 
+_NONE = torch.zeros(())  # the std of a step that draws nothing
+
 def _surely_zero(std):
     "Is this std a plain 0, as of a step that draws nothing? One that may live on a GPU, or differ between images, is not waited for"
-    return not (isinstance(std, Tensor) and (std.ndim or not std.is_cpu)) and not std
+    return std is _NONE or not (isinstance(std, Tensor) and (std.ndim or not std.is_cpu)) and not std
 
 # %% ../nbs/07_sampling.ipynb #6b2e41f4
 def _check(times, schedule, shape, x_T, y):
@@ -186,5 +202,6 @@ def sample(denoiser: nn.Module,
     "Draw a batch of images: the last frame of a `trajectory`"
     frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
     if progress: frames = tqdm(frames, total=_frames(step, schedule.times(schedule.T) if times is None else times), desc='sampling', unit='frame')
-    for frame in frames: pass
+    with torch.no_grad():
+        for frame in frames: pass
     return frame.x

@@ -31,6 +31,12 @@ class Level(NamedTuple):
     @property
     def log_snr(self) -> Tensor: return self.snr.log()
 
+    def to(self,
+           images: Tensor  # (B,...)
+          ) -> Level:
+        "The same where `images` are, with signal and noise in their precision"
+        return Level(self.t.to(images.device), self.signal.to(images), self.noise.to(images))
+
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:
     "From T in even strides that would arrive at 0 (eq-spacing)"

@@ -9,7 +9,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 from .noising import Gaussian, _in_order
-from .sampling import Step, _along
+from .sampling import Step, _NONE, _along
 from .schedule import Level
 
 # %% auto #0
@@ -26,8 +26,6 @@ def ddim(eta: float=0.  # how much of the ancestral step's noise: 0 is none, so 
     return step
 
 # %% ../nbs/10_solvers.ipynb #d1dcf70c
-_NONE = torch.zeros(())  # the std of a step that draws nothing
-
 def _share(eta):
     if not 0 <= eta <= 1: raise ValueError(f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step')
     return eta
@@ -50,11 +48,15 @@ def dpm_solver_pp(eta: float=0.  # 0: DPM-Solver++ 2M; 1: its stochastic variant
         of_x0, of_xt, std, h, back = _along(memory, factors, t, s, x_t)
         x0, (x0_before, h_before, arrived) = prediction.x0, memory.get('dpm_solver_pp', (None,)*3)
         memory['dpm_solver_pp'] = x0, h, s.t
-        if arrived is not None and torch.equal(arrived, t.t): x0 = torch.lerp(x0, x0_before, back / h_before)   # D
+        if arrived is not None and _same(arrived, t.t): x0 = torch.lerp(x0, x0_before, back / h_before)   # D
         return Gaussian(torch.addcmul(of_xt * x_t, of_x0, x0), std if eta else _NONE)
     return step
 
 # %% ../nbs/10_solvers.ipynb #ee7541bd
+def _same(t: Tensor, s: Tensor) -> bool:
+    "Are these the same times? A walk has one tensor for each, which spares the look inside"
+    return t is s or torch.equal(t, s)
+
 def _length(t: Level, s: Level) -> Tensor:
     "How far s is from t in log(signal/noise)"
     return (s.signal / s.noise).log() - (t.signal / t.noise).log()
@@ -79,8 +81,8 @@ def heun(rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: length 
     factors = partial(_predicted, rule)
     def step(x_t, prediction, t, s, memory):
         x0, (x0_before, gain, arrived) = prediction.x0, memory.pop('heun', (None,)*3)
-        again = arrived is not None and torch.equal(arrived, t.t)
-        if again != torch.equal(t.t, s.t): raise ValueError(f'heun() looks at each time twice, but this loop went from t = {int(t.t[0])} to {int(s.t[0])}: let `trajectory` walk, or visit heun().visits(times)')
+        again = arrived is not None and _same(arrived, t.t)
+        if again != _same(t.t, s.t): raise ValueError(f'heun() looks at each time twice, but this loop went from t = {int(t.t[0])} to {int(s.t[0])}: let `trajectory` walk, or visit heun().visits(times)')
         if again: return Gaussian(torch.addcmul(x_t, gain, x0 - x0_before), _NONE)
         of_x0, of_xt, gain = _along(memory, factors, t, s, x_t)
         memory['heun'] = x0, gain, s.t
