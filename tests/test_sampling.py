@@ -216,12 +216,25 @@ def test_modes_are_restored_when_the_network_fails():
     with pytest.raises(RuntimeError, match='out of memory'): draw(d, seed=0)
     assert all(modes(d)) and torch.is_grad_enabled()
 
-def test_modes_changed_by_the_caller_between_steps_stay():
-    d = Denoiser(Net(p=0.5), V).eval()
+@pytest.mark.parametrize('part', [lambda d: d, lambda d: d.denoiser, lambda d: d.denoiser.net], ids=['wrapper', 'denoiser', 'network'])
+def test_modes_changed_by_the_caller_between_steps_stay(part):
+    "Whoever trains the network between two frames, by whatever name it is known, finds it as it was left, and the walk has no dropout"
+    d = clipped(Denoiser(Net(p=0.5), V)).eval()
     frames = trajectory(d, SHORT, (4, 3), seed=0)
-    next(frames); d.train(); next(frames)
-    assert all(modes(d))
+    next(frames); part(d).train(); next(frames)
+    assert all(modes(part(d)))
     assert torch.equal(list(frames)[-1].x, draw(d.eval(), seed=0))
+
+def test_a_denoiser_may_change_the_precision_of_a_walk():
+    "Levels are cast once, for the images of the walk; a wrapper that computes in another precision gets them in that"
+    class Double(nn.Module):
+        def __init__(self): super().__init__(); self.inner = Denoiser(Net().double(), V)
+        def forward(self, x_t, level, y=None):
+            assert level.to(x_t).signal.dtype == torch.float32 and level.signal.dtype == torch.float64
+            return Prediction(*(a.float() for a in self.inner(x_t.double(), level)))
+    x_T = torch.randn(4, 3, generator=gen())
+    exact = draw(Denoiser(Net().double(), V), x_T=x_T.double(), step=ancestral(), seed=0)
+    torch.testing.assert_close(draw(Double(), x_T=x_T, seed=0), exact.float(), rtol=0, atol=1e-5)
 
 def test_global_randomness_and_gradients_are_untouched():
     torch_rng, numpy_rng = torch.random.get_rng_state(), np.random.get_state()[1].copy()

@@ -130,6 +130,16 @@ def test_a_level_is_only_three_tensors():
     assert level.snr.item() == pytest.approx(0.5625) and level._fields == ('t', 'signal', 'noise')
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_level_goes_where_the_images_are(dtype):
+    images = torch.zeros(2, 3, dtype=dtype, device='meta')   # a device that is always there and is not the CPU
+    level = Schedule(linear_betas()).at(torch.tensor([1, 1000]), images)
+    there = level.to(images)
+    assert there.t.device == there.signal.device == there.noise.device == images.device and level.signal.device.type == 'cpu'
+    assert there.signal.dtype == there.noise.dtype == dtype and there.t.dtype == torch.long and there.noise.shape == (2, 1)
+    assert torch.equal(level.to(torch.zeros(2, 3, dtype=dtype)).noise, level.noise.to(dtype))
+
+
 # ---------------------------------------------------------------- Schedule.times
 
 def test_times_always_fall_from_T_to_0_without_standing_still():
