@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .unet import _init, timestep_embedding
+from .unet import Conditioned, _init, _padded, timestep_embedding
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'SelfAttention', 'positions', 'ada_norm', 'DiTBlock', 'DiT']
@@ -82,7 +82,7 @@ class DiTBlock(nn.Module):
         return x + gate2 * self.mlp(ada_norm(x, shift2, scale2))
 
 # %% ../nbs/22_transformer.ipynb #2dbc2511
-class DiT(nn.Module):
+class DiT(Conditioned):
     "The diffusion transformer of Peebles & Xie (2023), for any channels and any height and width: eq-patches, eq-places, eq-adaln-zero"
     def __init__(self,
                  in_channels: int=3, # of the images, 1 for gray
@@ -111,7 +111,7 @@ class DiT(nn.Module):
                ) -> Tensor:            # (B,C,H,W)
         self._check(x, t, y)
         (H, W), p = x.shape[-2:], self.patch
-        x = F.pad(x, (0, -W % p, 0, -H % p), mode='replicate')
+        x = _padded(x, p)
         rows, columns = (n // p for n in x.shape[-2:])
         h, c = self.stem(patchify(x, p)) + self._places(rows, columns, x), F.silu(self._embed(x, t, y))
         for block in self.blocks: h = block(h, c)
@@ -119,19 +119,3 @@ class DiT(nn.Module):
         return unpatchify(h, p, rows, columns)[..., :H, :W]
 
     def _places(self, rows, columns, x): return positions(rows, columns, self.width, x.device).to(x)
-
-    def _embed(self, x, t, y):
-        "What every block is told: the time, plus the label if there are labels"
-        temb = self.time(timestep_embedding(t, self.width).to(x))
-        if not self.num_classes: return temb
-        try: return temb + self.label(torch.zeros_like(t) if y is None else y + 1)
-        except IndexError: raise ValueError(f'labels y lie in {y.min()}..{y.max()}; this network takes 0..{self.num_classes - 1}, and -1 for none') from None
-
-    def _check(self, x, t, y):
-        "Refuse what the network cannot take; nothing here waits for a GPU"
-        if not x.is_floating_point(): raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
-        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]: raise ValueError(f'x has shape {tuple(x.shape)}; this network takes (B,{self.in_channels},H,W)')
-        if t.shape != x.shape[:1]: raise ValueError(f't has shape {tuple(t.shape)}; give one timestep for each of the {len(x)} images')
-        if y is None: return
-        if not self.num_classes: raise ValueError('this DiT was made with num_classes=0: it takes no labels y')
-        if y.shape != t.shape or y.is_floating_point(): raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number for each of the {len(x)} images')

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['NEARLY_ZERO', 'timestep_embedding', 'ResBlock', 'Attention', 'Downsample', 'Upsample', 'Stage', 'UNet']
+__all__ = ['NEARLY_ZERO', 'timestep_embedding', 'ResBlock', 'Attention', 'Downsample', 'Upsample', 'Stage', 'Conditioned', 'UNet']
 
 # %% ../nbs/05_unet.ipynb #85c2ff02
 def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
@@ -130,8 +130,35 @@ def _check_config(in_channels, channels, multipliers, blocks, attention, dropout
     unknown = sorted(set(attention) - set(range(len(multipliers))))
     if unknown: raise ValueError(f'attention at level {unknown[0]}, but the levels are 0..{len(multipliers) - 1}')
 
+# %% ../nbs/05_unet.ipynb #6dcaf23a
+class Conditioned(nn.Module):
+    "A network of images that are noised, told the time and perhaps a label: what it does at the door, whatever is behind"
+    in_channels: int     # of the images
+    num_classes: int     # of labels
+    time: nn.Sequential  # embeds the time
+
+    def _embed(self, x, t, y):
+        "What every block is told: the time, plus the label if there are labels"
+        temb = self.time(timestep_embedding(t, self.time[0].in_features).to(x))
+        if not self.num_classes: return temb
+        try: return temb + self.label(torch.zeros_like(t) if y is None else y + 1)  # row 0: no label
+        except IndexError: raise ValueError(f'labels y lie in {y.min()}..{y.max()}; this network takes 0..{self.num_classes - 1}, and -1 for none') from None
+
+    def _check(self, x, t, y):
+        "Refuse what the network cannot take; nothing here waits for a GPU"
+        if not x.is_floating_point(): raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
+        if x.ndim != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]: raise ValueError(f'x has shape {tuple(x.shape)}; this network takes (B,{self.in_channels},H,W)')
+        if t.shape != x.shape[:1]: raise ValueError(f't has shape {tuple(t.shape)}; give one timestep for each of the {len(x)} images')
+        if y is None: return
+        if not self.num_classes: raise ValueError(f'this {type(self).__name__} was made with num_classes=0: it takes no labels y')
+        if y.shape != t.shape or y.is_floating_point(): raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number for each of the {len(x)} images')
+
+def _padded(x, r):
+    "Images with sides that r divides: an edge that does not is repeated outwards, and the network cuts it off again"
+    return F.pad(x, (0, -x.shape[3] % r, 0, -x.shape[2] % r), mode='replicate')
+
 # %% ../nbs/05_unet.ipynb #e28dd79c
-class UNet(nn.Module):
+class UNet(Conditioned):
     "The network of Ho et al. (2020, appendix B), for any channels and any height and width"
     def __init__(self,
                  in_channels: int=3,            # of the images, 1 for gray
@@ -194,26 +221,10 @@ class UNet(nn.Module):
             if stage.resize: h = stage.resize(h, skips[-1].shape[-2:])
         return F.pixel_shuffle(self.head(h), self.unshuffle)[..., :H, :W]
 
-    def _embed(self, x, t, y):
-        "What every block is told: the time, plus the label if there are labels"
-        temb = self.time(timestep_embedding(t, self.channels).to(x))
-        if not self.num_classes: return temb
-        try: return temb + self.label(torch.zeros_like(t) if y is None else y + 1)
-        except IndexError: raise ValueError(f'labels y lie in {y.min()}..{y.max()}; this network takes 0..{self.num_classes - 1}, and -1 for none') from None
-
-    def _fold(self, x):
-        "Pixels to channels; an edge that does not divide is repeated outwards, and `forward` cuts it off again"
-        r, (H, W) = self.unshuffle, x.shape[-2:]
-        return F.pixel_unshuffle(F.pad(x, (0, -W % r, 0, -H % r), mode='replicate'), r)
+    def _fold(self, x): return F.pixel_unshuffle(_padded(x, self.unshuffle), self.unshuffle)
 
     def _check(self, x, t, y):
-        "Refuse what the network cannot take; nothing here waits for a GPU"
-        if not x.is_floating_point(): raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
-        if x.ndim != 4 or x.shape[1] != self.in_channels: raise ValueError(f'x has shape {tuple(x.shape)}; this network takes (B,{self.in_channels},H,W)')
+        super()._check(x, t, y)
         (H, W), levels, r = x.shape[-2:], len(self.down), self.unshuffle
         least = r * 2**(levels - 1)
         if min(H, W) < least: raise ValueError(f'images of {H} x {W} are too small: {levels} levels and unshuffle {r} need at least {least} x {least}')
-        if t.shape != x.shape[:1]: raise ValueError(f't has shape {tuple(t.shape)}; give one timestep for each of the {len(x)} images')
-        if y is None: return
-        if not self.num_classes: raise ValueError('this UNet was made with num_classes=0: it takes no labels y')
-        if y.shape != t.shape or y.is_floating_point(): raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number for each of the {len(x)} images')
