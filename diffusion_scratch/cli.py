@@ -31,8 +31,8 @@ from .noising import q_sample
 from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, _visits
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
-from .pretrained import _whole, export_diffusers, export_onnx, find, load, save
-from .training import Engine, Metrics, TrainState, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
+from .pretrained import export_diffusers, export_onnx, find, load, save
+from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
 
 # %% auto #0
 __all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
@@ -84,7 +84,7 @@ def save_animation(pictures: list[Tensor],  # batches of images (B,C,H,W), one f
     "Noise becoming images, as a GIF"
     images = [grid(x, columns) for x in pictures]
     images = [im.convert('L').quantize(16) if pictures[0].shape[1] == 1 else im.quantize(128) for im in images]
-    with _whole(file) as part:
+    with atomic(file) as part:
         images[0].save(part, save_all=True, append_images=images[1:], duration=[int(1000 * seconds / len(images))] * (len(images) - 1) + [2000], loop=0)
 
 def loss_curve(rows: list[Metrics]) -> Figure:
@@ -100,7 +100,7 @@ def loss_curve(rows: list[Metrics]) -> Figure:
 
 def save_loss_curve(rows: list[Metrics], file: Path):
     "The same, as a picture"
-    with _whole(file) as part: loss_curve(rows).savefig(part, dpi=120)
+    with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
 
 def as_text(images: Tensor,  # gray, in [-1, 1] (B,1,H,W)
             width: int=80    # characters
@@ -152,14 +152,14 @@ class _Run:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
         for name in ('previews', 'checkpoints'): (self.path/name).mkdir(parents=True, exist_ok=True)
-        for old in (self.path/'checkpoints').glob('*.part'): old.unlink()
+        for old in (self.path/'checkpoints').glob('.part_*'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
         sessions = self.sessions()
         if sessions and (before := sessions[-1].get('data_sha256')) != manifest.get('data_sha256'):
             self.close()
             raise ConfigError(f"data: the images are not those that {self.path} was trained on ({sessions[-1]['data']}, SHA-256 {before[:8]}; now {manifest['data']}, {manifest['data_sha256'][:8]}); bring them back, or give another folder, run=...")
-        with _whole(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
+        with atomic(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
         self.note('manifest.json', dict(sessions=[*sessions, manifest]))
         return re.sub(r'[^\w-]', '-', f"{self.path.name}-{[*sessions, manifest][0]['date']}")
 
@@ -181,7 +181,7 @@ class _Run:
         except (OSError, ValueError, KeyError): return []
 
     def note(self, name: str, values: dict):
-        with _whole(self.path/name) as part: part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+        with atomic(self.path/name) as part: part.write_text(json.dumps(values, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
 
     def rows(self) -> list[Metrics]:
         if not self.metrics.exists(): return []
@@ -194,7 +194,7 @@ class _Run:
         "What writes down the metrics of a step, going on after `step`, and what makes sure that they are on the disk"
         line = lambda row: (','.join(f'{v:.6g}' if isinstance(v, float) else str(v) for v in row) + '\n').encode()
         old = [m for m in self.rows() if m.step <= step]
-        with _whole(self.metrics) as part: part.write_bytes(b''.join(map(line, [Metrics._fields, *old])))
+        with atomic(self.metrics) as part: part.write_bytes(b''.join(map(line, [Metrics._fields, *old])))
         with open(self.metrics, 'ab', buffering=0) as f: yield lambda row: f.write(line(row)), lambda: os.fsync(f.fileno())
 
     def save(self, state: TrainState, schedule: Schedule, about: dict) -> Path:
@@ -254,7 +254,7 @@ def _preview(run, state, schedule, data, accelerator) -> str:
     for name, denoiser in (('_raw', state.denoiser), ('', state.ema)):
         drawn[name] = draw(denoiser, schedule, data.shape, n, _in_turn(data.num_classes, n), sampling, seed=c.seed, progress=False)[-1].x
         file = run.path/'previews'/f'step_{state.step:06d}{name}.png'
-        with _whole(file) as part: grid(drawn[name], n, scale=2).save(part)
+        with atomic(file) as part: grid(drawn[name], n, scale=2).save(part)
     for tracker in accelerator.trackers:
         tracker.log_images({f'samples{name}': np.asarray(grid(x, n))[None] for name, x in drawn.items()}, step=state.step, **dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {})
     return f"{_dots(drawn[''])}preview: {file}"
@@ -305,7 +305,7 @@ def _finish(run: _Run, state: TrainState, schedule: Schedule, data: ImageSet, pr
     n = max(seen, c.judge if K else 0)
     rows = lambda x: x[:seen].unflatten(0, (columns, K)).transpose(0, 1).flatten(0, 1) if K else x[:seen]
     frames = draw(state.ema, schedule, data.shape, n, _in_turn(K, n), c.sampling, seed=c.seed, moments=24, progress=progress)
-    with _whole(path/'samples.png') as part: grid(rows(frames[-1].x), columns, scale=2).save(part)
+    with atomic(path/'samples.png') as part: grid(rows(frames[-1].x), columns, scale=2).save(part)
     save_animation([rows(f.x) for f in frames], path/'noise_to_images.gif', columns)
     metrics = run.rows()
     if metrics: save_loss_curve(metrics, path/'loss.png')
@@ -459,7 +459,7 @@ def _diagnose(path: Path) -> str:
     data = make_data(config, cache=path/'data')
     found = diagnose(denoiser, schedule, data, [m.loss for m in _Run(config.model_copy(update=dict(run=path))).rows()],
                      weight=make_fit_options(config)['weight'], seed=config.seed, steps_planned=config.training.steps)
-    with _whole(path/'diagnosis.png') as part: found.plot(part)
+    with atomic(path/'diagnosis.png') as part: found.plot(part)
     return f"{found}\n{path/'diagnosis.png'}"
 
 # %% ../nbs/21_cli.ipynb #8b6f9bcc
@@ -517,7 +517,7 @@ def _sample(a) -> Path:
     frames = draw(denoiser.to(device), schedule, shape, a.n, y, sampling, seed=a.seed, moments=24 if a.animation else 1)
     columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(a.n))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(out) as part: grid(frames[-1].x, columns, scale=2).save(part)
+    with atomic(out) as part: grid(frames[-1].x, columns, scale=2).save(part)
     if a.animation: save_animation([f.x for f in frames], out.with_suffix('.gif'), columns)
     return out
 
@@ -593,6 +593,6 @@ def _edit(a) -> Path:
     x_T = q_sample(picture.expand(a.n, *shape), schedule.at(start, torch.empty(a.n, *shape)), Noise(a.seed, a.n).draw(shape).to(device))
     x = sample(denoiser, schedule, x_T.shape, step=_step(sampling), times=resampled(times, 5, a.repeats), x_T=x_T, seed=a.seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(out) as part: grid(torch.cat([picture, x]), min(a.n + 1, 9), scale=2).save(part)
+    with atomic(out) as part: grid(torch.cat([picture, x]), min(a.n + 1, 9), scale=2).save(part)
     return out
 

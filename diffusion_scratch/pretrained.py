@@ -5,7 +5,7 @@
 # %% ../nbs/20_pretrained.ipynb #1cf1640d
 from __future__ import annotations
 import copy, hashlib, json, os, re, shutil, warnings
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import diffusion_scratch
 from .config import ConfigError, SamplingConfig, _named, load_config, make_denoiser
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from .training import _part, _same_network, newest_checkpoint, sync_folder
+from .training import _part, _same_network, atomic, newest_checkpoint
 from .unet import UNet, _groups
 
 # %% auto #0
@@ -26,31 +26,6 @@ __all__ = ['FORMAT', 'WEIGHTS', 'OURS', 'THEIRS', 'PICKLES', 'SHIPPED', 'PUBLISH
            'export_diffusers', 'export_onnx']
 
 # %% ../nbs/20_pretrained.ipynb #ac74e168
-@contextmanager
-def _whole(target: Path):
-    "A place beside `target` for a file or a folder, which takes its name if all goes well; if not, `target` is as it was"
-    part, old = (target.with_name(f'.{word}_{target.name}') for word in ('part', 'old'))
-    def remove(path): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not target.exists(): os.rename(old, target)  # killed between the two renames below
-        remove(part); remove(old)
-        yield part
-        for f in [*part.rglob('*'), part]:
-            if f.is_dir(): sync_folder(f)
-            else:
-                with open(f, 'rb+') as written: os.fsync(written.fileno())
-        if target.is_dir() and part.is_dir(): os.rename(target, old)
-        try: os.replace(part, target)
-        except OSError:
-            if old.exists(): os.rename(old, target)
-            raise
-        sync_folder(target.parent)
-        remove(old)
-    except OSError as e: raise OSError(f'cannot write {target} ({e}); what was there before is untouched') from e
-    finally:
-        with suppress(OSError): remove(part)
-
 def _json(file: Path) -> dict:
     "The keys and values of a JSON file"
     try: values = json.loads(file.read_text(encoding='utf-8'))
@@ -75,7 +50,7 @@ def _put(folder: Path, files: dict[str, bytes], key: str):
     foreign, mark = sorted(there - {p.as_posix() for name in files for p in (Path(name), *Path(name).parents)}), folder/next(iter(files))
     if foreign or there and (not mark.is_file() or _json(mark).get(key) != FORMAT):
         raise FileExistsError(f'{folder} is there already and holds {foreign[0] if foreign else "something"} that this would not have written; give another folder')
-    with _whole(folder) as part:
+    with atomic(folder) as part:
         for name, blob in files.items():
             (part/name).parent.mkdir(parents=True, exist_ok=True)
             (part/name).write_bytes(blob)
@@ -421,5 +396,5 @@ def export_onnx(denoiser: Denoiser,
             else: break
     else: raise ValueError(f'{type(net).__name__} cannot be exported ({error})') from error
     program.model.metadata_props.update(dict(parameterization=denoiser.parameterization.name) | ({} if schedule is None else dict(betas=json.dumps(schedule.betas.tolist()))))
-    with _whole(file) as part: program.save(str(part), external_data=False)
+    with atomic(file) as part: program.save(str(part), external_data=False)
     return file

@@ -4,7 +4,7 @@
 
 # %% ../nbs/09_training.ipynb #0ae3125b
 from __future__ import annotations
-import copy, hashlib, json, math, os, time, warnings
+import copy, hashlib, json, math, os, shutil, time, warnings
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
@@ -25,7 +25,7 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['NO_SUM', 'batches', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'TrainState', 'new_accelerator',
-           'Engine', 'Metrics', 'fit', 'measure', 'sync_folder', 'save_checkpoint', 'checkpoints', 'newest_checkpoint',
+           'Engine', 'Metrics', 'fit', 'measure', 'atomic', 'save_checkpoint', 'checkpoints', 'newest_checkpoint',
            'prune_checkpoints', 'load_checkpoint', 'about_checkpoint', 'resume']
 
 # %% ../nbs/09_training.ipynb #2f680930
@@ -294,12 +294,38 @@ def _tensors(state, schedule):
         for k, v in state.optimizer.state[p].items(): yield f'optimizer.{i}.{k}', v
 
 # %% ../nbs/09_training.ipynb #129a7e55
-def sync_folder(folder: Path):
+def _sync(folder: Path):
     "Push the names in a folder to the disk, where the system can"
     if not hasattr(os, 'O_DIRECTORY'): return
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try: os.fsync(fd)
     finally: os.close(fd)
+
+@contextmanager
+def atomic(target: Path  # a file or a folder
+          ):
+    "A place beside `target` for a file or a folder, which takes its name if all goes well; if not, `target` is as it was"
+    part, old = (target.with_name(f'.{word}_{target.name}') for word in ('part', 'old'))
+    def remove(path): shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not target.exists(): os.rename(old, target)  # killed between the two renames below
+        remove(part); remove(old)
+        yield part
+        for f in [*part.rglob('*'), part]:
+            if f.is_dir(): _sync(f)
+            else:
+                with open(f, 'rb+') as written: os.fsync(written.fileno())
+        if target.is_dir() and part.is_dir(): os.rename(target, old)
+        try: os.replace(part, target)
+        except OSError:
+            if old.exists(): os.rename(old, target)
+            raise
+        _sync(target.parent)
+        remove(old)
+    except OSError as e: raise OSError(f'cannot write {target} ({e}); what was there before is untouched') from e
+    finally:
+        with suppress(OSError): remove(part)
 
 def save_checkpoint(file: str | Path,   # ends in .safetensors
                     state: TrainState,
@@ -308,22 +334,12 @@ def save_checkpoint(file: str | Path,   # ends in .safetensors
                    ):
     "Weights, average, optimizer, betas and parameterization in one file, which appears whole or not at all"
     file = Path(file).expanduser()
-    part = Path(f'{file}.part')
     if file.suffix != '.safetensors': raise ValueError(f'{file} must end in .safetensors')
     network = state.denoiser.net.config if isinstance(state.denoiser.net, UNet) else None
     meta = dict(step=state.step, parameterization=state.denoiser.parameterization.name, network=network, scaler=state.scaler, about=about or {})
     meta = {k: json.dumps(v) for k, v in meta.items()} | dict(sha256=NO_SUM)
     tensors = {k: v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format) for k, v in _tensors(state, schedule)}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f:
-            f.write(_signed(save(tensors, meta)))
-            f.flush(); os.fsync(f.fileno())  # on the disk, not on its way there
-        os.replace(part, file)               # the one moment in which the new file takes the old one's place
-        sync_folder(file.parent)             # and so that a power cut does not undo it
-    except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
-    finally:
-        with suppress(OSError): part.unlink()
+    with atomic(file) as part: part.write_bytes(_signed(save(tensors, meta)))
 
 # %% ../nbs/09_training.ipynb #b7a22383
 NO_SUM = '0' * 64  # stands in a file's header while its checksum is made

@@ -19,7 +19,7 @@ from diffusion_scratch.noising import Gaussian
 from diffusion_scratch.pretrained import PUBLISHED, about, export_diffusers, export_onnx, find, load, save
 from diffusion_scratch.sampling import Noise, ancestral, fixed_large, fixed_small, trajectory
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from diffusion_scratch.training import TrainState, about_checkpoint, fit, load_checkpoint, save_checkpoint
+from diffusion_scratch.training import TrainState, about_checkpoint, atomic, fit, load_checkpoint, save_checkpoint
 from diffusion_scratch.unet import UNet
 
 SMALL = dict(in_channels=1, channels=16, multipliers=(1, 2), blocks=1, attention=(1,))
@@ -446,7 +446,7 @@ def test_after_a_kill_between_the_renames(tmp_path, monkeypatch):
 def test_a_file_never_replaces_a_folder(tmp_path):
     (tmp_path/'x.png').mkdir(); (tmp_path/'x.png'/'mine').write_text('x')
     with pytest.raises(OSError, match='cannot write .*x.png'):
-        with pretrained._whole(tmp_path/'x.png') as part: part.write_text('picture')
+        with atomic(tmp_path/'x.png') as part: part.write_text('picture')
     with pytest.raises(ValueError, match='net.onnx'): (tmp_path/'net.onnx').mkdir(); export_onnx(make(), tmp_path/'net.onnx', (1, 8, 8))
     assert tree(tmp_path) == ['net.onnx', 'x.png', 'x.png/mine']
 

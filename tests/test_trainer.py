@@ -98,10 +98,10 @@ def test_killed_at_ten_moments_one_of_them_inside_a_checkpoint(tmp_path):
             assert wait_for(lambda: lines('killed') > max(before, 1), p), p.communicate()
             end = time.time() + chance.random() * 0.25
             while time.time() < end and lines('killed') < 360: time.sleep(0.0005)
-        else: assert wait_for(lambda: any(f.endswith('.part') for f in os.listdir('killed/checkpoints')), p), p.communicate()
+        else: assert wait_for(lambda: any(f.startswith('.part_') for f in os.listdir('killed/checkpoints')), p), p.communicate()
         p.send_signal(signal.SIGKILL); p.communicate()
         moments.append(lines('killed') - 1)
-        inside += any(f.endswith('.part') for f in os.listdir('killed/checkpoints'))
+        inside += any(f.startswith('.part_') for f in os.listdir('killed/checkpoints'))
     assert inside >= 1 and moments[-1] < 400, (inside, moments)
     out, _ = finished('run=killed')
     assert 'going on after step' in out and not list(Path('killed').rglob('*part*')), (out, moments)
@@ -156,7 +156,7 @@ def test_a_disk_that_fills_up(stopped_run, monkeypatch, tmp_path):
     Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(training=SMALL['training'] | dict(steps=50))))
     _, err = finished('run=run', status=2, limit=60_000)
     assert re_search(r'error: cannot write run/checkpoints/step_00000042.safetensors .*The run stopped after step 42; its last checkpoint is run/checkpoints/step_00000035.safetensors. Make room.*same command', err)
-    assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('*.part'))
+    assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('.part_*'))
     finished('run=run'); finished('run=whole')
     assert_same_run('whole', 'run')
 

@@ -340,7 +340,7 @@ def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_p
         p.send_signal(signal.SIGKILL); p.communicate()
         stops.append(load_step(f))
     assert 1 <= stops[0] < stops[1] <= 60, stops
-    assert {p.name for p in tmp_path.iterdir()} <= {f.name, f'{f.name}.part'}  # at most the file that the next save will write over
+    assert {p.name for p in tmp_path.iterdir()} <= {f.name, f'.part_{f.name}'}  # at most the file that the next save will write over
     straight, last = start(), start(seed=5)
     go(straight, 60); resume(f, last, SCHEDULE); go(last, 60)
     assert same(everything(last), everything(straight)), f'killed after steps {stops}'
