@@ -160,7 +160,7 @@ def floor(statistic: Callable,  # of two sets, (other real images, real images i
 # %% ../nbs/15_evaluation.ipynb #b9731234
 def kernel_distance(a: Tensor,      # features (N, D)
                     b: Tensor,      # (M, D)
-                    block: int=1024 # rows at a time, which changes only speed and memory
+                    block: int=256 # rows at a time, which changes only speed and memory
                    ) -> float:      # 0 on average where both come from the same distribution, and then negative half of the time
     "The unbiased squared maximum mean discrepancy with the cubic kernel (eq-kid; Binkowski et al. 2018), over all pairs"
     one = lambda x: torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
@@ -168,7 +168,7 @@ def kernel_distance(a: Tensor,      # features (N, D)
 
 def _kernel_distances(sets: tuple,   # two, features (N, D) and (M, D)
                       members: tuple, # of R subsets: for each set (N, R), 1 where a row belongs to a subset and 0 elsewhere
-                      block: int=1024
+                      block: int=256
                      ) -> Tensor:     # (R,)
     (a, b), (A, B) = _two(*sets, 2, 'an average over pairs'), members
     def k(x, y): return (x @ y.T / x.shape[1] + 1)**3
@@ -193,7 +193,7 @@ class PrecisionRecall(NamedTuple):
 def precision_recall(real: Tensor,   # features (N, D)
                      fake: Tensor,   # (M, D)
                      k: int=3,       # a ball reaches to the kth nearest of its own set
-                     block: int=1024 # rows at a time, which changes only speed and memory
+                     block: int=256 # rows at a time, which changes only speed and memory
                     ) -> PrecisionRecall:
     "Improved precision and recall (eq-precision-recall; Kynkaanniemi et al. 2019)"
     if k < 1: raise ValueError(f'k = {k}; the nearest neighbour is k = 1')
@@ -230,7 +230,7 @@ class Classes(NamedTuple):
     "Which classes a set holds, each image counted for its likeliest"
     classes: float           # how many appear, 1..K
     effective_classes: float # how many equally frequent ones would be as varied (eq-effective), 1..K
-    rarest_class: float      # its share, where 1 is the even share 1/K; 0 if it never appears
+    rarest_class: float      # its share, in units of the even share 1/K; 0 if it never appears
 
 def class_coverage(p: Tensor  # class probabilities (N, K)
                   ) -> Classes:
@@ -250,7 +250,7 @@ class Nearest(NamedTuple):
 
 def nearest(x: Tensor,               # images or features (N,...)
             known: Tensor | None=None, # among which to search (M,...); if none, among the other rows of x
-            block: int=1024          # rows at a time, which changes only speed and memory
+            block: int=256          # rows at a time, which changes only speed and memory
            ) -> Nearest:
     "The nearest neighbour of each row"
     a = _rows(x.flatten(1), 'rows')
