@@ -298,6 +298,13 @@ def test_too_few_for_frechet_are_told_so_and_get_the_rest(real):
     assert 'kernel_distance' in e.refused['frechet_distance'] and 'frechet_limit' not in e.measures and 'refused' in str(e)
     assert set(e.measures) == {'kernel_distance', 'precision', 'recall'}
 
+def test_evaluate_refuses_what_nothing_can_be_said_of(real):
+    bad = real.x[:400].clone(); bad[3, 3] = math.nan
+    with pytest.raises(ValueError, match='1 of 400 rows of features hold NaN'): evaluate(real, Features(bad), PROTOCOL)
+    with pytest.raises(ValueError, match='10 and 9 features'): evaluate(real, Features(real.x[:, :9]), PROTOCOL)
+    with pytest.raises(ValueError, match='3 rows are too few: an interval needs at least 4'): evaluate(real, Features(real.x[:3]), PROTOCOL)
+    with pytest.raises(ValueError, match='softmax'): evaluate(real, Features(real.x, 3 * real.x), PROTOCOL)
+
 # ---- mistakes
 
 @pytest.mark.parametrize('f', [frechet_distance, kernel_distance, precision_recall, lambda a, b: nearest(a, b), lambda a, b: memorised(a, b)])
@@ -317,6 +324,7 @@ def test_too_few_are_refused():
     with pytest.raises(ValueError, match='3 rows are too few.*k = 3 needs at least 4'): precision_recall(normal(9, 3), normal(3, 3))
     with pytest.raises(ValueError, match='k = 0'): precision_recall(normal(9, 3), normal(9, 3), k=0)
     with pytest.raises(ValueError, match='3 rows are too few to be halved'): interval(lambda x: 0., normal(3, 1))
+    with pytest.raises(ValueError, match='made from halves of the sets.*3 rows of 3 features'): interval(frechet_distance, normal(7, 3), normal(50, 3))
     with pytest.raises(ValueError, match='two disjoint parts'): floor(kernel_distance, normal(1, 1), 5)
 
 @pytest.mark.parametrize('p', [torch.full((4, 3), 0.5), torch.tensor([[1.5, -0.5]]), torch.tensor([[3., 4.]])])
