@@ -8,6 +8,7 @@ import hashlib, inspect, io, json, os, re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ from .features import Extractor, Features, digit_classifier
 from .evaluation import Estimate, Evaluation, Measured, Protocol, evaluate, nearest, _wilson
 
 # %% auto #0
-__all__ = ['MEANING', 'generate', 'reference', 'Report', 'evaluate_model']
+__all__ = ['MEANING', 'random_labels', 'generate', 'reference', 'Report', 'evaluate_model']
 
 # %% ../nbs/17_report.ipynb #e78b0444
 def _write(file: Path, blob: bytes):
@@ -62,6 +63,14 @@ def _claim(folder: Path, settings: dict):
     changed = [f'{k}: {there.get(k)} there, {settings.get(k)} here' for k in {**there, **settings} if there.get(k) != settings.get(k)]
     if changed: raise ValueError(f"{folder} holds images that were made with other settings ({', '.join(changed)}); give this evaluation a folder of its own, or delete that one")
 
+def random_labels(shares: list[float], # of the classes (K,)
+                  n: int,
+                  seed: int
+                 ) -> Tensor:          # (n,), 0..K-1
+    "What each image is asked to be: drawn independently, as the classes of real images are. Label i depends on (seed, i) alone"
+    edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)
+    return torch.bucketize(torch.from_numpy(np.random.default_rng([seed, 1]).random(n)) * edges[-1], edges[:-1], right=True)
+
 def generate(denoiser: nn.Module,
              schedule: Schedule,
              shape: tuple,          # of one image (C,H,W)
@@ -70,7 +79,7 @@ def generate(denoiser: nn.Module,
              *,
              step: Step=ddim(),
              steps: int=50,         # of the reverse process
-             classes: int=0,        # image i is asked to be of class i % classes; 0: no labels
+             shares: list[float] | None=None, # how often each class is asked for; none: no labels
              guidance: float=0.5,   # of labels
              seed: int=0,           # image i depends on (seed, i) alone
              batch: int=100,        # images at a time; the last digits depend on it
@@ -78,9 +87,9 @@ def generate(denoiser: nn.Module,
             ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,)
     "Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call goes on, and ends with the same bytes; with a larger n, it draws what is missing"
     if n < 1: raise ValueError(f'n = {n}; allowed: whole number >= 1')
-    folder, times = Path(folder).expanduser(), schedule.times(steps)
-    _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), classes=classes, guidance=guidance if classes else None, seed=seed, batch=batch))
-    y, calls, parts = torch.arange(n) % classes if classes else None, len(_visits(step, times)) - 1, []
+    folder, times, shares = Path(folder).expanduser(), schedule.times(steps), None if shares is None else [round(float(s), 6) for s in shares]
+    _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
+    y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(_visits(step, times)) - 1, []
     with tqdm(total=n * calls, desc='drawing', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, batch):
             m, file = min(batch, n - first), folder/'images'/f'{first:08d}.safetensors'
@@ -167,7 +176,8 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     eye(data.images[:1])  # refuses the wrong shape before any work
     if n > len(data): raise ValueError(f'n = {n}, and there are {len(data):,} real images in {data.name}; give at most so many, for real images shall be able to take their place')
     if classes and data.num_classes and classes != data.num_classes: raise ValueError(f'classes = {classes}, and {data.name} has {data.num_classes}')
-    images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps, classes=classes, guidance=guidance, seed=seed, batch=batch, progress=progress)
+    shares = None if not classes else [1 / classes] * classes if data.labels is None else data.labels.bincount(minlength=classes) / len(data)
+    images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps, shares=shares, guidance=guidance, seed=seed, batch=batch, progress=progress)
     real, fake = reference(eye, data, cache, progress), eye(images, progress)
     protocol = Protocol(extractor=f'{eye.name} {eye.hash}', features=eye.dim, generated=n, reference=f'{data.name} {fingerprint(data)[:12]}', real=len(data), weights=f'{name} {_model_hash(denoiser, schedule)}',
                         solver=_step_name(step), steps=steps, guidance=guidance if classes else None, seed=seed, clipped=True)
@@ -204,7 +214,8 @@ def _show(ax, images: Tensor, columns: int):
 
 def _samples(report: Report) -> Figure:
     fig = Figure(figsize=(5, 5), layout='constrained')
-    _show(fig.subplots(), report.images[:100], 10)
+    first = report.images[:100]
+    _show(fig.subplots(), first if report.labels is None else first[report.labels[:100].argsort(stable=True)], 10)
     return fig
 
 def _bars(found: Evaluation) -> Figure:
