@@ -617,6 +617,7 @@ def evaluate_command(argv: list[str] | None=None # the words after the command; 
     p.add_argument('--data', metavar='REAL', help='the real images: mnist_mini, mnist, cifar10, or a folder of images (default: what the model was trained on, if it is at hand)')
     p.add_argument('--extractor', default='digits', metavar='EYES', help='what the images are compared by: digits (gray, 28 x 28), inception (as in FID; any size), or a folder of save_classifier: chapter 14 (default digits)')
     p.add_argument('--out', type=Path, help='folder of the report (default: evaluation_seed<seed> in the run folder; for a name, <name>_evaluation_seed<seed> here)')
+    p.add_argument('--bits', type=int, default=0, metavar='N', help='also bound the bits per dimension of so many real images: chapter 16 (default 0)')
     p.add_argument('--batch', type=int, default=100, help='images at a time (default 100); lower it where the memory is short')
     p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
@@ -636,7 +637,7 @@ def _evaluate(a) -> Report:
     out = a.out or ((path if path.is_dir() else path.parent)/f'evaluation_seed{a.seed}' if path.exists() else Path(f"{a.model.replace('/', '_')}_evaluation_seed{a.seed}"))
     _check_writable(out, '--out')
     return evaluate_model(denoiser.to(device), schedule, data, out, n=a.n, step=_step(sampling), steps=sampling.steps, classes=len(classes), guidance=sampling.guidance, seed=a.seed, extractor=extractor,
-                          name=path.name if path.exists() else a.model, batch=a.batch)
+                          name=path.name if path.exists() else a.model, bits=a.bits, batch=a.batch)
 
 def _real(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
     "The real images: those that are named, or those that the model was trained on"

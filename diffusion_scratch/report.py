@@ -21,11 +21,12 @@ from .denoiser import clipped
 from .oracle import GaussianOracle
 from .sampling import Step, sample, trajectory, _visits
 from .solvers import ddim
-from .data import DATA, ImageSet, fingerprint, grid, to_uint8
+from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
 from .guidance import guided
 from .training import sync_folder
 from .features import Extractor, Features, digit_classifier
 from .evaluation import Estimate, Evaluation, Measured, Protocol, evaluate, nearest, _wilson
+from .likelihood import Bound, bound
 
 # %% auto #0
 __all__ = ['MEANING', 'random_labels', 'generate', 'reference', 'Report', 'evaluate_model']
@@ -132,7 +133,7 @@ MEANING = dict(frechet_distance='lower is better; grows as images get fewer', fr
                kernel_distance='lower is better; 0 on average where nothing can be told apart', precision='share of generated images among real ones',
                recall='share of real images among generated ones', inception_score='1 to the number of classes', confidence='mean probability of the likeliest class',
                classes='classes that appear', effective_classes='as varied as so many equally frequent classes', rarest_class='its share, 1 is even',
-               memorised='share nearer to a training image than 1 % of real ones are', label_accuracy='share read as the class that was asked for')
+               memorised='share nearer to a real image than 1 % of the real ones are to another', label_accuracy='share read as the class that was asked for')
 
 @dataclass(frozen=True)
 class Report:
@@ -142,16 +143,19 @@ class Report:
     labels: Tensor | None    # what each was asked to be (n,)
     evaluation: Evaluation
     made: dict               # when, where and on what
+    bits: Bound | None=None  # of real images, in bits per dimension
 
     def plain(self) -> dict:
         "Dicts, lists, strings and numbers, as in report.json"
-        return dict(made=self.made, protocol_in_words=str(self.evaluation.protocol), **self.evaluation.plain())
+        bits = self.bits and {k: v for k, v in self.bits._asdict().items() if k != 'each'}
+        return dict(made=self.made, protocol_in_words=str(self.evaluation.protocol), **self.evaluation.plain(), bits_per_dimension=bits)
 
     def __str__(self):
         row = lambda *cells: '| ' + ' | '.join(map(str, cells)) + ' |'
         lines = [f'# {self.evaluation.protocol.weights}', '', f'{self.evaluation.protocol}.', '', row('measure', 'generated [95 % interval]', 'real images in their place', 'images', 'meaning'), row(*['---'] * 5)]
         lines += [row(k, m.value, f'{m.floor}' + f' ({m.floor.n:,} images)' * (m.floor.n != m.value.n), f'{m.value.n:,}', MEANING[k]) for k, m in self.evaluation.measures.items()]
         lines += [f'\n{k} is missing: {why}' for k, why in self.evaluation.refused.items()]
+        if self.bits: lines += [f'\nReal images cost at most {self.bits}']
         return '\n'.join([*lines, '', *(f'![]({f.name})' for f in sorted(self.folder.glob('*.png'))), '', ', '.join(f'{k} {v}' for k, v in self.made.items()), ''])
 
 def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
@@ -167,6 +171,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    seed: int=0,               # image i depends on (seed, i) alone
                    extractor: Extractor | None=None, # the digit classifier if none
                    name: str='a model',       # of the model, for the page
+                   bits: int=0,               # real images whose bits per dimension are bounded too, at 20 of the steps; one costs the network as much as a picture or two
                    batch: int=100,            # images at a time; the last digits depend on it
                    cache: str | Path=DATA/'features', # folder for what the extractor sees in the real images
                    progress: bool=True        # show progress bars
@@ -175,6 +180,8 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     eye, folder, classes = extractor or digit_classifier(), Path(folder).expanduser(), data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
     if n > len(data): raise ValueError(f'n = {n}, and there are {len(data):,} real images in {data.name}; give at most so many, for real images shall be able to take their place')
+    if not 0 <= bits <= len(data): raise ValueError(f'bits = {bits}; allowed: 0..{len(data)}, the real images')
+    if bits and classes and data.labels is None: raise ValueError(f'bits = {bits} needs the labels of the real images, and {data.name} has none; give 0')
     if classes and data.num_classes and classes != data.num_classes: raise ValueError(f'classes = {classes}, and {data.name} has {data.num_classes}')
     shares = None if not classes else [1 / classes] * classes if data.labels is None else data.labels.bincount(minlength=classes) / len(data)
     images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps, shares=shares, guidance=guidance, seed=seed, batch=batch, progress=progress)
@@ -184,11 +191,17 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     found = evaluate(real, fake, protocol, training=real)
     if y is not None and data.labels is not None and fake.p is not None and fake.p.shape[1] == classes: found.measures['label_accuracy'] = Measured(_accuracy(fake.p, y), _accuracy(real.p, data.labels))
     made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=diffusion_scratch.__version__, torch=torch.__version__, device=str(next((p.device for p in denoiser.parameters()), 'cpu')), threads=torch.get_num_threads(), batch=batch)
-    report = Report(folder, images, y, found, made)
+    report = Report(folder, images, y, found, made, _bits(denoiser, schedule, data, bits, classes, seed, batch, progress) if bits else None)
     for figure, picture in _figures(report, real, fake, data).items(): _draw(folder/figure, picture)
     _write(folder/'report.json', (json.dumps(report.plain(), indent=1, ensure_ascii=False) + '\n').encode())
     _write(folder/'report.md', str(report).encode())
     return report
+
+def _bits(denoiser, schedule, data, n, classes, seed, batch, progress) -> Bound:
+    "The variational bound of n of the real images, each at 20 steps of the walk"
+    i = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:n]
+    device = next((p.device for p in denoiser.parameters()), 'cpu')
+    return bound(clipped(denoiser), schedule, to_float(data.images[i]).to(device), data.labels[i].to(device) if classes else None, draws=20, seed=seed, batch_size=batch, progress=progress)
 
 def _accuracy(p: Tensor, y: Tensor) -> Estimate: return _wilson((p.argmax(1) == y).double().mean().item(), len(y))
 

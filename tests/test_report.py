@@ -133,7 +133,7 @@ def made(oracle, data, tmp_path_factory):
 
 def test_json_is_complete(made):
     found = json.loads((made.folder/'report.json').read_text(encoding='utf-8'))
-    assert found == json.loads(json.dumps(made.plain())) and set(found) == {'made', 'protocol', 'protocol_in_words', 'measures', 'refused'}
+    assert found == json.loads(json.dumps(made.plain())) and set(found) == {'made', 'protocol', 'protocol_in_words', 'measures', 'refused', 'bits_per_dimension'} and found['bits_per_dimension'] is None
     assert set(found['measures']) == set(MEANING) and not found['refused']
     for m in found['measures'].values():
         for part in ('value', 'floor'): assert m[part]['low'] - 1e-9 <= m[part]['value'] <= m[part]['high'] + 1e-9 and m[part]['n'] > 0
@@ -164,6 +164,13 @@ def test_gone_on_the_report_is_the_same(oracle, data, made, tmp_path):
     assert again.plain()['measures'] == made.plain()['measures'] and again.evaluation.protocol == made.evaluation.protocol
     for p in ('samples.png', 'nearest.png', 'measures.png', 'classes.png'): assert (again.folder/p).read_bytes() == (made.folder/p).read_bytes()
 
+def test_bits_are_the_bound_of_chapter_16(data, tmp_path):
+    "Of the network that comes with the package, which has a bound: a mixture of points far apart has none to speak of"
+    digits = mnist_mini()
+    r = evaluate_model(*load('mnist-mini'), ImageSet(digits.images[::50], digits.labels[::50], digits.classes), tmp_path/'r', n=4, steps=2, bits=3, batch=4, cache=tmp_path/'c', progress=False)
+    found = json.loads((tmp_path/'r'/'report.json').read_text(encoding='utf-8'))['bits_per_dimension']
+    assert found['n'] == 3 and 0.5 < found['total'] < 5 and found['total'] == pytest.approx(found['L_T'] + found['L_t'] + found['L_0']) and str(r.bits) in str(r)
+
 def test_without_labels(data, tmp_path):
     plain = ImageSet(data.images, name='plain')
     r = evaluate_model(MixtureOracle(to_float(data.images), 0.1), SCHEDULE, plain, tmp_path/'r', n=40, steps=3, extractor=replace(EYE, look=lambda images: Features(look(images).x)), batch=20, cache=tmp_path/'c', progress=False)
@@ -172,6 +179,7 @@ def test_without_labels(data, tmp_path):
 def test_what_cannot_be_measured_is_refused_before_any_work(oracle, data, tmp_path):
     with pytest.raises(ValueError, match=r'(?s)digit-classifier.*\(N, 1, 28, 28\).*inception'): evaluate_model(oracle, SCHEDULE, data, tmp_path/'r', n=10)
     with pytest.raises(ValueError, match='n = 201.*200 real images'): evaluate_model(oracle, SCHEDULE, data, tmp_path/'r', n=201, extractor=EYE)
+    with pytest.raises(ValueError, match='bits = 201'): evaluate_model(oracle, SCHEDULE, data, tmp_path/'r', n=10, bits=201, extractor=EYE)
     with pytest.raises(ValueError, match='classes = 3.*has 2'): evaluate_model(oracle, SCHEDULE, data, tmp_path/'r', n=10, classes=3, extractor=EYE)
     assert not (tmp_path/'r').exists()
 
