@@ -1,5 +1,5 @@
 "An evaluation that can be trusted: killed and gone on, other settings, other batches, the cache, the page, and the command from outside"
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest
@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
-from diffusion_scratch import report
-from diffusion_scratch.cli import evaluate_command
+from diffusion_scratch import cli, config
+from diffusion_scratch.cli import evaluate_command, train
 from diffusion_scratch.data import ImageSet, mnist_mini, to_float
 from diffusion_scratch.features import Extractor, Features, save_classifier, train_classifier
 from diffusion_scratch.oracle import MixtureOracle
@@ -187,12 +187,17 @@ def test_what_cannot_be_measured_is_refused_before_any_work(oracle, data, tmp_pa
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path); monkeypatch.setattr(report, 'DATA', tmp_path); return tmp_path
+    "An empty folder, with 200 digits in the place of the 5,000"
+    digits = mnist_mini()
+    few = lambda: ImageSet(digits.images[::25], digits.labels[::25], digits.classes, 'mnist_mini')
+    monkeypatch.setattr(cli, 'mnist_mini', few); monkeypatch.setattr(config.datasets, 'mnist_mini', few)
+    monkeypatch.setenv('HOME', str(tmp_path)); monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 def test_command_killed_and_given_again(elsewhere, capsys):
-    line = 'mnist-mini --n 70 --steps 3 --solver dpm++ --batch 20 --out r'.split()
+    line = 'mnist-mini --n 70 --steps 3 --solver dpm++ --batch 20 --data mnist_mini --out r'.split()
     program = 'import sys; from diffusion_scratch.cli import evaluate_command; evaluate_command(sys.argv[1:])'
-    p = subprocess.Popen([sys.executable, '-c', program, *line], env=os.environ | dict(HOME=str(elsewhere)), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    p = subprocess.Popen([sys.executable, '-c', program, *line], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not list(Path('r').glob('images/*.safetensors')) and p.poll() is None: time.sleep(0.02)
     p.send_signal(signal.SIGKILL); p.wait()
     assert p.returncode == -signal.SIGKILL and 0 < len(files('r')) and not Path('r/report.json').exists()
@@ -205,19 +210,35 @@ def test_command_killed_and_given_again(elsewhere, capsys):
     assert str(Path('r/report.md')) in said and 'kernel_distance' in said
 
 def test_command_with_eyes_and_real_images_of_ones_own(elsewhere):
-    digits = mnist_mini()
-    net, _ = train_classifier(ImageSet(digits.images[::50], digits.labels[::50], digits.classes), epochs=1, batch=50, progress=False)
+    digits = cli.mnist_mini()
+    net, _ = train_classifier(digits, epochs=1, batch=50, progress=False)
     save_classifier(net, 'eyes', dict(name='mine'))
     Path('photos').mkdir()
-    for i, image in enumerate(digits.images[::60]): Image.fromarray(image[0].numpy()).save(f'photos/{i:03}.png')
+    for i, image in enumerate(digits.images[:84]): Image.fromarray(image[0].numpy()).save(f'photos/{i:03}.png')
     evaluate_command('mnist-mini --n 6 --steps 2 --batch 6 --data photos --extractor eyes --out r'.split())
     found = json.loads(Path('r/report.json').read_text(encoding='utf-8'))
     assert found['protocol']['extractor'].startswith('mine ') and found['protocol']['reference'].startswith('photos ') and found['protocol']['real'] == 84
     assert 'singular' in found['refused']['frechet_distance'] and 'label_accuracy' not in found['measures']   # 6 images have no covariance; the folder has no labels
 
+def test_a_run_is_held_against_what_it_was_trained_on(elsewhere, capsys):
+    "And its folder takes the report in; without classes there is no guidance to ask for"
+    train(config.parse_config({}, ['run=run', 'training.steps=2', 'training.batch_size=4', 'network={channels: 8, multipliers: [1], attention: [], labels: false}', 'sampling.steps=2', 'judge=0', 'log=[]', 'device=cpu']), progress=False)
+    evaluate_command('run --n 6 --steps 2'.split())
+    found = json.loads(Path('run/evaluation_seed0/report.json').read_text(encoding='utf-8'))
+    assert found['protocol']['real'] == 200 and found['protocol']['guidance'] is None and found['protocol']['weights'].startswith('run ') and 'label_accuracy' not in found['measures']
+    with pytest.raises(SystemExit): evaluate_command('run --n 6 --steps 2 --guidance 1'.split())
+    assert '--guidance: 1.0 is not allowed' in capsys.readouterr().err
+    with pytest.raises(SystemExit): evaluate_command('run --n 6 --steps 3'.split())
+    assert 'steps: 2 there, 3 here' in capsys.readouterr().err
+
+def test_real_images_must_be_known(elsewhere, capsys):
+    "Here the 5,000 digits that the network was trained on are not at hand"
+    with pytest.raises(SystemExit): evaluate_command('mnist-mini --n 6 --steps 2'.split())
+    assert '--data: mnist-mini does not say what it was trained on, or it is not at hand' in capsys.readouterr().err
+
 @pytest.mark.parametrize('words, said', [('--n 0', '--n: 0 is not allowed'), ('--batch 0', '--batch: 0 is not allowed'), ('--steps 5000', '--steps: 5000 is not allowed'), ('--solver fast', "'fast' is not allowed; allowed: ancestral, ddim"),
                                          ('--extractor eyes', '--extractor: eyes is not allowed; allowed: digits, inception, or a folder'), ('--data nowhere', '--data: nowhere is not allowed; allowed: mnist_mini, mnist, cifar10, or a folder'),
                                          ('--n 5001', 'n = 5001')])
 def test_command_refuses(elsewhere, words, said, capsys):
-    with pytest.raises(SystemExit) as e: evaluate_command(['mnist-mini', *words.split()])
+    with pytest.raises(SystemExit) as e: evaluate_command(['mnist-mini', *words.split()] if '--data' in words else ['mnist-mini', '--data', 'mnist_mini', *words.split()])
     assert e.value.code == 2 and said in capsys.readouterr().err and not list(elsewhere.glob('mnist-mini*'))
