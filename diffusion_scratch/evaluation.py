@@ -40,6 +40,7 @@ class Moments(NamedTuple):
 
 def moments(x: Tensor  # features (N, D)
            ) -> Moments:
+    "What the Frechet distance needs of a set"
     x = _rows(x)
     if len(x) < 2: raise ValueError('one row has no covariance; give at least 2')
     return Moments(x.mean(0), x.T.cov().reshape(x.shape[1], -1), len(x))
@@ -93,7 +94,9 @@ def interval(statistic: Callable,     # of the sets -> a float, or a NamedTuple 
     n = min(map(len, sets))
     if n < 4: raise ValueError(f'{n} rows are too few to be halved; give at least 4 in each set')
     whole, z, orders = torch.tensor(statistic(*sets), dtype=torch.float64), NormalDist().inv_cdf((1 + level) / 2), _orders(sets, pairs, seed)
-    halves, made = _on_subsets(statistic, sets, [tuple(o[:len(o) // 2] for o in order) for order in orders] + [tuple(o[len(o) // 2:] for o in order) for order in orders])
+    cuts = [tuple(o[:len(o) // 2] for o in order) for order in orders] + [tuple(o[len(o) // 2:] for o in order) for order in orders]
+    try: halves, made = _on_subsets(statistic, sets, cuts)
+    except ValueError as e: raise ValueError(f'the interval is made from halves of the sets, and the statistic refuses those: {e}') from e
     halves = halves.view(2, pairs, -1)
     error, bias = ((halves[0] - halves[1]) / 2).square().mean(0).sqrt(), halves.mean((0, 1)) - whole
     low, high = ((whole + sign * z * error).clamp(*within) for sign in (-1, 1))
@@ -160,7 +163,7 @@ def floor(statistic: Callable,  # of two sets, (other real images, real images i
 # %% ../nbs/15_evaluation.ipynb #b9731234
 def kernel_distance(a: Tensor,      # features (N, D)
                     b: Tensor,      # (M, D)
-                    block: int=1024 # rows at a time, which changes only speed and memory
+                    block: int=256 # rows at a time, which changes only speed and memory
                    ) -> float:      # 0 on average where both come from the same distribution, and then negative half of the time
     "The unbiased squared maximum mean discrepancy with the cubic kernel (eq-kid; Binkowski et al. 2018), over all pairs"
     one = lambda x: torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
@@ -168,8 +171,9 @@ def kernel_distance(a: Tensor,      # features (N, D)
 
 def _kernel_distances(sets: tuple,   # two, features (N, D) and (M, D)
                       members: tuple, # of R subsets: for each set (N, R), 1 where a row belongs to a subset and 0 elsewhere
-                      block: int=1024
+                      block: int=256
                      ) -> Tensor:     # (R,)
+    "The kernel distance of many pairs of subsets at once"
     (a, b), (A, B) = _two(*sets, 2, 'an average over pairs'), members
     def k(x, y): return (x @ y.T / x.shape[1] + 1)**3
     def within(x, M):
@@ -185,15 +189,16 @@ def _kernel_distances(sets: tuple,   # two, features (N, D) and (M, D)
 
 kernel_distance.of_subsets = _kernel_distances           # for `interval`: one pass over the pairs does for all subsets
 
-# %% ../nbs/15_evaluation.ipynb #4cb654dc
+# %% ../nbs/15_evaluation.ipynb #1f63a705
 class PrecisionRecall(NamedTuple):
+    "How many generated images are like real ones, and how many real ones like generated ones"
     precision: float  # share of generated images that lie where real ones do, 0..1
     recall: float     # share of real images that lie where generated ones do, 0..1
 
 def precision_recall(real: Tensor,   # features (N, D)
                      fake: Tensor,   # (M, D)
                      k: int=3,       # a ball reaches to the kth nearest of its own set
-                     block: int=1024 # rows at a time, which changes only speed and memory
+                     block: int=256 # rows at a time, which changes only speed and memory
                     ) -> PrecisionRecall:
     "Improved precision and recall (eq-precision-recall; Kynkaanniemi et al. 2019)"
     if k < 1: raise ValueError(f'k = {k}; the nearest neighbour is k = 1')
@@ -208,8 +213,9 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
     d = sizes - 2 * a @ b.T
     return d.where(d > 1e-12 * sizes, 0.)
 
-# %% ../nbs/15_evaluation.ipynb #6e46eccf
+# %% ../nbs/15_evaluation.ipynb #b31b3f54
 def _probabilities(p: Tensor) -> Tensor:
+    "Class probabilities in float64, or why they are none"
     p = _rows(p, 'class probabilities')
     if p.min() < 0 or (p.sum(1) - 1).abs().max() > 1e-3: raise ValueError(f'class probabilities lie in 0..1 and a row adds up to 1; these lie in {p.min():.3g}..{p.max():.3g}, and add up to {p.sum(1).min():.3g}..{p.sum(1).max():.3g}. If they are scores, give scores.softmax(1)')
     return p
@@ -230,7 +236,7 @@ class Classes(NamedTuple):
     "Which classes a set holds, each image counted for its likeliest"
     classes: float           # how many appear, 1..K
     effective_classes: float # how many equally frequent ones would be as varied (eq-effective), 1..K
-    rarest_class: float      # its share, where 1 is the even share 1/K; 0 if it never appears
+    rarest_class: float      # its share, in units of the even share 1/K; 0 if it never appears
 
 def class_coverage(p: Tensor  # class probabilities (N, K)
                   ) -> Classes:
@@ -243,14 +249,15 @@ def _entropy(p: Tensor) -> Tensor:
     "In nats, along the last axis"
     return torch.special.entr(p).sum(-1)
 
-# %% ../nbs/15_evaluation.ipynb #f216a5bf
+# %% ../nbs/15_evaluation.ipynb #1ee4410c
 class Nearest(NamedTuple):
+    "The nearest neighbour of each of N rows"
     distance: Tensor  # Euclidean (N,)
     index: Tensor     # row of the nearest one (N,)
 
 def nearest(x: Tensor,               # images or features (N,...)
             known: Tensor | None=None, # among which to search (M,...); if none, among the other rows of x
-            block: int=1024          # rows at a time, which changes only speed and memory
+            block: int=256          # rows at a time, which changes only speed and memory
            ) -> Nearest:
     "The nearest neighbour of each row"
     a = _rows(x.flatten(1), 'rows')
@@ -296,10 +303,12 @@ class Protocol(NamedTuple):
                           said('seed', self.seed), said('clipped', self.clipped), f'rounded to bytes {self.rounded}', f'against {self.real:,} of {self.reference}', f'seen by {self.extractor} ({self.features} features)'])
 
 class Measured(NamedTuple):
+    "A number and what to hold it against"
     value: Estimate  # of the generated images
     floor: Estimate  # of real images in their place: the least there is to reach, or the most (precision, recall, scores)
 
 class Evaluation(NamedTuple):
+    "All that was measured, and how"
     protocol: Protocol
     measures: dict[str, Measured]
     refused: dict[str, str]      # measure -> why it is not there
@@ -321,6 +330,8 @@ def evaluate(real: Features,                 # at least as many as generated one
              seed: int=0
             ) -> Evaluation:
     "Every number of this chapter with its interval and its floor, or why it cannot be had"
+    _two(real.x, fake.x, 4, 'an interval')
+    for p in (real.p, fake.p): p is None or _probabilities(p)
     order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(seed)).to(real.x.device)
     measures, refused, shuffled = {}, {}, Features(*(None if r is None else r[order] for r in real))
     for statistic, a, b, within in _measures(shuffled, fake):

@@ -197,12 +197,21 @@ def test_interval_of_the_frechet_distance_holds_the_mean_at_this_n_and_its_limit
     assert min(held(mean), held(limit, lambda e: e.unbiased)) > 0.95 - 4 * (0.95 * 0.05 / 120)**0.5
     assert max(held(limit), held(mean, lambda e: e.unbiased)) < 0.7
 
-@pytest.mark.parametrize('statistic', [kernel_distance, lambda a, b: precision_recall(a, b).precision, lambda a, b: precision_recall(a, b).recall])
-def test_intervals_of_the_others_hold_their_means(statistic):
-    g = rng(6)
-    draw = lambda: (torch.randn(80, 4, generator=g), torch.randn(80, 4, generator=g) * 0.8 + 0.3)
-    mean = sum(statistic(*draw()) for _ in range(600)) / 600
-    assert hits(statistic, draw, mean, 100, pairs=15) > 0.95 - 4 * (0.95 * 0.05 / 100)**0.5
+def around(n=80): return (g := rng(6)) and (lambda: (torch.randn(n, 4, generator=g), torch.randn(n, 4, generator=g) * 0.8 + 0.3))
+
+def test_interval_of_the_kernel_distance_holds_its_mean():
+    "eq-halves, 0.95 less four standard errors of a share of 100"
+    draw = around()
+    mean = sum(kernel_distance(*draw()) for _ in range(600)) / 600
+    assert hits(kernel_distance, draw, mean, 100, pairs=15) > 0.95 - 4 * (0.95 * 0.05 / 100)**0.5
+
+def test_intervals_of_precision_and_recall_hold_their_means():
+    "eq-halves for numbers that come in pairs, 0.95 less four standard errors of a share of 100"
+    draw = around()
+    means = torch.tensor([precision_recall(*draw()) for _ in range(600)]).mean(0).tolist()
+    found = [interval(precision_recall, *draw(), pairs=15, within=(0, 1), seed=i) for i in range(100)]
+    for name, mean in zip(('precision', 'recall'), means):
+        assert sum(getattr(e, name).low <= mean <= getattr(e, name).high for e in found) / 100 > 0.95 - 4 * (0.95 * 0.05 / 100)**0.5
 
 def test_the_bootstrap_is_no_better():
     "What the chapter says: the percentile interval of draws with replacement misses the limit nearly always"
@@ -289,6 +298,13 @@ def test_too_few_for_frechet_are_told_so_and_get_the_rest(real):
     assert 'kernel_distance' in e.refused['frechet_distance'] and 'frechet_limit' not in e.measures and 'refused' in str(e)
     assert set(e.measures) == {'kernel_distance', 'precision', 'recall'}
 
+def test_evaluate_refuses_what_nothing_can_be_said_of(real):
+    bad = real.x[:400].clone(); bad[3, 3] = math.nan
+    with pytest.raises(ValueError, match='1 of 400 rows of features hold NaN'): evaluate(real, Features(bad), PROTOCOL)
+    with pytest.raises(ValueError, match='10 and 9 features'): evaluate(real, Features(real.x[:, :9]), PROTOCOL)
+    with pytest.raises(ValueError, match='3 rows are too few: an interval needs at least 4'): evaluate(real, Features(real.x[:3]), PROTOCOL)
+    with pytest.raises(ValueError, match='softmax'): evaluate(real, Features(real.x, 3 * real.x), PROTOCOL)
+
 # ---- mistakes
 
 @pytest.mark.parametrize('f', [frechet_distance, kernel_distance, precision_recall, lambda a, b: nearest(a, b), lambda a, b: memorised(a, b)])
@@ -308,6 +324,7 @@ def test_too_few_are_refused():
     with pytest.raises(ValueError, match='3 rows are too few.*k = 3 needs at least 4'): precision_recall(normal(9, 3), normal(3, 3))
     with pytest.raises(ValueError, match='k = 0'): precision_recall(normal(9, 3), normal(9, 3), k=0)
     with pytest.raises(ValueError, match='3 rows are too few to be halved'): interval(lambda x: 0., normal(3, 1))
+    with pytest.raises(ValueError, match='made from halves of the sets.*3 rows of 3 features'): interval(frechet_distance, normal(7, 3), normal(50, 3))
     with pytest.raises(ValueError, match='two disjoint parts'): floor(kernel_distance, normal(1, 1), 5)
 
 @pytest.mark.parametrize('p', [torch.full((4, 3), 0.5), torch.tensor([[1.5, -0.5]]), torch.tensor([[3., 4.]])])
