@@ -56,14 +56,14 @@ def _chosen(share: Tensor, draws: int, u: Tensor) -> tuple[Tensor, Tensor]:
     k = torch.searchsorted(share.cumsum(0), height).clamp(max=len(share) - 1)
     return k, 1 / (draws * share[k])
 
-# %% ../nbs/16_likelihood.ipynb #ac13707b
+# %% ../nbs/16_likelihood.ipynb #3119e0b9
 def _batches(x0: Tensor, y: Tensor | None, seed: int | None, size: int) -> Iterator[tuple]:
     "Parts of a set, each with its own images' noise"
     for first in range(0, len(x0), size):
         x = x0[first:first + size].detach()
         yield x, None if y is None else y[first:first + size].to(x.device), Noise(seed, len(x), first)
 
-def _bits(nats: Tensor) -> Tensor: return nats.flatten(1).double().mean(1).cpu() / math.log(2)
+def _bits(nats: Tensor) -> Tensor: return nats.flatten(1).mean(1).cpu().double() / math.log(2)
 
 def _step(denoiser, schedule, x0, y, posterior, t, s, eps) -> tuple[Tensor, Gaussian, Gaussian]:
     "What the denoiser sees in an x_t, where the reverse step goes from there, and where it should"
@@ -77,14 +77,15 @@ def _prior_gap(schedule, x0, t) -> Tensor:
     top = schedule.at(t, x0)
     return _bits(Gaussian(top.signal.to(x0) * x0, top.noise.to(x0)).kl(Gaussian(torch.zeros_like(x0), torch.ones_like(x0))))
 
-# %% ../nbs/16_likelihood.ipynb #17ce60f5
+# %% ../nbs/16_likelihood.ipynb #eb8316ef
 def _check(schedule, x0, y, times, batch_size, eight_bit, steps):
     "Refuse what has no likelihood, or not the one that is asked for"
     if not x0.is_floating_point(): raise TypeError(f'x0 must be float images, not {x0.dtype}; data.to_float makes them from bytes')
     if x0.ndim < 2 or len(x0) < 2: raise ValueError(f'x0 has shape {tuple(x0.shape)}; a standard error takes at least two images (B,...)')
     if not x0.isfinite().all(): raise ValueError('x0 holds numbers that are not finite')
-    if eight_bit and ((gray := (x0.double() + 1) * 127.5) - gray.round()).abs().max() > 0.01 or eight_bit and x0.abs().max() > 1.001:
-        raise ValueError(f'x0 is not made of gray values k/127.5 - 1: {x0.flatten()[((x0.double() + 1) * 127.5 % 1 - 0.5).abs().flatten().argmin()]:.6g} is none, or it leaves [-1, 1]; for other numbers give decoder=density_nll (the bound) or width=None (the flow)')
+    gray = (x0.cpu().double().flatten() + 1) * 127.5
+    far = (gray - gray.round().clamp(0, 255)).abs()
+    if eight_bit and far.max() > 0.01: raise ValueError(f'x0 is not made of gray values k/127.5 - 1, k in 0..255: it holds {gray[far.argmax()] / 127.5 - 1:.6g}. For other numbers give decoder=density_nll (the bound) or width=None (the flow)')
     if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
     if batch_size < 1: raise ValueError(f'batch_size = {batch_size} is not allowed; allowed: 1 or more')
     if len(times) < steps + 1 or times[0] > schedule.T or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
@@ -150,14 +151,14 @@ def _some(n):
     if n < 1: raise ValueError(f'n = {n} probes are not allowed; allowed: 1 or more')
     return n
 
-# %% ../nbs/16_likelihood.ipynb #35b0c9cb
+# %% ../nbs/16_likelihood.ipynb #bfe615e9
 def _slope(denoiser: nn.Module, x: Tensor, level: Level, y: Tensor | None, probes: Tensor) -> tuple[Tensor, Tensor]:
     "dx/dtheta (eq-angle-flow) and an estimate of its divergence (B,) (eq-hutchinson)"
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         v = V.target(*denoiser(x, level, y), level)
         products = [torch.autograd.grad(v, x, p, retain_graph=True)[0] * p for p in probes.to(x)]
-    return v.detach(), torch.stack(products).flatten(2).double().sum(2).mean(0).cpu()
+    return v.detach(), torch.stack(products).flatten(2).sum(2).mean(0).cpu().double()
 
 def _log_density(denoiser, schedule, x, y, times, probes, noise, bar) -> Tensor:
     "log p(x) of each image (B,), in nats, by Heun's rule in theta (eq-log-density, eq-heun-angle)"
@@ -170,7 +171,7 @@ def _log_density(denoiser, schedule, x, y, times, probes, noise, bar) -> Tensor:
         x, gain = x + h / 2 * (v + ahead), gain + h / 2 * (spread + spread_ahead)
         if t != up[-1]: v, spread = _slope(denoiser, x, level, y, probes(noise, x.shape[1:]))
         bar.update(len(x))
-    return gain - 0.5 * (x.double()**2 + math.log(2 * math.pi)).flatten(1).sum(1).cpu()
+    return gain - 0.5 * (x.cpu().double()**2 + math.log(2 * math.pi)).flatten(1).sum(1)
 
 # %% ../nbs/16_likelihood.ipynb #c7dc9639
 class Bits(NamedTuple):
@@ -207,7 +208,7 @@ def flow_bits(denoiser: nn.Module,
     each = torch.cat(each)
     return Bits(each.mean().item(), each.std().item() / math.sqrt(len(each)), len(each), each)
 
-# %% ../nbs/16_likelihood.ipynb #aeb91604
+# %% ../nbs/16_likelihood.ipynb #422b8a73
 class Curve(NamedTuple):
     "What is known of an image when x_t has arrived, for each t of a walk (eq-rate-distortion)"
     t: list[int]        # T, ..., 0
@@ -236,7 +237,7 @@ def rate_distortion(denoiser: nn.Module,
                 guess, p, q = _step(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
                 nats = q.kl(p) if s else decoder_nll(x, Gaussian(p.mean, _decoder_std(schedule, times, x)))
                 bits[j + 1] += _bits(nats).sum()
-                error[j] += (guess - x).double().square().flatten(1).mean(1).sum().cpu()
+                error[j] += (guess - x).square().flatten(1).mean(1).cpu().double().sum()
                 bar.update(len(x))
     return Curve(times, bits.cumsum(0) / len(x0), 127.5 * (error / len(x0)).sqrt())
 

@@ -246,6 +246,11 @@ GLYPHS = torch.tensor([[-0.5, -0.5, 0.5, 0.5], [0.5, -0.5, 0.5, -0.5], [0.5, 0.5
 def sent(n=24): return to_float(to_uint8((GLYPHS[torch.arange(n) % 3] + 0.1 * torch.randn(n, 4, generator=gen(), dtype=torch.float64)).float().view(n, 1, 2, 2)))
 WALK = dict(times=[1000, 496, 328, 189, 93, 0], posterior=wider, seed=3)
 
+def test_a_file_of_the_defaults_holds_its_images():
+    x, oracle = sent(9).float(), MixtureOracle(GLYPHS, 0.1)
+    data = encode(oracle, COSINE, x, times=WALK['times'], patience=2**10)
+    assert isinstance(data, bytes) and torch.equal(to_uint8([*decode(data, oracle, COSINE, x.shape, times=WALK['times'])][-1].x.float()), to_uint8(x))
+
 def test_a_file_holds_its_images_and_costs_the_bound_and_a_price_for_each_draw():
     "eq-poisson: lossless; not below the bound by more than 4 standard errors, above it by at most 4 bits a draw (KL + log2(KL + 1) + 4 is the theorem's)"
     x, oracle = sent(), MixtureOracle(GLYPHS, 0.1)
