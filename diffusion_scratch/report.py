@@ -87,7 +87,8 @@ def generate(denoiser: nn.Module,
              progress: bool=True    # show a progress bar
             ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,)
     "Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call goes on, and ends with the same bytes; with a larger n, it draws what is missing"
-    if n < 1: raise ValueError(f'n = {n}; allowed: whole number >= 1')
+    for k, v in dict(n=n, batch=batch).items():
+        if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
     folder, times, shares = Path(folder).expanduser(), schedule.times(steps), None if shares is None else [round(float(s), 6) for s in shares]
     _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
     y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(_visits(step, times)) - 1, []
@@ -242,8 +243,9 @@ def _bars(found: Evaluation) -> Figure:
 
 def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) -> Figure:
     "Generated images, and below each the real one that is nearest, in features and in pixels"
-    m = min(10, len(report.images))
-    found = {'generated': report.images[:m], 'nearest in features': data.images[nearest(fake.x[:m], real.x).index], 'nearest in pixels': data.images[nearest(report.images[:m].double(), data.images.double()).index]}
+    few = report.images[:10]
+    m, apart = len(few), torch.cat([torch.cdist(few.flatten(1).float(), part.flatten(1).float()) for part in data.images.split(1000)], 1)  # the whole set as floats might not fit into memory
+    found = {'generated': few, 'nearest in features': data.images[nearest(fake.x[:m], real.x).index], 'nearest in pixels': data.images[apart.argmin(1)]}
     fig = Figure(figsize=(6.5, 2.2), layout='constrained')
     ax = fig.subplots()
     _show(ax, torch.cat(list(found.values())), m); ax.axis('on')

@@ -110,6 +110,7 @@ def test_a_foreign_or_damaged_folder_is_refused(oracle, tmp_path):
     (tmp_path/'a').mkdir(); (tmp_path/'a'/'settings.json').write_text('{')
     with pytest.raises(ValueError, match='damaged'): generate(oracle, SCHEDULE, SHAPE, 3, tmp_path/'a', **OPTIONS)
     with pytest.raises(ValueError, match='n = 0'): generate(oracle, SCHEDULE, SHAPE, 0, tmp_path/'b', **OPTIONS)
+    with pytest.raises(ValueError, match='batch = 0'): generate(oracle, SCHEDULE, SHAPE, 3, tmp_path/'b', **OPTIONS | dict(batch=0))
 
 # ---- the cache
 
