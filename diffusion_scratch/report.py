@@ -50,7 +50,7 @@ def _model_hash(denoiser: nn.Module, schedule: Schedule) -> str:
 
 def _walk_hash(schedule: Schedule, step: Step, times: list[int]) -> str:
     "Where two toy images end, by which another step, or other times, are noticed: a step is a function and has no name"
-    end = sample(GaussianOracle(torch.zeros(1), torch.eye(1) / 4), schedule, (2, 1), step=step, times=times, seed=0, progress=False)
+    end = sample(GaussianOracle(torch.zeros(1, 1, 1), torch.eye(1) / 4), schedule, (2, 1, 1, 1), step=step, times=times, seed=0, progress=False)
     return ' '.join(f'{v:.5g}' for v in end.flatten().tolist())
 
 def _claim(folder: Path, settings: dict):
