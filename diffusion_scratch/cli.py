@@ -22,12 +22,14 @@ from tqdm.auto import tqdm
 import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig, _flat, _made, dump_config, load_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, fingerprint, grid, to_float, _read
+from .data import ImageSet, cifar10, fingerprint, grid, image_folder, mnist, mnist_mini, to_float, _read
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
 from .editing import inpaint, resampled
+from .features import Extractor, digit_classifier, inception, load_classifier
 from .guidance import guided
 from .noising import q_sample
+from .report import Report, evaluate_model
 from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, _visits
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
@@ -36,7 +38,7 @@ from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_acce
 
 # %% auto #0
 __all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
-           'sample_command', 'export_command', 'edit_command']
+           'sample_command', 'export_command', 'edit_command', 'evaluate_command']
 
 # %% ../nbs/21_cli.ipynb #bccb4220
 def draw(denoiser: Denoiser,
@@ -596,3 +598,62 @@ def _edit(a) -> Path:
     with atomic(out) as part: grid(torch.cat([picture, x]), min(a.n + 1, 9), scale=2).save(part)
     return out
 
+
+# %% ../nbs/21_cli.ipynb #e7a1c0d3
+def evaluate_command(argv: list[str] | None=None # the words after the command; those of this process if none
+                    ):
+    "`diffusion-evaluate`"
+    p = argparse.ArgumentParser(prog='diffusion-evaluate', formatter_class=argparse.RawDescriptionHelpFormatter,
+        description='Draw images from a trained model and measure how far they are from real ones: a page, a JSON file and figures in a folder.\nAn evaluation that was stopped goes on when the same command is given again.',
+        epilog='examples:\n  diffusion-evaluate mnist-mini\n  diffusion-evaluate runs/mnist --n 5000 --solver dpm++ --steps 20 --out reports/mnist\n  diffusion-evaluate runs/cifar10 --extractor inception --n 10000\n'
+               '  diffusion-evaluate runs/mine --data photos --extractor my-classifier\n\nNumbers may be compared if their protocols agree: the same extractor, real images, n, solver, steps and guidance.\n'
+               'With more features than images there is no Frechet distance: 64 features of digits want n of some hundreds, the 2048 of Inception some ten thousands.')
+    p.add_argument('model', help=MODEL)
+    p.add_argument('--n', type=int, default=1000, help='how many images (default 1000); more make narrower intervals')
+    p.add_argument('--steps', type=int, default=50, help='steps of the reverse process (default 50)')
+    p.add_argument('--solver', default='ddim', help='ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default ddim)')
+    p.add_argument('--guidance', type=float, help='where the model learned classes: 0 draws them as learned; more is more typical and less varied (default 0.5)')
+    p.add_argument('--seed', type=int, default=0, help='image i depends on the seed and on i alone (default 0)')
+    p.add_argument('--data', metavar='REAL', help='the real images: mnist_mini, mnist, cifar10, or a folder of images (default: what the model was trained on, if it is at hand)')
+    p.add_argument('--extractor', default='digits', metavar='EYES', help='what the images are compared by: digits (gray, 28 x 28), inception (as in FID; any size), or a folder of save_classifier: chapter 14 (default digits)')
+    p.add_argument('--out', type=Path, help='folder of the report (default: evaluation_seed<seed> in the run folder; for a name, <name>_evaluation_seed<seed> here)')
+    p.add_argument('--bits', type=int, default=0, metavar='N', help='also bound the bits per dimension of so many real images: chapter 16 (default 0)')
+    p.add_argument('--batch', type=int, default=100, help='images at a time (default 100); lower it where the memory is short')
+    p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
+    p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
+    args = p.parse_args(argv)
+    with _plainly('stopped; the same command goes on from here'):
+        report = _evaluate(args)
+        print(f"\n{report.evaluation}\n{report.folder/'report.md'}")
+
+def _evaluate(a) -> Report:
+    device, found = _device(a.device), find(a.model)
+    (denoiser, schedule), classes, shape = found.load(ema=not a.raw), found.about.get('classes', []), _shape(a.model, found.about)
+    for option, value in (('--n', a.n), ('--batch', a.batch)):
+        if value < 1: raise ConfigError(f'{option}: {value} is not allowed; allowed: whole number >= 1')
+    sampling = _sampling(a, dict(classes=classes, sampling=dict(guidance=0.5)), schedule)
+    data, extractor = _real(a.data, a.model, found.about, shape), _extractor(a.extractor, device)
+    path = Path(a.model).expanduser()
+    out = a.out or ((path if path.is_dir() else path.parent)/f'evaluation_seed{a.seed}' if path.exists() else Path(f"{a.model.replace('/', '_')}_evaluation_seed{a.seed}"))
+    _check_writable(out, '--out')
+    return evaluate_model(denoiser.to(device), schedule, data, out, n=a.n, step=_step(sampling), steps=sampling.steps, classes=len(classes), guidance=sampling.guidance, seed=a.seed, extractor=extractor,
+                          name=path.name if path.exists() else a.model, bits=a.bits, batch=a.batch)
+
+def _real(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
+    "The real images: those that are named, or those that the model was trained on"
+    known, config = dict(mnist_mini=mnist_mini, mnist=mnist, cifar10=cifar10), Path(model).expanduser()/'config.yaml'
+    if name in known: data = known[name]()
+    elif name:
+        if not Path(name).expanduser().is_dir(): raise ConfigError(f'--data: {name} is not allowed; allowed: {", ".join(known)}, or a folder of images')
+        data = image_folder(name, shape[1:], shape[0])
+    elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
+    elif about.get('made', {}).get('data_sha256') == fingerprint(data := mnist_mini()): pass
+    else: raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at hand; name the real images: {", ".join(known)}, or a folder of images')
+    if data.shape != shape: raise ConfigError(f'--data: the images of {data.name} are {data.shape}, and {model} draws {shape}; give images of that size, or a folder, from which they are cut')
+    return data
+
+def _extractor(name: str, device: torch.device) -> Extractor:
+    "What images are compared by"
+    if name in (known := dict(digits=digit_classifier, inception=inception)): return known[name](device=device)
+    if not Path(name).expanduser().is_dir(): raise ConfigError(f'--extractor: {name} is not allowed; allowed: {", ".join(known)}, or a folder of save_classifier')
+    return load_classifier(name, device)

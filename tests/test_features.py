@@ -149,14 +149,15 @@ def random_weights(tmp_path_factory):
 def test_inception_is_the_fields(random_weights, tmp_path, data):
     "Exactly what torchmetrics computes with the resize of TensorFlow 1, on the same weights; with torchmetrics' own default resize it is something else"
     pytest.importorskip('torch_fidelity')
-    from torchmetrics.image.fid import NoTrainInceptionV3
+    from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
     eye, images = inception(random_weights), data.images[:1]
     assert eye.hash == hashlib.sha256(random_weights.read_bytes()).hexdigest()[:12] and eye.dim == 2048
     seen = eye(images)
     assert seen.x.shape == (1, 2048) and seen.p.shape == (1, 1008) and seen.x.std() > 0.01
-    theirs = [NoTrainInceptionV3('theirs', ['2048'], str(random_weights), antialias=a)(images.expand(-1, 3, -1, -1)).double() for a in (False, True)]
-    torch.testing.assert_close(seen.x, theirs[0], rtol=1e-5, atol=1e-5)
-    assert (seen.x - theirs[1]).abs().max() > 1e-2 * seen.x.abs().max()
+    fid, their_own = FrechetInceptionDistance(2048, antialias=False, feature_extractor_weights_path=str(random_weights)), NoTrainInceptionV3('theirs', ['2048'], str(random_weights))
+    fid.update(images.expand(-1, 3, -1, -1), real=True)
+    torch.testing.assert_close(fid.real_features_sum, seen.x.sum(0), rtol=1e-5, atol=1e-5)
+    assert (seen.x - their_own(images.expand(-1, 3, -1, -1)).double()).abs().max() > 1e-2 * seen.x.abs().max()
     save_file(torch.load(random_weights, weights_only=True), tmp_path/'weights.safetensors')
     torch.testing.assert_close(inception(tmp_path/'weights.safetensors')(images.expand(-1, 3, -1, -1)).x, seen.x, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match='2 channels'): eye(images.expand(-1, 2, -1, -1))
