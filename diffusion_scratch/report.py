@@ -4,7 +4,7 @@
 
 # %% ../nbs/17_report.ipynb #8a88f049
 from __future__ import annotations
-import hashlib, inspect, io, json, os, re
+import hashlib, inspect, io, json, re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +23,7 @@ from .sampling import Step, sample, trajectory, _visits
 from .solvers import ddim
 from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
 from .guidance import guided
-from .training import sync_folder
+from .training import atomic
 from .features import Extractor, Features, digit_classifier
 from .evaluation import Estimate, Evaluation, Measured, Protocol, evaluate, nearest, _wilson
 from .likelihood import Bound, bound
@@ -34,12 +34,7 @@ __all__ = ['MEANING', 'random_labels', 'generate', 'reference', 'Report', 'evalu
 # %% ../nbs/17_report.ipynb #e78b0444
 def _write(file: Path, blob: bytes):
     "A file that appears whole or not at all"
-    part = file.with_name(f'.{file.name}.part')
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, 'wb') as f: f.write(blob); f.flush(); os.fsync(f.fileno())
-        os.replace(part, file); sync_folder(file.parent)
-    except OSError as e: raise OSError(f'cannot write {file} ({e}); what was there before is untouched') from e
+    with atomic(file) as part: part.write_bytes(blob)
 
 def _model_hash(denoiser: nn.Module, schedule: Schedule) -> str:
     "12 hex digits that change with any weight, any beta and the parameterization"
