@@ -13,7 +13,7 @@ import diffusers, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import nn
 from diffusion_scratch.denoiser import Denoiser, V, clipped
-from diffusion_scratch.sampling import ancestral, sample, trajectory, _visits
+from diffusion_scratch.sampling import ancestral, sample, trajectory, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from overhead import collect, cpu, quickstart, row, timed
 
@@ -32,7 +32,7 @@ def each_step(step, denoiser, schedule, shape, y, n):
     times = schedule.times(n)
     for seed in itertools.count():
         frames = trajectory(clipped(denoiser), schedule, shape, step=step, times=times, y=y, seed=seed)
-        for i in range(1, last := len(_visits(step, times))):
+        for i in range(1, last := len(visits(step, times))):
             frame, ours = timed(next, frames)
             t = torch.full((shape[0],), frame.t)
             with torch.no_grad(): _, bare = timed(denoiser.net, frame.x, t, y)

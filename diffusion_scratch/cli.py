@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig, _flat, _made, dump_config, load_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, cifar10, fingerprint, grid, image_folder, mnist, mnist_mini, to_float, _read
+from .data import ImageSet, cifar10, fingerprint, grid, image_folder, mnist, mnist_mini, to_float, read_image
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
 from .editing import inpaint, resampled
@@ -30,7 +30,7 @@ from .features import Extractor, digit_classifier, inception, load_classifier
 from .guidance import guided
 from .noising import q_sample
 from .report import Report, evaluate_model
-from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, _visits
+from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, visits
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
 from .pretrained import export_diffusers, export_onnx, find, load, save
@@ -55,7 +55,7 @@ def draw(denoiser: Denoiser,
     "Draw images as a config says: guided where there are labels, clipped, in as many steps as wanted, a batch at a time"
     times, size, step = schedule.times(sampling.steps), sampling.batch_size, _step(sampling)
     keep = {times[round(i)] for i in torch.linspace(sampling.steps, 0, moments).tolist()}
-    batches, calls = [], len(_visits(step, times)) - 1
+    batches, calls = [], len(visits(step, times)) - 1
     with tqdm(total=n * calls, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, size):
             m = min(size, n - first)
@@ -574,7 +574,7 @@ def edit_command(argv: list[str] | None=None # the words after the command; thos
 
 def _pixels(file: Path, shape: tuple, option: str) -> Tensor:
     "An image file as bytes (1,C,H,W)"
-    if isinstance(got := _read(file, shape[:0:-1], 'L' if shape[0] == 1 else 'RGB'), str): raise ConfigError(f'{option}: {file} cannot be read ({got}); give an image file')
+    if isinstance(got := read_image(file, shape[:0:-1], 'L' if shape[0] == 1 else 'RGB'), str): raise ConfigError(f'{option}: {file} cannot be read ({got}); give an image file')
     return torch.tensor(got)[None]
 
 def _edit(a) -> Path:

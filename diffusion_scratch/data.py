@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'ImageSet', 'grid', 'mnist_mini', 'mnist', 'cifar10',
-           'image_folder', 'image_set', 'fingerprint', 'check_varied']
+           'image_folder', 'read_image', 'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -202,8 +202,11 @@ def _orientation(im):
     turn = im.getexif().get(0x0112, 1)
     return turn if turn in TURN else 1
 
-def _read(file, size, mode):
-    "One file as bytes (C,H,W); or, as a string, why not"
+def read_image(file: str | Path,
+               size: tuple, # (width, height) to fill
+               mode: str    # 'L': gray, 'RGB': colour
+              ) -> np.ndarray | str: # bytes (C,H,W)
+    "One file, cut and scaled to a size (eq-cover), in its upright orientation; or, as a string, why not"
     try:
         with Image.open(file) as im:
             kind, box = im.format, _draft(im, size)
@@ -230,13 +233,13 @@ def _draft(im, size):
 
 # %% ../nbs/08_data.ipynb #6a3be915
 def _decoded(files, size, mode):
-    "What `_read` says of each file, in their order: by as many threads as there are cores, which run only a little ahead"
+    "What `read_image` says of each file, in their order: by as many threads as there are cores, which run only a little ahead"
     Image.init()  # every format is known before the threads start
     threads, waiting = os.cpu_count() or 1, deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for f in files:
-            waiting.append(pool.submit(_read, f, size, mode))
+            waiting.append(pool.submit(read_image, f, size, mode))
             if len(waiting) == 4 * threads: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally: pool.shutdown(cancel_futures=True)  # after Ctrl-C too, only what is half decoded is waited for

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .denoiser import Prediction, _eps
 from .loss import _evaluating
-from .sampling import Step, _Walk, _surely_zero, _visits
+from .sampling import Step, _Walk, _surely_zero, visits
 from .schedule import Level, Schedule
 from .solvers import ddim
 
@@ -186,7 +186,7 @@ def invert(denoiser: nn.Module,
     times = _falling(times)
     _check_known(x0, 'x0')
     if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
-    if _visits(step, times) != times: raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, such as ddim() and dpm_solver_pp()')
+    if visits(step, times) != times: raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, such as ddim() and dpm_solver_pp()')
     walk = _Walk(schedule, [1, *(t for t in reversed(times) if t > 1)], x0)
     start, end, memory, asking = walk.levels[0], walk.levels[-1], dict(walk=walk), _evaluating(denoiser)
     if not end.signal.all(): raise ValueError(f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find the noise of a picture: start at {times[0] - 1}')

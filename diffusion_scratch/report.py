@@ -19,7 +19,7 @@ import diffusion_scratch
 from .schedule import Schedule
 from .denoiser import clipped
 from .oracle import GaussianOracle
-from .sampling import Step, sample, trajectory, _visits
+from .sampling import Step, sample, trajectory, visits
 from .solvers import ddim
 from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
 from .guidance import guided
@@ -86,7 +86,7 @@ def generate(denoiser: nn.Module,
         if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
     folder, times, shares = Path(folder).expanduser(), schedule.times(steps), None if shares is None else [round(float(s), 6) for s in shares]
     _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
-    y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(_visits(step, times)) - 1, []
+    y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(visits(step, times)) - 1, []
     with tqdm(total=n * calls, desc='drawing', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, batch):
             m, file = min(batch, n - first), folder/'images'/f'{first:08d}.safetensors'

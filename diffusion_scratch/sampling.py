@@ -18,7 +18,7 @@ from .noising import Gaussian, q_posterior, _transition
 from .schedule import Level, Schedule
 
 # %% auto #0
-__all__ = ['fixed_small', 'Step', 'fixed_large', 'ancestral', 'Noise', 'Frame', 'trajectory', 'sample']
+__all__ = ['fixed_small', 'Step', 'fixed_large', 'ancestral', 'Noise', 'Frame', 'trajectory', 'visits', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #1b69dc62
 fixed_small = q_posterior  # the posterior's own variance: right if the data were a single point (eq-total-variance)
@@ -136,7 +136,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
     times = schedule.times(schedule.T) if times is None else [index(t) for t in times]
     _check(times, schedule, shape, x_T, y)
-    times, noise = _visits(step, times), Noise(seed, shape[0], first)
+    times, noise = visits(step, times), Noise(seed, shape[0], first)
     x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
@@ -159,13 +159,15 @@ def _home(module):
     p = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     return dict(device=p.device, dtype=p.dtype)
 
-def _visits(step, times):
+def visits(step: Step,
+           times: list[int]  # of the walk
+          ) -> list[int]:    # in the order of the frames
     "The times at which `step` wants the denoiser asked: those of the walk, unless it says otherwise (chapter 10's `heun` asks twice)"
     return getattr(step, 'visits', list)(times)
 
 def _frames(step, times):
     "How many frames a walk has"
-    times = _visits(step, [index(t) for t in times])
+    times = visits(step, [index(t) for t in times])
     return 1 + sum(s <= t for t, s in zip(times, times[1:]))
 
 _NONE = torch.zeros(())  # the std of a step that draws nothing
