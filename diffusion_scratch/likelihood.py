@@ -111,7 +111,7 @@ def bound(denoiser: nn.Module,
     n, walk = len(times) - 2, torch.tensor(times)
     if draws is not None and not 1 <= draws <= n: raise ValueError(f'draws = {draws} is outside 1..{n}, the steps before the last')
     share, parts = _standard_bill(schedule, times), []
-    with _evaluating(list(denoiser.modules())), tqdm(total=len(x0) * ((draws or n) + 1), desc='bound', unit='look', disable=not progress) as bar:
+    with _evaluating(denoiser), tqdm(total=len(x0) * ((draws or n) + 1), desc='bound', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             look = lambda t, s: _step(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
             u = torch.special.ndtr(noise.draw(()).double())
@@ -200,7 +200,7 @@ def flow_bits(denoiser: nn.Module,
     _check(schedule, x0, y, times, batch_size, width is not None, 1)
     if width is not None and not width > 0: raise ValueError(f'width = {width} is not allowed; allowed: a number above 0, or None for data that were not rounded')
     each = []
-    with torch.inference_mode(False), _evaluating(list(denoiser.modules())), tqdm(total=len(x0) * (len(times) - 1), desc='flow', unit='step', disable=not progress) as bar:
+    with torch.inference_mode(False), _evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='flow', unit='step', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             if width: x = x + width * (torch.special.ndtr(noise.draw(x.shape[1:]).double()) - 0.5).to(x)
             nats = -_log_density(denoiser, schedule, x, labels, times, probes, noise, bar)
@@ -230,7 +230,7 @@ def rate_distortion(denoiser: nn.Module,
     times = schedule.times(schedule.T) if times is None else times
     _check(schedule, x0, y, times, batch_size, True, 2)
     bits, error = torch.zeros(2, len(times), dtype=torch.float64)
-    with _evaluating(list(denoiser.modules())), tqdm(total=len(x0) * (len(times) - 1), desc='rate and distortion', unit='look', disable=not progress) as bar:
+    with _evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='rate and distortion', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             bits[0] += _prior_gap(schedule, x, times[0]).sum()
             for j, (t, s) in enumerate(zip(times, times[1:])):
@@ -336,7 +336,7 @@ def _converse(coder, denoiser, schedule, shape, times, posterior, seed, x0=None,
     x = _relay(coder, Gaussian(blank, blank + 1), x0 is not None and Gaussian(top.signal * x0, top.noise) or None, seed, times[0], patience)
     for t, s in zip(times, times[1:]):
         level, to = schedule.at(t, x), schedule.at(s, x)
-        with _evaluating(list(denoiser.modules())): guess = denoiser(x, level).x0
+        with _evaluating(denoiser): guess = denoiser(x, level).x0
         yield Frame(t, x, guess)
         p = posterior(guess, x, level, to)
         if s: x = _relay(coder, p, None if x0 is None else q_posterior(x0, x, level, to), seed, s, patience)
