@@ -234,6 +234,7 @@ def _bars(found: Evaluation) -> Figure:
         ax.axvspan(m.floor.low, m.floor.high, color='C2', alpha=0.3); ax.axvline(m.floor.value, color='C2')
         ax.errorbar([m.value.value], [0], xerr=[[max(0., m.value.value - m.value.low)], [max(0., m.value.high - m.value.value)]], fmt='o', color='C0', capsize=3)
         ax.set_yticks([0], [name.replace('_', ' ')], fontsize=8); ax.tick_params(axis='x', labelsize=7); ax.margins(x=0.15)
+    fig.suptitle(f'seen by {found.protocol.extractor}', fontsize=8)
     return fig
 
 def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) -> Figure:
