@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from PIL import Image
 from accelerate import Accelerator, InitProcessGroupKwargs
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -486,10 +485,10 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
     args = p.parse_args(argv)
     with _plainly('stopped; nothing was written'): print(_sample(args))
 
-def _picture(model: str, seed: int) -> Path:
-    "Where the images of a model go, unless told otherwise"
+def _beside(model: str, inside: str, here: str) -> Path:
+    "Where what is made of a model goes, unless told otherwise: `inside` its folder; for a name, <name>_`here` in this one"
     path = Path(model).expanduser()
-    return (path if path.is_dir() else path.parent)/f'samples_seed{seed}.png' if path.exists() else Path(f"{model.replace('/', '_')}_seed{seed}.png")
+    return (path if path.is_dir() else path.parent)/inside if path.exists() else Path(f"{model.replace('/', '_')}_{here}")
 
 def _shape(model: str, about: dict) -> tuple:
     if 'shape' not in about: raise ConfigError(f'{model} does not say how large its images are: allowed are weights of diffusion-train, of diffusion-export or of diffusers')
@@ -507,7 +506,7 @@ def _sampling(a, about: dict, schedule: Schedule) -> SamplingConfig:
     return sampling
 
 def _sample(a) -> Path:
-    out = a.out or _picture(a.model, a.seed)
+    out = a.out or _beside(a.model, f'samples_seed{a.seed}.png', f'seed{a.seed}.png')
     if a.n < 1: raise ConfigError(f'--n: {a.n} is not allowed; allowed: whole number >= 1')
     if out.suffix != '.png': raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
     device, found = _device(a.device), find(a.model)
@@ -634,7 +633,7 @@ def _evaluate(a) -> Report:
     sampling = _sampling(a, dict(classes=classes, sampling=dict(guidance=0.5)), schedule)
     data, extractor = _real(a.data, a.model, found.about, shape), _extractor(a.extractor, device)
     path = Path(a.model).expanduser()
-    out = a.out or ((path if path.is_dir() else path.parent)/f'evaluation_seed{a.seed}' if path.exists() else Path(f"{a.model.replace('/', '_')}_evaluation_seed{a.seed}"))
+    out = a.out or _beside(a.model, name := f'evaluation_seed{a.seed}', name)
     _check_writable(out, '--out')
     return evaluate_model(denoiser.to(device), schedule, data, out, n=a.n, step=_step(sampling), steps=sampling.steps, classes=len(classes), guidance=sampling.guidance, seed=a.seed, extractor=extractor,
                           name=path.name if path.exists() else a.model, bits=a.bits, batch=a.batch)

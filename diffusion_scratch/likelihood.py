@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
 from .denoiser import V
-from .loss import _decoder_std, _evaluating, decoder_nll
-from .noising import Gaussian, q_posterior, q_sample
+from .loss import _decoder_std, _evaluating, _look, _prior_gap, decoder_nll
+from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
 from .schedule import Level, Schedule
 
@@ -65,18 +65,6 @@ def _batches(x0: Tensor, y: Tensor | None, seed: int | None, size: int) -> Itera
 
 def _bits(nats: Tensor) -> Tensor: return nats.flatten(1).mean(1).cpu().double() / math.log(2)
 
-def _step(denoiser, schedule, x0, y, posterior, t, s, eps) -> tuple[Tensor, Gaussian, Gaussian]:
-    "What the denoiser sees in an x_t, where the reverse step goes from there, and where it should"
-    t, s = schedule.at(t, x0), schedule.at(s, x0)
-    x_t = q_sample(x0, t, eps.to(x0))
-    guess = denoiser(x_t, t, y).x0
-    return guess, posterior(guess, x_t, t, s), q_posterior(x0, x_t, t, s)
-
-def _prior_gap(schedule, x0, t) -> Tensor:
-    "L_T in bits per dimension (eq-prior-gap)"
-    top = schedule.at(t, x0)
-    return _bits(Gaussian(top.signal.to(x0) * x0, top.noise.to(x0)).kl(Gaussian(torch.zeros_like(x0), torch.ones_like(x0))))
-
 # %% ../nbs/16_likelihood.ipynb #eb8316ef
 def _check(schedule, x0, y, times, batch_size, eight_bit, steps):
     "Refuse what has no likelihood, or not the one that is asked for"
@@ -113,7 +101,7 @@ def bound(denoiser: nn.Module,
     share, parts = _standard_bill(schedule, times), []
     with _evaluating(denoiser), tqdm(total=len(x0) * ((draws or n) + 1), desc='bound', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
-            look = lambda t, s: _step(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
+            look = lambda t, s: _look(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
             u = torch.special.ndtr(noise.draw(()).double())
             k, weight = _chosen(share, draws, u) if draws else (torch.arange(n)[:, None].expand(n, len(x)), torch.ones(n, 1))
             L_t = torch.zeros(len(x), dtype=torch.float64)
@@ -123,7 +111,7 @@ def bound(denoiser: nn.Module,
                 bar.update(len(x))
             _, p, _ = look(times[-2], 0)
             L_0 = _bits(decoder(x, Gaussian(p.mean, _decoder_std(schedule, times, x))))
-            parts.append(torch.stack([_prior_gap(schedule, x, times[0]), L_t, L_0]))
+            parts.append(torch.stack([_bits(_prior_gap(schedule, x, times[0])), L_t, L_0]))
             bar.update(len(x))
     parts = torch.cat(parts, 1)
     each = parts.sum(0)
@@ -232,9 +220,9 @@ def rate_distortion(denoiser: nn.Module,
     bits, error = torch.zeros(2, len(times), dtype=torch.float64)
     with _evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='rate and distortion', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
-            bits[0] += _prior_gap(schedule, x, times[0]).sum()
+            bits[0] += _bits(_prior_gap(schedule, x, times[0])).sum()
             for j, (t, s) in enumerate(zip(times, times[1:])):
-                guess, p, q = _step(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
+                guess, p, q = _look(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
                 nats = q.kl(p) if s else decoder_nll(x, Gaussian(p.mean, _decoder_std(schedule, times, x)))
                 bits[j + 1] += _bits(nats).sum()
                 error[j] += (guess - x).square().flatten(1).mean(1).cpu().double().sum()

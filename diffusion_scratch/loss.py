@@ -117,6 +117,18 @@ def _outer(module):
     return out
 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
+def _prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
+    "L_T: what x_T still knows of each pixel, in nats (eq-prior-gap)"
+    _, signal, noise = schedule.at(t, x0).to(x0)
+    return Gaussian(signal * x0, noise).kl(Gaussian(torch.zeros_like(x0), torch.ones_like(x0)))
+
+def _look(denoiser, schedule, x0, y, posterior, t, s, eps) -> tuple[Tensor, Gaussian, Gaussian]:
+    "What the denoiser sees in an x_t, where the reverse step goes from there, and where it should"
+    t, s = schedule.at(t, x0), schedule.at(s, x0)
+    x_t = q_sample(x0, t, eps.to(x0))
+    guess = denoiser(x_t, t, y).x0
+    return guess, posterior(guess, x_t, t, s), q_posterior(x0, x_t, t, s)
+
 def vlb_terms(denoiser: nn.Module,
               schedule: Schedule,
               x0: Tensor,             # images in [-1, 1] (B,...)
@@ -131,14 +143,10 @@ def vlb_terms(denoiser: nn.Module,
     if times[-1:] != [0]: raise ValueError(f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}')
     decoder_std, asking = _decoder_std(schedule, times, x0), _evaluating(denoiser)
     to_bits = lambda nats: nats.flatten(1).mean(1) / math.log(2)
-    top = schedule.at(times[0], x0)
-    prior = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
-    terms = [to_bits(Gaussian(top.to(x0).signal * x0, top.to(x0).noise).kl(prior))]  # L_T, eq-prior-gap
+    terms = [to_bits(_prior_gap(schedule, x0, times[0]))]
     for t, s in zip(times, times[1:]):
-        t, s = schedule.at(t, x0), schedule.at(s, x0)
-        eps = torch.randn(x0.shape, generator=generator, device=generator.device if generator else 'cpu', dtype=x0.dtype).to(x0.device)
-        x_t = q_sample(x0, t, eps)
-        with asking: p = posterior(denoiser(x_t, t, y).x0, x_t, t, s)
-        if s.t[0] > 0: terms.append(to_bits(q_posterior(x0, x_t, t, s).kl(p)))
+        eps = torch.randn(x0.shape, generator=generator, device=generator.device if generator else 'cpu', dtype=x0.dtype)
+        with asking: _, p, q = _look(denoiser, schedule, x0, y, posterior, t, s, eps)
+        if s > 0: terms.append(to_bits(q.kl(p)))
         else: terms.append(to_bits(decoder_nll(x0, Gaussian(p.mean, decoder_std))))
     return torch.stack(terms[::-1])

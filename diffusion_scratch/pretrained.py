@@ -4,8 +4,7 @@
 
 # %% ../nbs/20_pretrained.ipynb #1cf1640d
 from __future__ import annotations
-import copy, hashlib, json, os, re, shutil, warnings
-from contextlib import suppress
+import copy, hashlib, json, re, warnings
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path

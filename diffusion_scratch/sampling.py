@@ -64,10 +64,8 @@ class _Walk:
         row = {t: i for i, t in enumerate(dict.fromkeys(times))}  # a time that comes again has the same level
         self.rows = schedule.at(torch.tensor(list(row)), torch.empty(len(row), *[1]*(x.ndim - 1)))
         each = lambda c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind()
-        t, signal, noise = map(each, self.rows)
-        levels = [_OnWalk(*c) for c in zip(t, signal, noise)]
-        here = t if x.is_cpu else each(self.rows.t.to(x.device)), each(self.rows.signal.to(x)), each(self.rows.noise.to(x))
-        for level, c in zip(levels, zip(*here)): level.here = Level(*c)
+        levels = [_OnWalk(*c) for c in zip(*map(each, self.rows))]
+        for level, c in zip(levels, zip(*map(each, self.rows.to(x)))): level.here = Level(*c)
         self.levels = [levels[row[t]] for t in times]
         self.steps = {(id(levels[row[a]]), id(levels[row[b]])): (row[a], row[b], b > a) for a, b in zip(times, times[1:]) if a != b}
         self.made = {}
