@@ -6,10 +6,10 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart test docs serve notebooks bench clean
+.PHONY: help env dev quickstart reproduce-mnist test docs serve notebooks bench clean
 
 help:  ## List the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
 	@echo
 	@echo 'Variables: PYTHON=$(PYTHON) (3.10 or newer)  VENV=$(VENV)'
 	@echo '           TORCH_INDEX=https://download.pytorch.org/whl/cpu  takes the small CPU build of torch'
@@ -31,6 +31,10 @@ dev: $(VENV)/.dev  ## The same, with what it takes to run the notebooks, the tes
 
 quickstart: env  ## Train on 5,000 digits, draw, judge: a few minutes on 2 CPU cores
 	$(BIN)/diffusion-train configs/quickstart.yaml
+
+reproduce-mnist: env  ## Train the two networks of chapter 24 anew, hours on a CPU, and measure whether they are as good
+	$(BIN)/python tools/mnist.py train
+	$(BIN)/python tools/mnist.py check
 
 test: dev  ## Sync, staleness, every chapter, the equation ledger, pytest
 	$(BIN)/python tools/check.py

@@ -464,13 +464,13 @@ def _diagnose(path: Path) -> str:
     return f"{found}\n{path/'diagnosis.png'}"
 
 # %% ../nbs/21_cli.ipynb #8b6f9bcc
-MODEL = 'a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, the name of shipped weights (mnist-mini), or owner/name on the Hugging Face hub'
+MODEL = 'a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, the name of shipped weights (mnist, mnist-conditional, mnist-mini), or owner/name on the Hugging Face hub'
 
 def sample_command(argv: list[str] | None=None # the words after the command; those of this process if none
                   ):
     "`diffusion-sample`"
     p = argparse.ArgumentParser(prog='diffusion-sample', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw images from a trained model into one PNG.',
-                                epilog='examples:\n  diffusion-sample mnist-mini --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
+                                epilog='examples:\n  diffusion-sample mnist --n 64\n  diffusion-sample mnist-conditional --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
     p.add_argument('model', help=MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
     p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
@@ -554,7 +554,7 @@ def edit_command(argv: list[str] | None=None # the words after the command; thos
                 ):
     "`diffusion-edit`"
     p = argparse.ArgumentParser(prog='diffusion-edit', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw a part of a picture anew, or all of it in part.',
-                                epilog='examples:\n  diffusion-edit mnist-mini seven.png --strength 0.8 --class 9\n  diffusion-edit mnist-mini seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
+                                epilog='examples:\n  diffusion-edit mnist-conditional seven.png --strength 0.8 --class 9\n  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
     p.add_argument('model', help=MODEL)
     p.add_argument('picture', type=Path, help="an image file; of another size than the model's, it is cropped in the centre and resized")
     p.add_argument('--mask', type=Path, help='an image file: what is white is drawn anew, what is black is kept')
@@ -646,7 +646,7 @@ def _real(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
         if not Path(name).expanduser().is_dir(): raise ConfigError(f'--data: {name} is not allowed; allowed: {", ".join(known)}, or a folder of images')
         data = image_folder(name, shape[1:], shape[0])
     elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
-    elif about.get('made', {}).get('data_sha256') == fingerprint(data := mnist_mini()): pass
+    elif (trained_on := about.get('made', {}).get('data_name')) in known: data = known[trained_on]()
     else: raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at hand; name the real images: {", ".join(known)}, or a folder of images')
     if data.shape != shape: raise ConfigError(f'--data: the images of {data.name} are {data.shape}, and {model} draws {shape}; give images of that size, or a folder, from which they are cut')
     return data

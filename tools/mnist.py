@@ -1,0 +1,199 @@
+"""The two networks of chapter 24, from nothing to every number that the chapter shows. Each command may be stopped and given again.
+
+    python tools/mnist.py train              # configs/mnist.yaml and configs/mnist_conditional.yaml: hours on a CPU
+    python tools/mnist.py ship               # the averaged weights of both runs, in 16 bits, into the package
+    python tools/mnist.py measure [PIECE ..] # of the shipped weights and the runs' checkpoints, into nbs/assets/mnist/
+    python tools/mnist.py check              # do both runs measure as the shipped weights did?
+
+`make reproduce-mnist` is train and check. The real digits are MNIST's 60,000, which torchvision downloads once;
+--root names a folder that has them already.
+"""
+import argparse, csv, json, subprocess, sys, time
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion_scratch.config import load_config
+from diffusion_scratch.data import DATA, ImageSet, fingerprint, mnist, to_float
+from diffusion_scratch.denoiser import clipped
+from diffusion_scratch.evaluation import Protocol, evaluate, nearest
+from diffusion_scratch.features import digit_classifier
+from diffusion_scratch.likelihood import bound
+from diffusion_scratch.pretrained import SHIPPED, find, load, save
+from diffusion_scratch.report import Report, evaluate_model, generate, reference
+from diffusion_scratch.sampling import ancestral, visits
+from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
+from diffusion_scratch.training import atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
+CONFIG = {'mnist': 'mnist', 'mnist-conditional': 'mnist_conditional'}  # the name of the weights -> that of the config and of its run
+SOLVERS = {'ancestral': ancestral(), 'ddim': ddim(), 'dpm_solver_pp': dpm_solver_pp(), 'dpm_solver_pp(1)': dpm_solver_pp(1.), 'heun': heun()}
+CHECKED = 'frechet_distance', 'precision', 'recall', 'confidence', 'memorised', 'label_accuracy'
+GUIDANCE, ROW, BATCH = 0.5, 1000, 100  # unless a row says otherwise; images of a row, and at a time
+
+
+def write(file: Path, content):
+    "JSON that appears whole or not at all"
+    with atomic(file) as part: part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+
+def keep(name: str, **arrays):
+    "Arrays that appear whole or not at all"
+    with atomic(ASSETS/f'{name}.npz') as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
+
+def made(**more) -> dict:
+    return dict(command='python tools/mnist.py measure', date=datetime.now(timezone.utc).isoformat(timespec='seconds'), torch=torch.__version__, cpu=cpu(), threads=torch.get_num_threads(), seed=0, **more)
+
+def cpu() -> str:
+    "What /proc calls this processor"
+    try: return next(l.partition(':')[2].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
+    except (OSError, StopIteration): return 'unknown'
+
+
+# --- training, and into the package
+
+def train(a):
+    for config in CONFIG.values():
+        subprocess.run([Path(sys.executable).with_name('diffusion-train'), f'configs/{config}.yaml', f'run={RUNS/config}', *([f'data.root={a.root}'] if a.root != DATA else [])], cwd=ROOT, check=True)
+
+def ship(a):
+    for name, config in CONFIG.items():
+        found, run = find(RUNS/config), RUNS/config
+        denoiser, schedule = found.load()
+        session = json.loads((run/'manifest.json').read_text())['sessions'][-1]
+        rows = list(csv.DictReader(open(run/'metrics.csv')))
+        facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256')}
+        c = load_config(run/'config.yaml')
+        about = found.about | dict(ema=True, made=dict(command=f'diffusion-train configs/{config}.yaml', **facts, cpu=cpu(), data_name=c.data.name, steps=len(rows),
+            images=len(rows) * c.training.batch_size, training_seconds=round(sum(c.training.batch_size / float(r['images_per_second']) for r in rows))))
+        if (report := ASSETS/f'{name}.json').exists(): about['measured'] = summary(json.loads(report.read_text()))
+        print(save(denoiser, schedule, SHIPPED/name, about, dtype=torch.float16))
+
+def summary(report: dict) -> dict:
+    "The measures of a report, each as value [95 % interval]"
+    text = lambda e: f"{e['value']:.4g} [{e['low']:.4g}, {e['high']:.4g}]"
+    return dict(protocol=report['protocol_in_words']) | {k: f"{text(m['value'])}, real images in their place {text(m['floor'])}" for k, m in report['measures'].items() if k in CHECKED}
+
+
+# --- measuring
+
+def network(source, **how):
+    "Weights by name or path, laid out as a CPU likes them"
+    denoiser, schedule = load(source, **how)
+    return denoiser.to(memory_format=torch.channels_last), schedule
+
+def whole(name: str, source, a) -> Report:
+    "10,000 images and their numbers, which those of a run of your own are checked against"
+    denoiser, schedule = network(source)
+    classes = len(find(source).about['classes'])
+    return evaluate_model(denoiser, schedule, mnist(a.root), RUNS/'mnist_images'/name, n=a.n, step=ddim(), steps=50, classes=classes, guidance=GUIDANCE, name=name)
+
+class Rows:
+    "Rows of a table, each kept as soon as it is there"
+    def __init__(self, piece: str, a, **about):
+        self.file, self.real = ASSETS/f'{piece}.json', reference(eye := digit_classifier(), data := mnist(a.root))
+        self.eye, self.data, self.rows = eye, data, json.loads(self.file.read_text())['rows'] if (self.file).exists() else []
+        self.about = dict(extractor=f'{eye.name} {eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', images_per_row=ROW) | about
+
+    def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, **how):
+        if any(r.items() >= key.items() for r in self.rows): return
+        denoiser, schedule = network(source, **how)
+        classes, folder = len(find(source).about['classes']), RUNS/'mnist_images'/'-'.join(str(v) for v in key.values())
+        there, began = len(list(folder.glob('images/*.safetensors'))), time.process_time()
+        images, y = generate(denoiser, schedule, self.data.shape, ROW, folder, step=step, steps=steps, shares=[0.1] * 10 if classes else None, guidance=guidance, batch=BATCH)
+        seconds, fake = (time.process_time() - began) * ROW / max(BATCH, ROW - there * BATCH), self.eye(images)
+        found = evaluate(self.real, fake, Protocol(extractor='', features=64, generated=ROW, reference='', real=len(self.real.x), weights='', solver='', steps=steps, guidance=None, seed=0, clipped=True), training=self.real).plain()['measures']
+        accuracy = None if y is None else (fake.p.argmax(1) == y).double().mean().item()
+        self.rows.append(key | dict(calls=len(visits(step, schedule.times(steps))) - 1, cpu_seconds=round(seconds, 1), label_accuracy=accuracy, measures=found))
+        write(self.file, dict(made=made(**self.about), rows=self.rows))
+        print(key, f"{seconds:.0f} s, Frechet distance {found['frechet_distance']['value']['value']:.3f}", flush=True)
+
+def by_steps(a):
+    rows = Rows('steps', a, weights='mnist')
+    for steps in (5, 10, 20, 50, 100, 250, 1000):
+        for solver, step in SOLVERS.items(): rows.add(dict(solver=solver, steps=steps), 'mnist', step, steps)
+
+def by_guidance(a):
+    rows = Rows('guidance', a, weights='mnist-conditional', solver='ddim', steps=50)
+    for w in (0., 0.1, 0.2, 0.3, 0.5, 1., 2., 4.): rows.add(dict(guidance=w), 'mnist-conditional', guidance=w)
+
+def by_training(a):
+    "Checkpoints on the way, averaged weights and last ones"
+    rows = Rows('training', a, solver='ddim', steps=50, guidance=GUIDANCE)
+    for step in (1000, 2000, 4000, 8000, 15000):
+        for name, config in CONFIG.items():
+            for ema in (True, False): rows.add(dict(weights=name, step=step, ema=ema), RUNS/config/'checkpoints'/f'step_{step:08d}.safetensors', ema=ema)
+
+def bits(a):
+    "The variational bound of digits that were learned, and of digits that were not"
+    found = {}
+    for name in CONFIG:
+        denoiser, schedule = network(name)
+        for what, data in (('trained on', mnist(a.root)), ('held out', mnist(a.root, train=False))):
+            i = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:500]
+            y = data.labels[i] if find(name).about['classes'] else None
+            b = bound(clipped(denoiser), schedule, to_float(data.images[i]), y, draws=50, seed=0)
+            found |= {f'{name}, {what}': {k: v for k, v in b._asdict().items() if k != 'each'}}
+    write(ASSETS/'bits.json', dict(made=made(), found=found))
+
+def neighbours(a):
+    "The real digits that are nearest to the first 64 of each network, in pixels and in features"
+    eye, data = digit_classifier(), mnist(a.root)
+    real, pixels, kept = reference(eye, data), to_float(data.images).flatten(1), {}
+    for name in CONFIG:
+        denoiser, schedule = network(name)
+        images, _ = generate(denoiser, schedule, data.shape, 100, RUNS/'mnist_images'/f'{name}-nearest', shares=[0.1] * 10 if find(name).about['classes'] else None, guidance=GUIDANCE)
+        images = images[:64]
+        kept |= {f'{name} {space}': data.images[nearest(x, y).index].numpy() for space, x, y in (('pixels', to_float(images).flatten(1), pixels), ('features', eye(images).x, real.x))} | {name: images.numpy()}
+    keep('nearest', **kept)
+
+def losses(a):
+    "Means over each 100 steps"
+    found = {}
+    for name, config in CONFIG.items():
+        rows = np.array([[float(r[k]) for k in ('step', 'loss', 'grad_norm', 'lr')] for r in csv.DictReader(open(RUNS/config/'metrics.csv'))])
+        found[name] = dict(zip(('step', 'loss', 'grad_norm', 'lr'), np.round(rows[:len(rows) // 100 * 100].reshape(-1, 100, 4).mean(1), 6).T.tolist()))
+    write(ASSETS/'loss.json', found)
+
+def report(name, a):
+    "The numbers of 10,000 images, and the 32 of them that the classifier is least sure of"
+    found = whole(name, name, a)
+    write(ASSETS/f'{name}.json', found.plain())
+    keep(f'{name}-worst', worst=found.images[digit_classifier()(found.images).p.amax(1).argsort()[:32]].numpy())
+
+PIECES = {'loss': losses, 'nearest': neighbours, 'guidance': by_guidance, **{n: partial(report, n) for n in CONFIG}, 'training': by_training, 'bits': bits, 'steps': by_steps}
+
+def measure(a):
+    ASSETS.mkdir(parents=True, exist_ok=True)
+    for piece in a.pieces or PIECES:
+        print(f'--- {piece}', flush=True); PIECES[piece](a)
+
+def check(a):
+    "Exit 1 where a number of a run lies outside the interval of the shipped weights"
+    missed = 0
+    for name, config in CONFIG.items():
+        published, own = (r['measures'] for r in (json.loads((ASSETS/f'{name}.json').read_text()), whole(config, RUNS/config, a).plain()))
+        for k in CHECKED:
+            if k not in published: continue
+            value, there = own[k]['value']['value'], published[k]['value']
+            inside = there['low'] <= value <= there['high']
+            missed += not inside
+            print(f"{name:18} {k:17} {value:8.4f}  {'inside' if inside else 'OUTSIDE'} [{there['low']:.4f}, {there['high']:.4f}]")
+    sys.exit(f'{missed} outside' if missed else 0)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('command', choices=['train', 'ship', 'measure', 'check'])
+    p.add_argument('pieces', nargs='*', help=f"of measure, all if none: {', '.join(PIECES)}")
+    p.add_argument('--root', type=Path, default=DATA, help='folder of MNIST (default: where torchvision puts it)')
+    p.add_argument('--n', type=int, default=10_000, help='images of a report (default 10000)')
+    a = p.parse_args()
+    if wrong := [piece for piece in a.pieces if piece not in PIECES or a.command != 'measure']: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} after measure")
+    dict(train=train, ship=ship, measure=measure, check=check)[a.command](a)
+
+
+if __name__ == '__main__': main()
