@@ -32,7 +32,7 @@ dev: $(VENV)/.dev  ## The same, with what it takes to run the notebooks, the tes
 quickstart: env  ## Train on 5,000 digits, draw, judge: a few minutes on 2 CPU cores
 	$(BIN)/diffusion-train configs/quickstart.yaml
 
-reproduce-mnist: env  ## Train the two networks of chapter 24 anew, hours on a CPU, and measure whether they are as good
+reproduce-mnist: env  ## Train the two MNIST networks of the package anew, hours on a CPU, and measure whether they are as good
 	$(BIN)/python tools/mnist.py train
 	$(BIN)/python tools/mnist.py check
 

@@ -49,6 +49,6 @@ def test_installed_without_the_repository_it_draws_digits(sources, tmp_path, kin
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index', '--no-user', built)
     found = json.loads(run(python, '-c', DRAW, cwd=tmp_path))
     assert Path(found['home']).is_relative_to(home)
-    assert set(found['drawn']) >= {'mnist-mini'}
+    assert set(found['drawn']) >= {'mnist', 'mnist-conditional', 'mnist-mini'}
     for name, f in found['drawn'].items():   # noise is read with confidence too, so that being right counts: 8 of 10 by chance once in a million
         assert f['confidence'] > 0.8 and f['right'] in (None, 8, 9, 10), name

@@ -1,4 +1,4 @@
-"""The two networks of chapter 24, from nothing to every number that the chapter shows. Each command may be stopped and given again.
+"""The two MNIST networks that come with the package, from nothing to their numbers. Each command may be stopped and given again.
 
     python tools/mnist.py train              # configs/mnist.yaml and configs/mnist_conditional.yaml: hours on a CPU
     python tools/mnist.py ship               # the averaged weights of both runs, in 16 bits, into the package
@@ -8,7 +8,7 @@
 `make reproduce-mnist` is train and check. The real digits are MNIST's 60,000, which torchvision downloads once;
 --root names a folder that has them already.
 """
-import argparse, csv, json, subprocess, sys, time
+import argparse, csv, json, math, subprocess, sys, time
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from diffusion_scratch.config import load_config
-from diffusion_scratch.data import DATA, ImageSet, fingerprint, mnist, to_float
+from diffusion_scratch.data import DATA, fingerprint, mnist, to_float
 from diffusion_scratch.denoiser import clipped
-from diffusion_scratch.evaluation import Protocol, evaluate, nearest
-from diffusion_scratch.features import digit_classifier
+from diffusion_scratch.evaluation import Estimate, confidence, floor, frechet_distance, interval, nearest, precision_recall
+from diffusion_scratch.features import Features, digit_classifier
 from diffusion_scratch.likelihood import bound
 from diffusion_scratch.pretrained import SHIPPED, find, load, save
 from diffusion_scratch.report import Report, evaluate_model, generate, reference
@@ -67,6 +67,7 @@ def ship(a):
         rows = list(csv.DictReader(open(run/'metrics.csv')))
         facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256')}
         c = load_config(run/'config.yaml')
+        if len(rows) < c.training.steps: sys.exit(f'{run} has made {len(rows):,} of {c.training.steps:,} steps; let `python tools/mnist.py train` finish it')
         about = found.about | dict(ema=True, made=dict(command=f'diffusion-train configs/{config}.yaml', **facts, cpu=cpu(), data_name=c.data.name, steps=len(rows),
             images=len(rows) * c.training.batch_size, training_seconds=round(sum(c.training.batch_size / float(r['images_per_second']) for r in rows))))
         if (report := ASSETS/f'{name}.json').exists(): about['measured'] = summary(json.loads(report.read_text()))
@@ -91,25 +92,43 @@ def whole(name: str, source, a) -> Report:
     classes = len(find(source).about['classes'])
     return evaluate_model(denoiser, schedule, mnist(a.root), RUNS/'mnist_images'/name, n=a.n, step=ddim(), steps=50, classes=classes, guidance=GUIDANCE, name=name)
 
+def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
+def of_fakes(real, fake): return confidence(fake)
+
+def numbers(real: Features, fake: Features) -> dict[str, Estimate]:
+    "What a row says of its images"
+    distance, shares = interval(frechet_distance, real.x, fake.x, within=(0., math.inf)), interval(equally_many, real.x, fake.x, within=(0., 1.))
+    return dict(frechet_distance=distance, frechet_limit=distance.unbiased, **shares._asdict(), confidence=interval(confidence, fake.p, within=(0., 1.)))
+
+def floors(real: Features) -> dict[str, Estimate]:
+    "The same of real digits in their place"
+    return dict(frechet_distance=floor(frechet_distance, real.x, ROW), **floor(equally_many, real.x, ROW)._asdict(), confidence=floor(of_fakes, real.p, ROW))
+
+def plain(estimates: dict[str, Estimate]) -> dict: return {k: e._asdict() for k, e in estimates.items()}
+
 class Rows:
     "Rows of a table, each kept as soon as it is there"
-    def __init__(self, piece: str, a, **about):
-        self.file, self.real = ASSETS/f'{piece}.json', reference(eye := digit_classifier(), data := mnist(a.root))
-        self.eye, self.data, self.rows = eye, data, json.loads(self.file.read_text())['rows'] if (self.file).exists() else []
-        self.about = dict(extractor=f'{eye.name} {eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', images_per_row=ROW) | about
+    def __init__(self, piece: str, a, **facts):
+        self.file, self.eye, data = ASSETS/f'{piece}.json', digit_classifier(), mnist(a.root)
+        seen = reference(self.eye, data)
+        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))       # the digits of a class do not come in a row, nor do those of a writer
+        self.real, self.shape = Features(*(v[order] for v in seen)), data.shape
+        self.made = made(extractor=f'{self.eye.name} {self.eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', images_per_row=ROW, **facts)
+        self.rows = json.loads(self.file.read_text())['rows'] if self.file.exists() else []
+        self.floor = plain(floors(self.real))
 
     def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, **how):
         if any(r.items() >= key.items() for r in self.rows): return
         denoiser, schedule = network(source, **how)
-        classes, folder = len(find(source).about['classes']), RUNS/'mnist_images'/'-'.join(str(v) for v in key.values())
+        classes, folder = len(find(source).about['classes']), RUNS/'mnist_images'/'-'.join(map(str, [self.file.stem, *key.values()]))
         there, began = len(list(folder.glob('images/*.safetensors'))), time.process_time()
-        images, y = generate(denoiser, schedule, self.data.shape, ROW, folder, step=step, steps=steps, shares=[0.1] * 10 if classes else None, guidance=guidance, batch=BATCH)
+        images, y = generate(denoiser, schedule, self.shape, ROW, folder, step=step, steps=steps, shares=[0.1] * 10 if classes else None, guidance=guidance, batch=BATCH)
         seconds, fake = (time.process_time() - began) * ROW / max(BATCH, ROW - there * BATCH), self.eye(images)
-        found = evaluate(self.real, fake, Protocol(extractor='', features=64, generated=ROW, reference='', real=len(self.real.x), weights='', solver='', steps=steps, guidance=None, seed=0, clipped=True), training=self.real).plain()['measures']
-        accuracy = None if y is None else (fake.p.argmax(1) == y).double().mean().item()
-        self.rows.append(key | dict(calls=len(visits(step, schedule.times(steps))) - 1, cpu_seconds=round(seconds, 1), label_accuracy=accuracy, measures=found))
-        write(self.file, dict(made=made(**self.about), rows=self.rows))
-        print(key, f"{seconds:.0f} s, Frechet distance {found['frechet_distance']['value']['value']:.3f}", flush=True)
+        found = numbers(self.real, fake)
+        if y is not None: found['label_accuracy'] = interval(lambda right: right.mean().item(), (fake.p.argmax(1) == y).double(), within=(0., 1.))
+        self.rows.append(key | dict(calls=len(visits(step, schedule.times(steps))) - 1, cpu_seconds=round(seconds, 1), measures=plain(found)))
+        write(self.file, dict(made=self.made, floor=self.floor, rows=self.rows))
+        print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
 
 def by_steps(a):
     rows = Rows('steps', a, weights='mnist')
@@ -174,6 +193,7 @@ def measure(a):
 def check(a):
     "Exit 1 where a number of a run lies outside the interval of the shipped weights"
     missed = 0
+    if missing := [n for n in CONFIG if not (ASSETS/f'{n}.json').exists()]: sys.exit(f"{ASSETS} has no numbers of {', '.join(missing)} yet; `python tools/mnist.py measure {' '.join(missing)}` makes them from the shipped weights")
     for name, config in CONFIG.items():
         published, own = (r['measures'] for r in (json.loads((ASSETS/f'{name}.json').read_text()), whole(config, RUNS/config, a).plain()))
         for k in CHECKED:
