@@ -175,7 +175,7 @@ def losses(a):
     for name, config in CONFIG.items():
         rows = np.array([[float(r[k]) for k in ('step', 'loss', 'grad_norm', 'lr')] for r in csv.DictReader(open(RUNS/config/'metrics.csv'))])
         found[name] = dict(zip(('step', 'loss', 'grad_norm', 'lr'), np.round(rows[:len(rows) // 100 * 100].reshape(-1, 100, 4).mean(1), 6).T.tolist()))
-    write(ASSETS/'loss.json', found)
+    write(ASSETS/'loss.json', dict(made=made(), found=found))
 
 def report(name, a):
     "The numbers of 10,000 images, and the 32 of them that the classifier is least sure of"
