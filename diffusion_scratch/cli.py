@@ -646,7 +646,7 @@ def _real(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
         if not Path(name).expanduser().is_dir(): raise ConfigError(f'--data: {name} is not allowed; allowed: {", ".join(known)}, or a folder of images')
         data = image_folder(name, shape[1:], shape[0])
     elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
-    elif (trained_on := about.get('made', {}).get('data_name')) in known: data = known[trained_on]()
+    elif (made := about.get('made', {})).get('data_name') in known and made['data_sha256'] in map(fingerprint, ((data := known[made['data_name']]()), ImageSet(data.images))): pass  # with its labels, or without
     else: raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at hand; name the real images: {", ".join(known)}, or a folder of images')
     if data.shape != shape: raise ConfigError(f'--data: the images of {data.name} are {data.shape}, and {model} draws {shape}; give images of that size, or a folder, from which they are cut')
     return data
