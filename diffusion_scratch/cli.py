@@ -646,10 +646,16 @@ def _real(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
         if not Path(name).expanduser().is_dir(): raise ConfigError(f'--data: {name} is not allowed; allowed: {", ".join(known)}, or a folder of images')
         data = image_folder(name, shape[1:], shape[0])
     elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
-    elif (made := about.get('made', {})).get('data_name') in known and made['data_sha256'] in map(fingerprint, ((data := known[made['data_name']]()), ImageSet(data.images))): pass  # with its labels, or without
+    elif (data := _learned(about.get('made', {}), known)) is not None: pass
     else: raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at hand; name the real images: {", ".join(known)}, or a folder of images')
     if data.shape != shape: raise ConfigError(f'--data: the images of {data.name} are {data.shape}, and {model} draws {shape}; give images of that size, or a folder, from which they are cut')
     return data
+
+def _learned(made: dict, known: dict) -> ImageSet | None:
+    "The known set that weights say they learned, if it is what it was then, with its labels or without"
+    if made.get('data_name') not in known: return None
+    data = known[made['data_name']]()
+    return data if made.get('data_sha256') in (fingerprint(data), fingerprint(ImageSet(data.images))) else None
 
 def _extractor(name: str, device: torch.device) -> Extractor:
     "What images are compared by"

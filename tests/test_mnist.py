@@ -18,6 +18,7 @@ from diffusion_scratch.solvers import dpm_solver_pp
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import mnist as tool
+from test_data import write_idx
 
 NAMES = 'mnist', 'mnist-conditional'
 
@@ -58,11 +59,6 @@ def test_samples_are_nearer_to_digits_than_blurred_digits_are(drawn, name):
     real, own = eye(data.images).x, data.images[::25]
     blurred = ((own.int() + own.roll(1, 2).int() + own.roll(2, 2).int()) // 3).to(torch.uint8)
     assert frechet_distance(real, drawn[1][name].x) < frechet_distance(real, eye(blurred).x)
-
-
-def write_idx(file, a):
-    "The file format of MNIST (LeCun & Cortes): two zero bytes, the type, the number of dimensions, the dimensions, the bytes"
-    file.write_bytes(bytes([0, 0, 8, a.ndim]) + b''.join(n.to_bytes(4, 'big') for n in a.shape) + a.numpy().tobytes())
 
 
 def test_check_passes_the_same_weights_and_finds_worse_ones(tmp_path, monkeypatch, capsys):

@@ -22,7 +22,7 @@ from diffusion_scratch.denoiser import clipped
 from diffusion_scratch.evaluation import Estimate, confidence, floor, frechet_distance, interval, nearest, precision_recall
 from diffusion_scratch.features import Features, digit_classifier
 from diffusion_scratch.likelihood import bound
-from diffusion_scratch.pretrained import SHIPPED, find, load, save
+from diffusion_scratch.pretrained import SHIPPED, find, save
 from diffusion_scratch.report import Report, evaluate_model, generate, reference
 from diffusion_scratch.sampling import ancestral, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
@@ -61,13 +61,12 @@ def train(a):
 
 def ship(a):
     for name, config in CONFIG.items():
-        found, run = find(RUNS/config), RUNS/config
-        denoiser, schedule = found.load()
-        session = json.loads((run/'manifest.json').read_text())['sessions'][-1]
-        rows = list(csv.DictReader(open(run/'metrics.csv')))
-        facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256')}
-        c = load_config(run/'config.yaml')
+        run = RUNS/config
+        c, rows = load_config(run/'config.yaml'), list(csv.DictReader(open(run/'metrics.csv')))
         if len(rows) < c.training.steps: sys.exit(f'{run} has made {len(rows):,} of {c.training.steps:,} steps; let `python tools/mnist.py train` finish it')
+        found, session = find(run), json.loads((run/'manifest.json').read_text())['sessions'][-1]
+        denoiser, schedule = found.load()
+        facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256')}
         about = found.about | dict(ema=True, made=dict(command=f'diffusion-train configs/{config}.yaml', **facts, cpu=cpu(), data_name=c.data.name, steps=len(rows),
             images=len(rows) * c.training.batch_size, training_seconds=round(sum(c.training.batch_size / float(r['images_per_second']) for r in rows))))
         if (report := ASSETS/f'{name}.json').exists(): about['measured'] = summary(json.loads(report.read_text()))
@@ -81,15 +80,20 @@ def summary(report: dict) -> dict:
 
 # --- measuring
 
-def network(source, **how):
-    "Weights by name or path, laid out as a CPU likes them"
-    denoiser, schedule = load(source, **how)
-    return denoiser.to(memory_format=torch.channels_last), schedule
+def network(source, ema=True):
+    "Weights by name or path, laid out as a CPU likes them, their schedule, and how many classes they know"
+    found = find(source)
+    denoiser, schedule = found.load(ema)
+    return denoiser.to(memory_format=torch.channels_last), schedule, len(found.about['classes'])
+
+def draw(net, n: int, folder: str, guidance=GUIDANCE, **how):
+    "n digits of what `network` returned, kept in a folder of runs/mnist_images, and what they were asked to be"
+    denoiser, schedule, classes = net
+    return generate(denoiser, schedule, (1, 28, 28), n, RUNS/'mnist_images'/folder, shares=[1 / classes] * classes if classes else None, guidance=guidance, batch=BATCH, **how)
 
 def whole(name: str, source, a) -> Report:
     "10,000 images and their numbers, which those of a run of your own are checked against"
-    denoiser, schedule = network(source)
-    classes = len(find(source).about['classes'])
+    denoiser, schedule, classes = network(source)
     return evaluate_model(denoiser, schedule, mnist(a.root), RUNS/'mnist_images'/name, n=a.n, step=ddim(), steps=50, classes=classes, guidance=GUIDANCE, name=name)
 
 def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
@@ -112,21 +116,20 @@ class Rows:
         self.file, self.eye, data = ASSETS/f'{piece}.json', digit_classifier(), mnist(a.root)
         seen = reference(self.eye, data)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))       # the digits of a class do not come in a row, nor do those of a writer
-        self.real, self.shape = Features(*(v[order] for v in seen)), data.shape
+        self.real = Features(*(v[order] for v in seen))
         self.made = made(extractor=f'{self.eye.name} {self.eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', images_per_row=ROW, **facts)
-        self.rows = json.loads(self.file.read_text())['rows'] if self.file.exists() else []
-        self.floor = plain(floors(self.real))
+        there = json.loads(self.file.read_text()) if self.file.exists() else dict(rows=[], floor=plain(floors(self.real)))
+        self.rows, self.floor = there['rows'], there['floor']
 
-    def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, **how):
+    def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, ema=True):
         if any(r.items() >= key.items() for r in self.rows): return
-        denoiser, schedule = network(source, **how)
-        classes, folder = len(find(source).about['classes']), RUNS/'mnist_images'/'-'.join(map(str, [self.file.stem, *key.values()]))
-        there, began = len(list(folder.glob('images/*.safetensors'))), time.process_time()
-        images, y = generate(denoiser, schedule, self.shape, ROW, folder, step=step, steps=steps, shares=[0.1] * 10 if classes else None, guidance=guidance, batch=BATCH)
+        net, folder = network(source, ema), '-'.join(map(str, [self.file.stem, *key.values()]))
+        there, began = len(list((RUNS/'mnist_images'/folder).glob('images/*.safetensors'))), time.process_time()
+        images, y = draw(net, ROW, folder, guidance, step=step, steps=steps)
         seconds, fake = (time.process_time() - began) * ROW / max(BATCH, ROW - there * BATCH), self.eye(images)
         found = numbers(self.real, fake)
         if y is not None: found['label_accuracy'] = interval(lambda right: right.mean().item(), (fake.p.argmax(1) == y).double(), within=(0., 1.))
-        self.rows.append(key | dict(calls=len(visits(step, schedule.times(steps))) - 1, cpu_seconds=round(seconds, 1), measures=plain(found)))
+        self.rows.append(key | dict(calls=len(visits(step, net[1].times(steps))) - 1, cpu_seconds=round(seconds, 1), measures=plain(found)))
         write(self.file, dict(made=self.made, floor=self.floor, rows=self.rows))
         print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
 
@@ -148,13 +151,12 @@ def by_training(a):
 
 def bits(a):
     "The variational bound of digits that were learned, and of digits that were not"
-    found = {}
+    found, sets = {}, {'trained on': mnist(a.root), 'held out': mnist(a.root, train=False)}
     for name in CONFIG:
-        denoiser, schedule = network(name)
-        for what, data in (('trained on', mnist(a.root)), ('held out', mnist(a.root, train=False))):
+        denoiser, schedule, classes = network(name)
+        for what, data in sets.items():
             i = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:500]
-            y = data.labels[i] if find(name).about['classes'] else None
-            b = bound(clipped(denoiser), schedule, to_float(data.images[i]), y, draws=50, seed=0)
+            b = bound(clipped(denoiser), schedule, to_float(data.images[i]), data.labels[i] if classes else None, draws=50, seed=0)
             found |= {f'{name}, {what}': {k: v for k, v in b._asdict().items() if k != 'each'}}
     write(ASSETS/'bits.json', dict(made=made(), found=found))
 
@@ -163,9 +165,7 @@ def neighbours(a):
     eye, data = digit_classifier(), mnist(a.root)
     real, pixels, kept = reference(eye, data), to_float(data.images).flatten(1), {}
     for name in CONFIG:
-        denoiser, schedule = network(name)
-        images, _ = generate(denoiser, schedule, data.shape, 100, RUNS/'mnist_images'/f'{name}-nearest', shares=[0.1] * 10 if find(name).about['classes'] else None, guidance=GUIDANCE)
-        images = images[:64]
+        images = draw(network(name), 64, f'{name}-nearest')[0]
         kept |= {f'{name} {space}': data.images[nearest(x, y).index].numpy() for space, x, y in (('pixels', to_float(images).flatten(1), pixels), ('features', eye(images).x, real.x))} | {name: images.numpy()}
     keep('nearest', **kept)
 
