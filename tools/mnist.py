@@ -33,7 +33,7 @@ ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
 CONFIG = {'mnist': 'mnist', 'mnist-conditional': 'mnist_conditional'}  # the name of the weights -> that of the config and of its run
 SOLVERS = {'ancestral': ancestral(), 'ddim': ddim(), 'dpm_solver_pp': dpm_solver_pp(), 'dpm_solver_pp(1)': dpm_solver_pp(1.), 'heun': heun()}
 CHECKED = 'frechet_distance', 'precision', 'recall', 'confidence', 'memorised', 'label_accuracy'
-GUIDANCE, ROW, BATCH = 0.5, 1000, 100  # unless a row says otherwise; images of a row, and at a time
+GUIDANCE, ROW, BATCH = 0.3, 500, 100  # unless a row says otherwise; images of a row, and at a time
 
 
 def write(file: Path, content):
@@ -104,9 +104,9 @@ def numbers(real: Features, fake: Features) -> dict[str, Estimate]:
     distance, shares = interval(frechet_distance, real.x, fake.x, within=(0., math.inf)), interval(equally_many, real.x, fake.x, within=(0., 1.))
     return dict(frechet_distance=distance, frechet_limit=distance.unbiased, **shares._asdict(), confidence=interval(confidence, fake.p, within=(0., 1.)))
 
-def floors(real: Features) -> dict[str, Estimate]:
-    "The same of real digits in their place"
-    return dict(frechet_distance=floor(frechet_distance, real.x, ROW), **floor(equally_many, real.x, ROW)._asdict(), confidence=floor(of_fakes, real.p, ROW))
+def floors(real: Features, n: int) -> dict[str, Estimate]:
+    "The same of n real digits in their place"
+    return dict(frechet_distance=floor(frechet_distance, real.x, n), **floor(equally_many, real.x, n)._asdict(), confidence=floor(of_fakes, real.p, n))
 
 def plain(estimates: dict[str, Estimate]) -> dict: return {k: e._asdict() for k, e in estimates.items()}
 
@@ -117,37 +117,42 @@ class Rows:
         seen = reference(self.eye, data)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))       # the digits of a class do not come in a row, nor do those of a writer
         self.real = Features(*(v[order] for v in seen))
-        self.made = made(extractor=f'{self.eye.name} {self.eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', images_per_row=ROW, **facts)
-        there = json.loads(self.file.read_text()) if self.file.exists() else dict(rows=[], floor=plain(floors(self.real)))
-        self.rows, self.floor = there['rows'], there['floor']
+        self.made = made(extractor=f'{self.eye.name} {self.eye.hash}', real=f'{data.name} {fingerprint(data)[:12]}', **facts)
 
-    def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, ema=True):
-        if any(r.items() >= key.items() for r in self.rows): return
+    def there(self) -> tuple[list[dict], dict]:
+        "Rows and floors so far; another process may add to them too"
+        table = json.loads(self.file.read_text()) if self.file.exists() else dict(rows=[], floor={})
+        return table['rows'], table['floor']
+
+    def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, ema=True, n=ROW):
+        if any(r.items() >= key.items() for r in self.there()[0]): return
         net, folder = network(source, ema), '-'.join(map(str, [self.file.stem, *key.values()]))
-        there, began = len(list((RUNS/'mnist_images'/folder).glob('images/*.safetensors'))), time.process_time()
-        images, y = draw(net, ROW, folder, guidance, step=step, steps=steps)
-        seconds, fake = (time.process_time() - began) * ROW / max(BATCH, ROW - there * BATCH), self.eye(images)
+        chunks, began = len(list((RUNS/'mnist_images'/folder).glob('images/*.safetensors'))), time.process_time()
+        images, y = draw(net, n, folder, guidance, step=step, steps=steps)
+        seconds, fake = (time.process_time() - began) * n / max(BATCH, n - chunks * BATCH), self.eye(images)
         found = numbers(self.real, fake)
         if y is not None: found['label_accuracy'] = interval(lambda right: right.mean().item(), (fake.p.argmax(1) == y).double(), within=(0., 1.))
-        self.rows.append(key | dict(calls=len(visits(step, net[1].times(steps))) - 1, cpu_seconds=round(seconds, 1), measures=plain(found)))
-        write(self.file, dict(made=self.made, floor=self.floor, rows=self.rows))
+        row = key | dict(images=n, calls=len(visits(step, net[1].times(steps))) - 1, cpu_seconds=round(seconds, 1), measures=plain(found))
+        rows, floor = self.there()
+        if str(n) not in floor: floor[str(n)] = plain(floors(self.real, n))
+        write(self.file, dict(made=self.made, floor=floor, rows=[*rows, row]))
         print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
 
 def by_steps(a):
     rows = Rows('steps', a, weights='mnist')
     for steps in (5, 10, 20, 50, 100, 250, 1000):
-        for solver, step in SOLVERS.items(): rows.add(dict(solver=solver, steps=steps), 'mnist', step, steps)
+        for solver, step in SOLVERS.items(): rows.add(dict(solver=solver, steps=steps), 'mnist', step, steps, n=ROW if steps < 1000 else 100)
 
 def by_guidance(a):
     rows = Rows('guidance', a, weights='mnist-conditional', solver='ddim', steps=50)
-    for w in (0., 0.1, 0.2, 0.3, 0.5, 1., 2., 4.): rows.add(dict(guidance=w), 'mnist-conditional', guidance=w)
+    for w in (0., 0.2, 0.3, 0.5, 1., 2., 4.): rows.add(dict(guidance=w), 'mnist-conditional', guidance=w)
 
 def by_training(a):
     "Checkpoints on the way, averaged weights and last ones"
-    rows = Rows('training', a, solver='ddim', steps=50, guidance=GUIDANCE)
+    rows = Rows('training', a, solver='dpm_solver_pp', steps=20, guidance=GUIDANCE)
     for step in (1000, 2000, 4000, 8000, 15000):
         for name, config in CONFIG.items():
-            for ema in (True, False): rows.add(dict(weights=name, step=step, ema=ema), RUNS/config/'checkpoints'/f'step_{step:08d}.safetensors', ema=ema)
+            for ema in (True, False): rows.add(dict(weights=name, step=step, ema=ema), RUNS/config/'checkpoints'/f'step_{step:08d}.safetensors', dpm_solver_pp(), 20, ema=ema)
 
 def bits(a):
     "The variational bound of digits that were learned, and of digits that were not"
