@@ -33,7 +33,7 @@ ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
 CONFIG = {'mnist': 'mnist', 'mnist-conditional': 'mnist_conditional'}  # the name of the weights -> that of the config and of its run
 SOLVERS = {'ancestral': ancestral(), 'ddim': ddim(), 'dpm_solver_pp': dpm_solver_pp(), 'dpm_solver_pp(1)': dpm_solver_pp(1.), 'heun': heun()}
 CHECKED = 'frechet_distance', 'precision', 'recall', 'confidence', 'memorised', 'label_accuracy'
-GUIDANCE, ROW, BATCH = 0.3, 500, 100  # unless a row says otherwise; images of a row, and at a time
+GUIDANCE, ROW, BATCH = 0.5, 500, 100  # unless a row says otherwise; images of a row, and at a time
 
 
 def write(file: Path, content):
@@ -141,7 +141,7 @@ class Rows:
 def by_steps(a):
     rows = Rows('steps', a, weights='mnist')
     for steps in (5, 10, 20, 50, 100, 250, 1000):
-        for solver, step in SOLVERS.items(): rows.add(dict(solver=solver, steps=steps), 'mnist', step, steps, n=ROW if steps < 1000 else 100)
+        for solver, step in SOLVERS.items(): rows.add(dict(solver=solver, steps=steps), 'mnist', step, steps, n=ROW if steps < 1000 else 200)
 
 def by_guidance(a):
     rows = Rows('guidance', a, weights='mnist-conditional', solver='ddim', steps=50)
