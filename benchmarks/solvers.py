@@ -2,8 +2,11 @@
 
     python benchmarks/solvers.py
 
-Both sides of every ratio run in turn, so that whatever else the machine does falls on both; the numbers are medians over
-the pairs. The network is that of configs/quickstart.yaml, or one that returns what it gets, where only the rest is of interest.
+All times are CPU time of one thread, and what a walk does beside the network is timed in the walk: the whole, less the calls of
+the network in it. Beside diffusers, both sides run in turn, each pair with the same time for the network, the mean of both: it
+is the same network, and what it took longer on one side was no doing of that side. The networks are those of
+configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's; or one that returns what it gets,
+where only the rest is of interest. All numbers are medians.
 """
 import argparse, itertools, os, platform, time
 from datetime import datetime, timezone
@@ -12,10 +15,12 @@ from statistics import median, quantiles
 import diffusers, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import nn
+from diffusion_scratch.config import load_config, make_denoiser, make_schedule
+from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
 from diffusion_scratch.sampling import ancestral, sample, trajectory, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from overhead import collect, cpu, quickstart, row, timed
+from overhead import collect, cpu, quickstart
 
 HERE = Path(__file__).resolve().parent
 SOLVERS = {'ancestral()': (ancestral(), DDPMScheduler, {}), 'ddim()': (ddim(), DDIMScheduler, {}), 'ddim(1.)': (ddim(1.), DDIMScheduler, dict(eta=1.)),
@@ -27,27 +32,49 @@ class Echo(nn.Module):
     "A network that costs nothing"
     def forward(self, x, t, y=None): return x
 
-def each_step(step, denoiser, schedule, shape, y, n):
-    "Pairs (one moment of `trajectory`, the bare call of the network with the same inputs); the first of a walk makes its factors too"
-    times = schedule.times(n)
-    for seed in itertools.count():
-        frames = trajectory(clipped(denoiser), schedule, shape, step=step, times=times, y=y, seed=seed)
-        for i in range(1, last := len(visits(step, times))):
-            frame, ours = timed(next, frames)
-            t = torch.full((shape[0],), frame.t)
-            with torch.no_grad(): _, bare = timed(denoiser.net, frame.x, t, y)
-            if i == last - 1: ours += timed(next, frames)[1]
-            yield ours, bare
+class Watched(nn.Module):
+    "A network, and the milliseconds of its calls, summed"
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.ms = net, 0.
 
-def whole(step, denoiser, schedule, shape, y, n):
-    "Pairs (one call of `sample`, as many bare calls of the network as it makes), a call's share of each"
-    times = schedule.times(n)
-    inputs = [(f.x, torch.full((shape[0],), f.t)) for f in trajectory(clipped(denoiser), schedule, shape, step=step, times=times, y=y, seed=0)][:-1]
-    @torch.no_grad()
-    def bare():
-        for x, t in inputs: denoiser.net(x, t, y)
-    ours = lambda: sample(clipped(denoiser), schedule, shape, step=step, times=times, y=y, seed=0, progress=False)
-    while True: yield timed(ours)[1] / len(inputs), timed(bare)[1] / len(inputs)
+    def __call__(self, *args):
+        out, ms = timed(self.net, *args)
+        self.ms += ms
+        return out
+
+def timed(f, *args):
+    "What f returns, and the milliseconds that this thread worked on it"
+    began = time.thread_time()
+    out = f(*args)
+    return out, 1e3 * (time.thread_time() - began)
+
+def apart(f, net):
+    "Milliseconds that f worked beside the watched network, and in it"
+    net.ms = 0.
+    _, whole = timed(f)
+    return whole - net.ms, net.ms
+
+def papers():
+    "Shape of an image, schedule and denoiser of Ho et al. (2020) for CIFAR-10"
+    config, images = load_config(HERE.parent/'configs'/'cifar10.yaml'), ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    return images.shape, make_schedule(config), make_denoiser(config, images).eval()
+
+def moments(step, denoiser, schedule, shape, y, n):
+    "Pairs (beside the network, in it) of one moment of `trajectory`; the first moment of a walk makes its factors too, the last one the result"
+    net, times = Watched(denoiser.net), schedule.times(n)
+    for seed in itertools.count():
+        frames = trajectory(clipped(Denoiser(net, denoiser.parameterization).eval()), schedule, shape, step=step, times=times, y=y, seed=seed)
+        for left in reversed(range(len(visits(step, times)) - 1)):
+            beside, inside = apart(lambda: next(frames), net)
+            if not left: beside += timed(next, frames)[1]
+            yield beside, inside
+
+def walks(step, denoiser, schedule, shape, y, n):
+    "Pairs (beside the network, in it) of one call of `sample`, the share of each call of the network"
+    net, times = Watched(denoiser.net), schedule.times(n)
+    watched, calls = clipped(Denoiser(net, denoiser.parameterization).eval()), len(visits(step, times)) - 1
+    while True: yield tuple(ms / calls for ms in apart(lambda: sample(watched, schedule, shape, step=step, times=times, y=y, seed=0, progress=False), net))
 
 def theirs(make, options, net, schedule, shape, y, n):
     "The loop of diffusers' pipelines around a scheduler, without their progress bar"
@@ -64,78 +91,92 @@ def theirs(make, options, net, schedule, shape, y, n):
 def against(solver, net, schedule, shape, y, n):
     "Pairs (our whole walk, that of diffusers), milliseconds for one of n steps"
     step, make, options = SOLVERS[solver]
+    net = Watched(net)
     denoiser, times = Denoiser(net, V).eval(), schedule.times(n)
     ours, field = lambda: sample(denoiser, schedule, shape, step=step, times=times, y=y, progress=False, seed=0), theirs(make, options, net, schedule, shape, y, n)
-    while True: yield timed(ours)[1] / n, timed(field)[1] / n
+    while True:
+        (beside, inside), (their_beside, their_inside) = apart(ours, net), apart(field, net)
+        network = (inside + their_inside) / 2
+        yield (beside + network) / n, (their_beside + network) / n
 
-def faster(name, pairs, unit=1, target=None):
+def percent(name, pairs, target):
+    "A row: beside the network, in it, and the share"
+    beside, network = map(median, zip(*pairs))
+    low, over, high = (100 * q for q in quantiles((a / b for a, b in pairs), n=4))
+    return f'| {name} | {1e3 * beside:,.0f} | {network:,.1f} | **{over:.2f} %** | {low:.2f} .. {high:.2f} % | {target} % | {"yes" if over <= target else "**no**"} | {len(pairs):,} |'
+
+def times_faster(name, pairs, target, unit=1):
     "A row: ours, theirs and how many times as fast ours is"
     ours, field = (unit * median(p) for p in zip(*pairs))
-    low, _, high = quantiles((b / a for a, b in pairs), n=4)
-    met = '' if target is None else f' {target} | {"yes" if field >= target * ours else "**no**"} |'
-    return f'| {name} | {ours:.2f} | {field:.2f} | **{field / ours:.2f}** | {low:.2f} .. {high:.2f} |{met} {len(pairs):,} |'
+    low, ratio, high = quantiles((b / a for a, b in pairs), n=4)
+    return f'| {name} | {ours:.2f} | {field:.2f} | **{ratio:.3f}** | {low:.3f} .. {high:.3f} | {target} | {"yes" if ratio >= target else "**no**"} | {len(pairs):,} |'
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--threads', type=int, default=0, help="CPU threads (default: torch's choice)")
     p.add_argument('--seconds', type=float, default=15, help='for each row')
     p.add_argument('--steps', type=int, default=50, help='of each walk')
     p.add_argument('--solvers', nargs='+', default=list(SOLVERS), choices=list(SOLVERS), metavar='NAME', help='some of: %(choices)s')
     p.add_argument('--out', type=Path, default=HERE/'solvers.md', help='the page to write')
     a = p.parse_args()
-    if a.threads: torch.set_num_threads(a.threads)
+    torch.set_num_threads(1)
     began = time.perf_counter()
     _, data, schedule, denoiser = quickstart()
-    params, tables = sum(q.numel() for q in denoiser.parameters()), {k: [] for k in ('step', 'whole', 'field', 'echo 1', 'echo 64')}
+    (large, large_schedule, papers_own), tables = papers(), {k: [] for k in ('moment', 'walk', 'large', 'field', 'stub')}
+    params, large_params = (sum(q.numel() for q in d.parameters()) for d in (denoiser, papers_own))
     def add(table, line): tables[table].append(line); print(line, flush=True)
     for B in (1, 64):
         y, shape = torch.arange(B) % data.num_classes, (B, *data.shape)
         for name in a.solvers:
             step = SOLVERS[name][0]
-            add('step', row(f'`{name}`, batch {B}', collect(each_step(step, denoiser, schedule, shape, y, a.steps), a.seconds), TARGET[B]))
-            if B == 1: add('whole', row(f'`{name}`, batch 1', collect(whole(step, denoiser, schedule, shape, y, a.steps), a.seconds, warmup=2), TARGET[B]))
-            add('field', faster(f'`{name}`, batch {B}', collect(against(name, denoiser.net, schedule, shape, y, a.steps), a.seconds, warmup=1)))
-            pairs = collect(against(name, Echo().eval(), schedule, shape, None, a.steps), a.seconds / 3, warmup=3)
-            add(f'echo {B}', faster(f'`{name}`', pairs, 1e3, 3 if B == 1 else None))
+            add('moment', percent(f'`{name}`, batch {B}', collect(moments(step, denoiser, schedule, shape, y, a.steps), a.seconds), TARGET[B]))
+            add('walk', percent(f'`{name}`, batch {B}', collect(walks(step, denoiser, schedule, shape, y, a.steps), a.seconds, warmup=1), TARGET[B]))
+            add('large', percent(f'`{name}`, batch {B}', collect(moments(step, papers_own, large_schedule, (B, *large), None, a.steps), a.seconds, warmup=1), TARGET[B]))
+            add('field', times_faster(f'`{name}`, batch {B}', collect(against(name, denoiser.net, schedule, shape, y, a.steps), a.seconds, warmup=1), 1))
+            add('stub', times_faster(f'`{name}`, batch {B}', collect(against(name, Echo().eval(), schedule, shape, None, a.steps), a.seconds / 3, warmup=3), 3, 1e3))
     lines = lambda rows: '\n'.join(rows)
     text = f'''# Solvers
 
 <!-- Written by benchmarks/solvers.py; run it to write this page anew. -->
 
-What the solvers of chapter 10 cost beside the network, with the network of `configs/quickstart.yaml` ({params:,} parameters, images of {' x '.join(map(str, data.shape))}),
-{a.steps} steps, `clipped`. `heun()` calls the network {2 * a.steps - 1} times; its numbers are for one call. A solver with noise (`ancestral()`, `ddim(1.)`, `dpm_solver_pp(1.)`) makes
-a fresh normal number for each pixel, from a stream of each image's own.
+What the solvers of chapter 10 cost beside the network, in {a.steps} steps, `clipped`. `heun()` calls the network {2 * a.steps - 1} times; its numbers are for one call. A solver with noise
+(`ancestral()`, `ddim(1.)`, `dpm_solver_pp(1.)`) makes a fresh normal number for each pixel, from a stream of each image's own. All times are CPU time of one
+thread, and all numbers are medians. What the walk does beside the network is timed in the walk: the whole, less the calls of the network in it.
 
-| a moment of `trajectory` | with the library, ms | bare call, ms | overhead of the medians | middle half of the pairs | target | met | pairs |
+With the network of `configs/cifar10.yaml`, the paper's ({large_params:,} parameters, images of {' x '.join(map(str, large))}):
+
+| a moment of `trajectory` | beside the network, us | in it, ms | overhead | middle half | target | met | times |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
-{lines(tables['step'])}
+{lines(tables['large'])}
+
+With the network of `configs/quickstart.yaml`, the smallest of the book ({params:,} parameters, images of {' x '.join(map(str, data.shape))}), which shows best what there is to see:
+
+| a moment of `trajectory` | beside the network, us | in it, ms | overhead | middle half | target | met | times |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
+{lines(tables['moment'])}
 
 A whole call of `sample` with all that it sets up, for one of its calls of the network:
 
-| `sample` | with the library, ms | bare call, ms | overhead of the medians | middle half of the pairs | target | met | pairs |
+| `sample` | beside the network, us | in it, ms | overhead | middle half | target | met | times |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
-{lines(tables['whole'])}
+{lines(tables['walk'])}
 
 ## Beside diffusers {diffusers.__version__}
 
 Whole walks, for one of {a.steps} steps: `sample` against the loop of their pipelines around the scheduler of the same method (`DDPMScheduler`, `DDIMScheduler`,
 `DPMSolverMultistepScheduler`, `HeunDiscreteScheduler`), without their progress bar; the same network, `v` prediction, no clipping. Each side makes its own noise, theirs from one stream for the batch.
+Both run in turn, and in each pair the network counts the same on both sides, with the mean of what it took.
 
-| the quickstart's network | ours, ms a step | diffusers, ms a step | diffusers / ours | middle half of the pairs | pairs |
-| --- | ---: | ---: | ---: | ---: | ---: |
+| the quickstart's network | ours, ms a step | diffusers, ms a step | diffusers / ours | middle half of the pairs | target | met | pairs |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['field'])}
 
 The same with a network that returns what it gets, so that what is left is the samplers' own:
 
-| a network that costs nothing, batch 1 | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
+| a network that costs nothing | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
-{lines(tables['echo 1'])}
+{lines(tables['stub'])}
 
-| the same, batch 64 | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | pairs |
-| --- | ---: | ---: | ---: | ---: | ---: |
-{lines(tables['echo 64'])}
-
-Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/solvers.py` in {time.perf_counter() - began:.0f} s: {cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads,
+Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/solvers.py` in {time.perf_counter() - began:.0f} s: {cpu()}, {os.cpu_count()} cores, 1 thread,
 Python {platform.python_version()}, torch {torch.__version__}.
 '''
     a.out.write_text(text, encoding='utf-8')

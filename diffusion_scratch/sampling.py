@@ -5,9 +5,10 @@
 # %% ../nbs/07_sampling.ipynb #a48c067b
 from __future__ import annotations
 import math, secrets
-from functools import partial
+from functools import lru_cache, partial
 from operator import index
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterator, NamedTuple, Sequence
+from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -59,30 +60,37 @@ class _OnWalk(Level):
         return here if here.noise.dtype == images.dtype and here.noise.device == images.device else super().to(images)
 
 class _Walk:
-    "The levels of a trajectory, `levels`, one for each of its times, and the factors of all its steps"
-    def __init__(self, schedule: Schedule, times: list[int], x: Tensor):
+    "The levels of a trajectory of images like `x`: `levels`, one for each of its times, and the factors of all its steps"
+    @torch.inference_mode(False)  # whoever walks here later may want gradients
+    def __init__(self, schedule: Schedule, times: Sequence[int], x: Tensor):
         row = {t: i for i, t in enumerate(dict.fromkeys(times))}  # a time that comes again has the same level
-        self.rows = schedule.at(torch.tensor(list(row)), torch.empty(len(row), *[1]*(x.ndim - 1)))
-        each = lambda c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind()
-        levels = [_OnWalk(*c) for c in zip(*map(each, self.rows))]
-        for level, c in zip(levels, zip(*map(each, self.rows.to(x)))): level.here = Level(*c)
+        self.rows, self.made = schedule.at(torch.tensor(list(row)), torch.empty(len(row), *[1]*(x.ndim - 1))), WeakKeyDictionary()
+        here = self.here = self.rows.to(x)
+        each = {c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in (*self.rows, *here)}  # what is here already is cut only once
+        levels = [_OnWalk(*c) for c in zip(*map(each.get, self.rows))]
+        for level, c in zip(levels, zip(*map(each.get, here))): level.here = Level(*c)
         self.levels = [levels[row[t]] for t in times]
         self.steps = {(id(levels[row[a]]), id(levels[row[b]])): (row[a], row[b], b > a) for a, b in zip(times, times[1:]) if a != b}
-        self.made = {}
 
-    def factors(self, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...] | None:
-        "f(t, s) of the step from t to s, made at once for all steps that go the same way, down or up; nothing where the walk has no such step"
-        made, step = self.made.setdefault(f, {}), (id(t), id(s))
-        if step not in made and step in self.steps:
-            alike = {k: v for k, v in self.steps.items() if v[2] == self.steps[step][2]}
+    @torch.inference_mode(False)
+    def factors(self, f, t: Level, s: Level) -> dict[tuple, tuple[Tensor, ...]]:
+        "f(t, s) of each step that goes the way of this one, down or up, made at once and kept as long as `f`; nothing where the walk has no such step"
+        if f not in self.made and (this := self.steps.get((id(t), id(s)))):
+            alike = {k: v for k, v in self.steps.items() if v[2] == this[2]}
             start, end = torch.tensor([v[:2] for v in alike.values()]).unbind(1)
-            made.update(zip(alike, zip(*(c.to(like).unbind() for c in f(*(Level(*(c[i] for c in self.rows)) for i in (start, end)))))))
-        return made.get(step)
+            made = f(*(Level(*(c[i] for c in self.rows)) for i in (start, end)))
+            self.made[f] = dict(zip(alike, zip(*(c.to(self.here.noise).unbind() for c in made))))
+        return self.made.get(f, {})
+
+@lru_cache(maxsize=8)
+def _walk(schedule, times: tuple, n: int, ndim: int, dtype, device) -> _Walk:
+    "The walk of n images, kept for the next batch that goes the same way"
+    return _Walk(schedule, times, torch.empty(n, *[1]*(ndim - 1), dtype=dtype, device=device))
 
 def _along(memory: dict, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...]:
     "The factors f(t, s) of a step, `like` the images"
-    walk = memory.get('walk')
-    return walk and walk.factors(f, t, s, like) or tuple(c.to(like) for c in f(t, s))
+    if f not in memory and 'walk' in memory: memory[f] = memory['walk'].factors(f, t, s)
+    return memory.get(f, {}).get((id(t), id(s))) or tuple(c.to(like) for c in f(t, s))
 
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
 class Noise:
@@ -138,7 +146,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
-    walk, asking = _Walk(schedule, times, x), _evaluating(denoiser)
+    walk, asking = _walk(schedule, tuple(times), len(x), x.ndim, x.dtype, x.device), _evaluating(denoiser)
     memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1)
     for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
         if then > now:  # back up: eq-step

@@ -1,5 +1,5 @@
 "The reverse process: exact where the truth is known, repeatable image by image, and without footprints"
-import inspect, math
+import gc, inspect, math
 import numpy as np, pytest, scipy.stats, torch
 from torch import nn
 from diffusion_scratch.data import mnist_mini
@@ -175,6 +175,32 @@ def test_memory_is_one_dictionary_per_trajectory():
         return q_posterior(prediction.x0, x_t, t, s)
     for _ in range(2): draw(ORACLE, times=[10, 5, 2, 0], step=counting)
     assert seen == [1, 2, 3, 1, 2, 3]
+
+def test_a_walk_walked_again_is_the_same_walk():
+    "Levels and factors are kept between trajectories; what comes out is that of a schedule never seen before, in each precision and shape"
+    for kw in (dict(seed=1), dict(seed=1, shape=(2, 1, 2, 3)), dict(seed=1, x_T=torch.ones(4, 3, dtype=torch.float64)), dict(seed=1, times=[10, 4, 7, 0])):
+        for step in (ancestral(), ancestral(fixed_large)):
+            fresh = draw(Denoiser(Net()), Schedule(SHORT.betas), step=step, **kw)
+            for _ in range(2): assert torch.equal(draw(Denoiser(Net()), step=step, **kw), fresh)
+
+def test_a_walk_first_walked_in_inference_mode_gives_gradients_later():
+    schedule = Schedule(linear_betas(10, 0.01, 0.6))
+    with torch.inference_mode(): first = draw(Denoiser(Net(), V), schedule, (2, 3), seed=0)
+    class Looking(nn.Module):
+        def forward(self, x_t, level, y=None):
+            with torch.enable_grad(): loss = Denoiser(Net(), V)(x := x_t.detach().requires_grad_(), level).x0.square().sum()
+            assert torch.autograd.grad(loss, x)[0].any()
+            return Denoiser(Net(), V)(x_t, level)
+    assert torch.equal(draw(Looking(), schedule, (2, 3), seed=0), first)
+
+def test_steps_made_anew_leave_nothing_behind():
+    def tensors():
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+    def walk(n):
+        for _ in range(n): draw(ORACLE, step=ancestral(), seed=0)
+        return tensors()
+    assert walk(3) == walk(10)
 
 def test_stopping_early_asks_no_more():
     d = Denoiser(Net(), V)
