@@ -55,9 +55,10 @@ class Parameterization:
     def __repr__(self): return self.name.upper()
 
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
-def _turn(v: Tensor, x_t: Tensor, signal: Tensor, noise: Tensor) -> Prediction:
+def _turn(v: Tensor, x_t: Tensor, level: Level) -> Prediction:
     "The plane of v and x_t turned back to that of image and noise: eq-v-inverse"
-    return Prediction(torch.addcmul(signal * x_t, noise, v, value=-1), lambda: torch.addcmul(noise * x_t, signal, v))
+    _, signal, noise = level.to(x_t)
+    return Prediction(signal * x_t - noise * v, lambda: noise * x_t + signal * v)
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0
@@ -70,16 +71,14 @@ X0 = Parameterization('x0',    # eq-eps-x0
 
 V = Parameterization('v',      # eq-v, eq-v-inverse
     target=lambda x0, eps, level: level.signal.to(x0) * eps - level.noise.to(x0) * x0,
-    predict=lambda out, x_t, level: _turn(out, x_t, *level.to(x_t)[1:]))
+    predict=_turn)
 
 PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 
 # %% ../nbs/03_denoiser.ipynb #824ee761
 def _check(x_t: Tensor, level: Level, y: Tensor | None=None):
     "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
-    if 0 in level.t.tolist(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
-    shape = (x_t.shape[0],) + (1,)*(x_t.ndim - 1)
-    if level.signal.shape != shape: raise ValueError(f'the level has shape {tuple(level.signal.shape)}, but x_t {tuple(x_t.shape)} needs {shape}: make it by schedule.at(t, x_t)')
+    level.check(x_t)
     if y is not None and y.shape[:1] != x_t.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images')
 
 # %% ../nbs/03_denoiser.ipynb #f19ac5cb

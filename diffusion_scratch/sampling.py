@@ -11,6 +11,7 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 from weakref import WeakKeyDictionary
 import numpy as np
 import torch
+from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .denoiser import Prediction
@@ -37,8 +38,8 @@ def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s 
     "The reverse step of DDPM: the posterior, with the predicted x0 in x0's place (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
     factors = partial(_factors, variance)
     def step(x_t, prediction, t, s, memory):
-        of_x0, of_xt, std = _along(memory, factors, t, s, x_t)
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std)
+        of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
+        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std)
     return step
 
 # %% ../nbs/07_sampling.ipynb #b4882f9e
@@ -54,45 +55,58 @@ def _renoising(s: Level, t: Level) -> tuple[Tensor, Tensor]:
     return scale, var.sqrt()
 
 class _OnWalk(Level):
-    "A level that is already where the images of a walk are"
+    "A level that is already where the images of a walk are, and known to fit them"
     def to(self, images: Tensor) -> Level:
-        here = self.here
-        return here if here.noise.dtype == images.dtype and here.noise.device == images.device else super().to(images)
+        return self.here if (images.dtype, images.device) == self.home else super().to(images)
+
+    def check(self, x_t: Tensor):
+        if x_t.shape != self.fits: super().check(x_t)
 
 class _Walk:
     "The levels of a trajectory of images like `x`: `levels`, one for each of its times, and the factors of all its steps"
     @torch.inference_mode(False)  # whoever walks here later may want gradients
     def __init__(self, schedule: Schedule, times: Sequence[int], x: Tensor):
+        self.schedule, self.times, self.made = schedule, times, WeakKeyDictionary()
+        self.one = x.new_empty([1] * x.ndim)
         row = {t: i for i, t in enumerate(dict.fromkeys(times))}  # a time that comes again has the same level
-        self.rows, self.made = schedule.at(torch.tensor(list(row)), torch.empty(len(row), *[1]*(x.ndim - 1))), WeakKeyDictionary()
-        here = self.here = self.rows.to(x)
-        each = {c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in (*self.rows, *here)}  # what is here already is cut only once
-        levels = [_OnWalk(*c) for c in zip(*map(each.get, self.rows))]
-        for level, c in zip(levels, zip(*map(each.get, here))): level.here = Level(*c)
+        there = self.at(row)
+        here = there.to(x)
+        each = {c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in (*there, *here)}  # what is here already is cut only once
+        levels = [_OnWalk(*c) for c in zip(*map(each.get, there))]
+        for t, level, c in zip(row, levels, zip(*map(each.get, here))): level.here, level.home, level.fits = Level(*c), (x.dtype, x.device), t > 0 and x.shape
         self.levels = [levels[row[t]] for t in times]
-        self.steps = {(id(levels[row[a]]), id(levels[row[b]])): (row[a], row[b], b > a) for a, b in zip(times, times[1:]) if a != b}
+
+    def at(self, times) -> Level:
+        "The levels of single images, one at each time"
+        return self.schedule.at(torch.tensor(list(times)), self.one.expand(len(times), *self.one.shape[1:]))
 
     @torch.inference_mode(False)
-    def factors(self, f, t: Level, s: Level) -> dict[tuple, tuple[Tensor, ...]]:
-        "f(t, s) of each step that goes the way of this one, down or up, made at once and kept as long as `f`; nothing where the walk has no such step"
-        if f not in self.made and (this := self.steps.get((id(t), id(s)))):
-            alike = {k: v for k, v in self.steps.items() if v[2] == this[2]}
-            start, end = torch.tensor([v[:2] for v in alike.values()]).unbind(1)
-            made = f(*(Level(*(c[i] for c in self.rows)) for i in (start, end)))
-            self.made[f] = dict(zip(alike, zip(*(c.to(self.here.noise).unbind() for c in made))))
-        return self.made.get(f, {})
+    def factors(self, f, *levels: Level) -> dict[tuple, tuple[Tensor, ...]]:
+        "f of each stretch of the walk that goes the way of this one, down or up, made at once and kept as long as `f`; nothing where the walk has no such stretch"
+        if f not in self.made:
+            n, way = len(levels), lambda times: [(a < b) - (a > b) for a, b in zip(times, times[1:])]
+            stretches = {tuple(map(id, self.levels[i:i+n])): self.times[i:i+n] for i in range(len(self.times) - n + 1)}
+            if not (this := stretches.get(tuple(map(id, levels)))): return {}
+            alike = {k: v for k, v in stretches.items() if way(v) == way(this)}
+            made = f(*map(self.at, zip(*alike.values())))
+            self.made[f] = dict(zip(alike, zip(*(c.to(self.one).unbind() for c in made))))
+        return self.made[f]
 
 @lru_cache(maxsize=8)
-def _walk(schedule, times: tuple, n: int, ndim: int, dtype, device) -> _Walk:
-    "The walk of n images, kept for the next batch that goes the same way"
-    return _Walk(schedule, times, torch.empty(n, *[1]*(ndim - 1), dtype=dtype, device=device))
+def _walk(schedule, times: tuple, shape: tuple, dtype, device) -> _Walk:
+    "The walk of images of this shape (B,...), kept for the next batch that goes the same way"
+    return _Walk(schedule, times, torch.empty((), dtype=dtype, device=device).expand(shape))
 
-def _along(memory: dict, f, t: Level, s: Level, like: Tensor) -> tuple[Tensor, ...]:
-    "The factors f(t, s) of a step, `like` the images"
-    if f not in memory and 'walk' in memory: memory[f] = memory['walk'].factors(f, t, s)
-    return memory.get(f, {}).get((id(t), id(s))) or tuple(c.to(like) for c in f(t, s))
+def _along(memory: dict, f, like: Tensor, *levels: Level) -> tuple[Tensor, ...]:
+    "The factors f(t, s) of a step, or those of more levels than two, `like` the images"
+    if f not in memory and 'walk' in memory: memory[f] = memory['walk'].factors(f, *levels)
+    return memory.get(f, {}).get(tuple(map(id, levels))) or tuple(c.to(like) for c in f(*levels))
 
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
+class _Key(tuple, ISeedSequence):
+    "The key of a Philox stream, as a seed: beside a `key=`, NumPy would ask the system for a seed first, only to drop it"
+    def generate_state(self, n_words, dtype): return np.array(self, dtype)
+
 class Noise:
     "Standard normal noise in which image i depends on (seed, i) alone, whatever the batch and the device"
     def __init__(self,
@@ -103,8 +117,7 @@ class Noise:
         seed = secrets.randbits(64) if seed is None else index(seed)
         if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
         if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
-        keys = [np.array([seed, i], dtype=np.uint64) for i in range(first, first + n)]
-        self.streams = [np.random.Generator(np.random.Philox(key=k)) for k in keys]
+        self.streams = [np.random.Generator(np.random.Philox(_Key((seed, i)))) for i in range(first, first + n)]
 
     def draw(self, shape: tuple  # of one image
             ) -> Tensor:         # (n, *shape), float32
@@ -113,12 +126,13 @@ class Noise:
         return torch.from_numpy(noise)
 
     def draws(self, shape: tuple, # of one image
-              n: int              # how many
+              n: int,             # how many
+              like: Tensor=torch.empty(0)  # whose device and precision
              ) -> Iterator[Tensor]: # each (n, *shape)
-        "The same as `n` times `draw`, made a megabyte at a time, which costs small images less"
-        block = max(1, 2**18 // max(1, len(self.streams) * math.prod(shape)))
+        "The same as `n` times `draw`, made and moved some megabytes at a time, which costs small images less"
+        block = max(1, 2**20 // max(1, len(self.streams) * math.prod(shape)))
         for done in range(0, n, block):
-            yield from self.draw((min(block, n - done), *shape)).transpose(0, 1).contiguous()
+            yield from self.draw((min(block, n - done), *shape)).to(like).unbind(1)
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):
@@ -146,17 +160,17 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
-    walk, asking = _walk(schedule, tuple(times), len(x), x.ndim, x.dtype, x.device), _evaluating(denoiser)
-    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1)
+    walk, asking = _walk(schedule, tuple(times), x.shape, x.dtype, x.device), _evaluating(denoiser)
+    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1, like=x)
     for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
         if then > now:  # back up: eq-step
-            scale, std = _along(memory, _renoising, t, s, x)
-            x = scale * x + std * next(noise).to(x)
+            scale, std = _along(memory, _renoising, x, t, s)
+            x = scale * x + std * next(noise)
             continue
         with asking: prediction = denoiser(x, t, y)
         yield Frame(now, x, prediction.x0)
         p = step(x, prediction, t, s, memory)
-        x = p.mean if _surely_zero(p.std) else p.sample(next(noise).to(x))
+        x = p.mean if _surely_zero(p.std) else p.sample(next(noise))
     yield Frame(0, x, x)
 
 # %% ../nbs/07_sampling.ipynb #e4dfab8f

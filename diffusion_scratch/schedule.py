@@ -37,6 +37,14 @@ class Level(NamedTuple):
         "The same where `images` are, with signal and noise in their precision"
         return Level(self.t.to(images.device), self.signal.to(images), self.noise.to(images))
 
+    def check(self,
+              x_t: Tensor  # (B,...)
+             ):
+        "Refuse an x_t that nobody can be asked about: the data itself, or one that this level does not fit"
+        if 0 in self.t.tolist(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
+        shape = (x_t.shape[0],) + (1,)*(x_t.ndim - 1)
+        if self.signal.shape != shape: raise ValueError(f'the level has shape {tuple(self.signal.shape)}, but x_t {tuple(x_t.shape)} needs {shape}: make it by schedule.at(t, x_t)')
+
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:
     "From T in even strides that would arrive at 0 (eq-spacing)"

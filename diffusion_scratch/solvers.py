@@ -21,8 +21,8 @@ def ddim(eta: float=0.  # how much of the ancestral step's noise: 0 is none, so 
     "The reverse step of DDIM (eq-ddim; Song et al. 2021, eq. 12 and 16)"
     factors = partial(_family, _share(eta))
     def step(x_t, prediction, t, s, memory):
-        of_x0, of_xt, std = _along(memory, factors, t, s, x_t)
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std if eta else _NONE)
+        of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
+        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std if eta else _NONE)
     return step
 
 # %% ../nbs/10_solvers.ipynb #d1dcf70c
@@ -43,13 +43,13 @@ def _family(eta: float, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
 def dpm_solver_pp(eta: float=0.  # 0: DPM-Solver++ 2M; 1: its stochastic variant, SDE-DPM-Solver++ 2M
                  ) -> Step:
     "The step of `ddim` with the prediction carried on to the middle of the step (eq-multistep, eq-multistep-sde; Lu et al. 2022, algorithm 2)"
-    factors = partial(_carried, _share(eta))
+    first, factors = ddim(eta), partial(_carried, eta)
     def step(x_t, prediction, t, s, memory):
-        of_x0, of_xt, std, h, back = _along(memory, factors, t, s, x_t)
-        x0, (x0_before, h_before, arrived) = prediction.x0, memory.get('dpm_solver_pp', (None,)*3)
-        memory['dpm_solver_pp'] = x0, h, s.t
-        if arrived is not None and _same(arrived, t.t): x0 = torch.lerp(x0, x0_before, back / h_before)   # D
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, x0), std if eta else _NONE)
+        x0, (x0_before, before, arrived) = prediction.x0, memory.get('dpm_solver_pp', (None,)*3)
+        memory['dpm_solver_pp'] = x0, t, s.t
+        if arrived is None or not _same(arrived, t.t): return first(x_t, prediction, t, s, memory)
+        of_x0, of_before, of_xt, std = _along(memory, factors, x_t, before, t, s)
+        return Gaussian(of_x0 * x0 + of_before * x0_before + of_xt * x_t, std if eta else _NONE)
     return step
 
 # %% ../nbs/10_solvers.ipynb #ee7541bd
@@ -61,10 +61,11 @@ def _length(t: Level, s: Level) -> Tensor:
     "How far s is from t in log(signal/noise)"
     return (s.signal / s.noise).log() - (t.signal / t.noise).log()
 
-def _carried(eta: float, t: Level, s: Level) -> tuple[Tensor, ...]:
-    "The factors of a step, its length h, and -h/2, which is 0 where h is infinite (eq-multistep)"
-    h = _length(t, s)
-    return *_family(eta, t, s), h, (-h / 2).where(s.noise > 0, 0.)
+def _carried(eta: float, before: Level, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "What a step takes of x0, of the x0 before and of x_t, and its std: `_family` of D (eq-multistep), where D is x0 at an infinite step"
+    of_D, of_xt, std = _family(eta, t, s)
+    ahead = (_length(t, s) / (2 * _length(before, t))).where(s.noise > 0, 0.)
+    return of_D * (1 + ahead), -of_D * ahead, of_xt, std
 
 # %% ../nbs/10_solvers.ipynb #e8cd11f4
 def exponential(h: Tensor) -> Tensor:
@@ -81,20 +82,24 @@ def heun(rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: length 
     factors = partial(_predicted, rule)
     def step(x_t, prediction, t, s, memory):
         x0, (x0_before, gain, arrived) = prediction.x0, memory.pop('heun', (None,)*3)
-        again = arrived is not None and _same(arrived, t.t)
-        if again != _same(t.t, s.t): raise ValueError(f'heun() looks at each time twice, but this loop went from t = {int(t.t[0])} to {int(s.t[0])}: let `trajectory` walk, or visit heun().visits(times)')
-        if again: return Gaussian(torch.addcmul(x_t, gain, x0 - x0_before), _NONE)
-        of_x0, of_xt, gain = _along(memory, factors, t, s, x_t)
+        if arrived is not None and _same(arrived, t.t):
+            if not _same(t.t, s.t): _looked_once(t, s)
+            return Gaussian(x_t + gain * (x0 - x0_before), _NONE)
+        of_x0, of_xt, gain = _along(memory, factors, x_t, t, s)
         memory['heun'] = x0, gain, s.t
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, x0), _NONE)
+        return Gaussian(of_x0 * x0 + of_xt * x_t, _NONE)
     step.visits = _twice
     return step
 
 # %% ../nbs/10_solvers.ipynb #70c85a07
 def _predicted(rule, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
     "The factors of DDIM, and what to add of the change in x0 (eq-heun): nothing where a rule knows none, at an infinite step"
+    if (t.t == s.t).any(): _looked_once(t, s)
     of_x0, of_xt, _ = _family(0., t, s)
     return of_x0, of_xt, (s.signal * rule(_length(t, s))).nan_to_num(0., posinf=0.)
+
+def _looked_once(t: Level, s: Level):
+    raise ValueError(f'heun() looks at each time twice, but this loop went from t = {int(t.t[0])} to {int(s.t[0])}: let `trajectory` walk, or visit heun().visits(times)')
 
 def _twice(times: list[int]) -> list[int]:
     "T, a, a, b, b, ..., 0"

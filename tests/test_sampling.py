@@ -54,13 +54,16 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
     for n, start in ((1, 0), (3, 2), (2, 4)):
         part = Noise(7, n, first=start)
         assert torch.equal(part.draw((2, 3)), first[start:start + n]) and torch.equal(part.draw((2, 3)), second[start:start + n])
+    stream = np.random.Generator(np.random.Philox(key=np.array([7, 3], np.uint64)))   # as NumPy documents it
+    assert np.array_equal(first[3].flatten(), stream.standard_normal(6, np.float32))
     assert first.dtype == torch.float32 and len({tuple(r.flatten().tolist()) for r in torch.cat([first, second])}) == 12
 
 @pytest.mark.parametrize('n, shape, count', [(1, (), 3), (3, (2, 3), 7), (5, (1, 200, 200), 4), (2, (3, 300, 300), 2), (2, (0,), 3)], ids=str)
 def test_noise_made_in_blocks_is_the_same_noise(n, shape, count):
     "Many small draws at once, a few larger ones, one at a time: the numbers of `draw`, in its order"
     noise, blocks = Noise(3, n, first=4), list(Noise(3, n, first=4).draws(shape, count))
-    assert len(blocks) == count and all(z.is_contiguous() and torch.equal(z, noise.draw(shape)) for z in blocks)
+    assert len(blocks) == count and all(torch.equal(z, noise.draw(shape)) for z in blocks)
+    assert all(a.dtype == torch.float64 and torch.equal(a, b.double()) for a, b in zip(Noise(3, n, first=4).draws(shape, count, like=torch.empty(0, dtype=torch.float64)), blocks))
 
 def test_every_seed_is_its_own():
     "Also above 2^63, where a float key would merge neighbours"
