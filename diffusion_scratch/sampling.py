@@ -161,7 +161,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
     y = None if y is None else y.to(x.device)
     walk, asking = _walk(schedule, tuple(times), x.shape, x.dtype, x.device), _evaluating(denoiser)
-    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1, like=x)
+    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1, like=x.new_empty(0))
     for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
         if then > now:  # back up: eq-step
             scale, std = _along(memory, _renoising, x, t, s)
