@@ -32,7 +32,7 @@ from .report import Report, evaluate_model
 from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, visits
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
-from .pretrained import export_diffusers, export_onnx, find, load, save
+from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
 from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
 
 # %% auto #0
@@ -470,10 +470,10 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
                   ):
     "`diffusion-sample`"
     p = argparse.ArgumentParser(prog='diffusion-sample', formatter_class=argparse.RawDescriptionHelpFormatter, description='Draw images from a trained model into one PNG.',
-                                epilog='examples:\n  diffusion-sample mnist --n 64\n  diffusion-sample mnist-conditional --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
+                                epilog='examples:\n  diffusion-sample mnist --n 64\n  diffusion-sample mnist --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
     p.add_argument('model', help=MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
-    p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them)')
+    p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them). mnist learned none, so that for it mnist-conditional draws')
     p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
     p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
     p.add_argument('--guidance', type=float, help="0 draws labels as learned; more is more typical and less varied (default: the model's)")
@@ -483,12 +483,20 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
     p.add_argument('--raw', action='store_true', help='the weights of the last step in place of their average')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
     args = p.parse_args(argv)
+    args.model = _sister(args.model, bool(args.labels or args.guidance))
     with _plainly('stopped; nothing was written'): print(_sample(args))
 
 def _beside(model: str, inside: str, here: str) -> Path:
     "Where what is made of a model goes, unless told otherwise: `inside` its folder; for a name, <name>_`here` in this one"
     path = Path(model).expanduser()
     return (path if path.is_dir() else path.parent)/inside if path.exists() else Path(f"{model.replace('/', '_')}_{here}")
+
+def _sister(model: str, asked: bool) -> str:
+    "The model, or where a class is asked of shipped weights that learned none, the sister that did"
+    sister = f'{model}-conditional'
+    if not asked or Path(model).expanduser().exists() or not (SHIPPED/sister).is_dir(): return model
+    print(f'{model} learned no classes; {sister} did, and draws', file=sys.stderr)
+    return sister
 
 def _shape(model: str, about: dict) -> tuple:
     if 'shape' not in about: raise ConfigError(f'{model} does not say how large its images are: allowed are weights of diffusion-train, of diffusion-export or of diffusers')
@@ -569,6 +577,7 @@ def edit_command(argv: list[str] | None=None # the words after the command; thos
     p.add_argument('--out', type=Path, help='the PNG to write (default: <picture>_edited.png beside the picture)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
     args = p.parse_args(argv)
+    args.model = _sister(args.model, bool(args.label or args.guidance))
     with _plainly('stopped; nothing was written'): print(_edit(args))
 
 def _pixels(file: Path, shape: tuple, option: str) -> Tensor:

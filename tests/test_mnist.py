@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest
 import torch
+from diffusion_scratch.cli import edit_command, sample_command
 from diffusion_scratch.data import mnist_mini, to_uint8
 from diffusion_scratch.denoiser import V, clipped
 from diffusion_scratch.evaluation import frechet_distance
@@ -55,6 +56,23 @@ def test_the_conditional_network_draws_what_is_asked_for(drawn):
     published = published_report('mnist-conditional')['measures']['label_accuracy']['value']['value']
     right = (found['mnist-conditional'].p.argmax(1) == asked).double().mean().item()
     assert right > published - 4 * math.sqrt(published * (1 - published) / 200) - 0.01
+
+
+def test_a_class_asked_of_mnist_is_drawn_by_its_sister(monkeypatch, tmp_path, capsys):
+    "On the command line: the same pictures, and a word about it; without a class it draws itself, and where a run of that name lies here, it is meant"
+    monkeypatch.chdir(tmp_path)
+    sample_command('mnist --n 2 --steps 3 --solver dpm++ --class 7 --guidance 2 --seed 0 --animate'.split())
+    assert 'mnist learned no classes; mnist-conditional did, and draws' in capsys.readouterr().err and (tmp_path/'mnist-conditional_seed0.gif').exists()
+    for more in ('mnist-conditional --class 7 --guidance 2 --out sister.png', 'mnist --out own.png', 'mnist --guidance 0 --out zero.png'): sample_command(f'{more} --n 2 --steps 3 --solver dpm++'.split())
+    drawn = {name: (tmp_path/f'{name}.png').read_bytes() for name in ('mnist-conditional_seed0', 'sister', 'own', 'zero')}
+    assert drawn['mnist-conditional_seed0'] == drawn['sister'] != drawn['own'] == drawn['zero'] and 'learned no classes' not in capsys.readouterr().err
+    edit_command('mnist sister.png --class 9 --n 1 --steps 3 --out nine.png'.split())
+    edit_command('mnist-conditional sister.png --class 9 --n 1 --steps 3 --out also.png'.split())
+    assert (tmp_path/'nine.png').read_bytes() == (tmp_path/'also.png').read_bytes()
+    denoiser, schedule = load('mnist')
+    save(denoiser, schedule, tmp_path/'mnist', about('mnist'))
+    with pytest.raises(SystemExit): sample_command('mnist --class 7'.split())
+    assert '--labels: 7 is not allowed; allowed: none, for this model learned no classes' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', NAMES)
