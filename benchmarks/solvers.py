@@ -4,12 +4,12 @@
 
 All times are CPU time of one thread, and what a walk does beside the network is timed in the walk: the whole, less the calls of
 the network in it. The same calls made bare, in turn with those of the walk, have something beside the network too (the call, and
-the watch), which is no doing of the walk and is taken off. Beside diffusers, both sides run in turn, each pair with the same time for the network, the mean of both: it
-is the same network, and what it took longer on one side was no doing of that side. The networks are those of
-configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's; or one that returns what it gets,
-where only the rest is of interest. All numbers are medians.
+the watch), which is no doing of the walk and is taken off. Beside diffusers, both sides run in turn, each pair with the same time
+for the network, the mean of both: it is the same network, and what it took longer on one side was no doing of that side. The
+networks are those of configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's; or one that
+returns what it gets, where only the rest is of interest. All numbers are medians.
 """
-import argparse, itertools, os, platform, time
+import argparse, itertools, math, os, platform, time
 from datetime import datetime, timezone
 from inspect import signature
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import nn
 from diffusion_scratch.config import load_config, make_denoiser, make_schedule
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
-from diffusion_scratch.sampling import ancestral, sample, trajectory, visits
+from diffusion_scratch.sampling import Noise, ancestral, sample, trajectory, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from overhead import collect, cpu, quickstart
 
@@ -113,8 +113,17 @@ def against(solver, net, schedule, shape, y, n):
         network = (inside + their_inside) / 2
         yield (beside + network) / n, (their_beside + network) / n
 
+def normals(shape, n):
+    "Pairs (ours, diffusers'), milliseconds for the normal numbers of one of n steps, with a generator for each image"
+    def ours():
+        for _ in Noise(0, shape[0]).draws(shape[1:], n): pass
+    def field():
+        streams = [torch.Generator().manual_seed(i) for i in range(shape[0])]
+        for _ in range(n): randn_tensor(shape, generator=streams)
+    while True: yield timed(ours)[1] / n, timed(field)[1] / n
+
 def percent(name, pairs, target):
-    "A row: over the bare calls, in the network, and the share"
+    "A row: beside the network, in it, and the share"
     beside, network = map(median, zip(*pairs))
     low, share, high = (100 * q for q in quantiles((a / b for a, b in pairs), n=4))
     return f'| {name} | {1e3 * beside:,.0f} | {network:,.1f} | **{share:.2f} %** | {low:.2f} .. {high:.2f} % | {target} % | {"yes" if share <= target else "**no**"} | {len(pairs):,} |'
@@ -135,7 +144,7 @@ def main():
     torch.set_num_threads(1)
     began = time.perf_counter()
     _, data, schedule, denoiser = quickstart()
-    (large, large_schedule, papers_own), tables = papers(), {k: [] for k in ('walk', 'clipped', 'large', 'field', 'stub')}
+    (large, large_schedule, papers_own), tables = papers(), {k: [] for k in ('walk', 'clipped', 'large', 'field', 'overhead', 'stub')}
     params, large_params = (sum(q.numel() for q in d.parameters()) for d in (denoiser, papers_own))
     def add(table, line): tables[table].append(line); print(line, flush=True)
     for B in (1, 64):
@@ -146,8 +155,10 @@ def main():
             add('clipped', percent(f'`{name}`, batch {B}', collect(walks(step, denoiser, schedule, shape, y, a.steps, clipped), a.seconds, warmup=1), TARGET[B]))
             add('large', percent(f'`{name}`, batch {B}', collect(moments(step, papers_own, large_schedule, (B, *large), a.steps), a.seconds, warmup=1), TARGET[B]))
             add('field', times_faster(f'`{name}`, batch {B}', collect(against(name, denoiser.net, schedule, shape, y, a.steps), a.seconds, warmup=1), 1))
-            add('stub', times_faster(f'`{name}`, batch {B}', collect(against(name, Echo().eval(), schedule, shape, None, a.steps), a.seconds / 3, warmup=3), 3, 1e3))
-    lines = lambda rows: '\n'.join(rows)
+            for table, images, target in (('overhead', (B, 1, 1, 1), 3), ('stub', shape, 1)):
+                add(table, times_faster(f'`{name}`, batch {B}', collect(against(name, Echo().eval(), schedule, images, None, a.steps), a.seconds / 3, warmup=3), target, 1e3))
+    lines, us = lambda rows: '\n'.join(rows), lambda shape: [1e3 * median(p) for p in zip(*collect(normals(shape, a.steps), a.seconds / 3, warmup=1))]
+    (noise, their_noise), (large_noise, _) = us(shape), us((1, *large))
     text = f'''# Solvers
 
 <!-- Written by benchmarks/solvers.py; run it to write this page anew. -->
@@ -164,14 +175,15 @@ one of its calls:
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['walk'])}
 
-The same with a denoiser that is `clipped`, one more module round the network. (Beside a network that costs nothing, in the last table, a step takes
+The same with a denoiser that is `clipped`, one more module round the network. (Beside a network that costs nothing, in the last tables, a step takes
 less: there nothing pushes its code out of the processor's caches.)
 
 | `sample`, `clipped` | over the bare calls, us | the network, ms | overhead | middle half | target | met | times |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['clipped'])}
 
-With the network of `configs/cifar10.yaml`, the paper's ({large_params:,} parameters, images of {' x '.join(map(str, large))}), one moment of `trajectory`, `clipped`; nothing is taken off here:
+With the network of `configs/cifar10.yaml`, the paper's ({large_params:,} parameters, images of {' x '.join(map(str, large))}), one moment of `trajectory`, `clipped`; nothing is taken off here.
+Small batches get the noise of many steps at once, which these medians then miss: {large_noise:,.0f} us a step at batch 1, for solvers with noise.
 
 | a moment of `trajectory` | beside the network, us | the network, ms | overhead | middle half | target | met | times |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
@@ -187,7 +199,14 @@ Both run in turn, and in each pair the network counts the same on both sides, wi
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['field'])}
 
-The same with a network that returns what it gets, so that what is left is the samplers' own:
+What a step costs whatever the images: the same with a network that returns what it gets, and images of one pixel.
+
+| the overhead of a step | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
+{lines(tables['overhead'])}
+
+The same network that costs nothing, with images of {' x '.join(map(str, data.shape))}: now the method's own work on them counts as well, which both sides have to do. At batch 64 that is sums of {math.prod(shape):,} numbers,
+and with noise as many normal numbers a step, which alone take {noise:,.0f} us here and {their_noise:,.0f} us there.
 
 | a network that costs nothing | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |

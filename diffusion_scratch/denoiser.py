@@ -56,9 +56,9 @@ class Parameterization:
 
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
 def _turn(v: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    "The plane of v and x_t turned back to that of image and noise: eq-v-inverse"
+    "The plane of v and x_t turned back to that of image and noise: signal x_t - noise v, and noise x_t + signal v (eq-v-inverse)"
     _, signal, noise = level.to(x_t)
-    return Prediction(signal * x_t - noise * v, lambda: noise * x_t + signal * v)
+    return Prediction(torch.addcmul(signal * x_t, noise, v, value=-1), lambda: noise * x_t + signal * v)
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0

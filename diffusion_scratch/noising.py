@@ -32,10 +32,7 @@ def _check(*levels: Level, **tensors: Tensor):
     (a, x), (b, y) = tensors.items()
     if x.shape != y.shape: raise ValueError(f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal')
     if not x.is_floating_point(): raise TypeError(f'{a} is {x.dtype}; noise needs floating-point images, as data.to_float makes them')
-    shape = (len(x), *[1]*(x.ndim - 1))
-    for level in levels:
-        if level.signal.shape != shape:
-            raise ValueError(f'the level has shape {tuple(level.signal.shape)}, but {a} {tuple(x.shape)} needs {shape}: make it by schedule.at(t, {a})')
+    for level in levels: level.check_shape(x, a)
 
 # %% ../nbs/02_noising.ipynb #56fce00d
 def q_step(x_prev: Tensor,  # x_s (B,...)

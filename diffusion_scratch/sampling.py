@@ -39,7 +39,7 @@ def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s 
     factors = partial(_factors, variance)
     def step(x_t, prediction, t, s, memory):
         of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
-        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std)
+        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std)
     return step
 
 # %% ../nbs/07_sampling.ipynb #b4882f9e

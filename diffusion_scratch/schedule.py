@@ -42,8 +42,16 @@ class Level(NamedTuple):
              ):
         "Refuse an x_t that nobody can be asked about: the data itself, or one that this level does not fit"
         if 0 in self.t.tolist(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
-        shape = (x_t.shape[0],) + (1,)*(x_t.ndim - 1)
-        if self.signal.shape != shape: raise ValueError(f'the level has shape {tuple(self.signal.shape)}, but x_t {tuple(x_t.shape)} needs {shape}: make it by schedule.at(t, x_t)')
+        self.check_shape(x_t, 'x_t')
+
+    def check_shape(self,
+                    images: Tensor, # (B,...)
+                    name: str       # what the message calls them
+                   ):
+        "Refuse images that this level does not fit, one number for each, with a dimension for each of theirs"
+        shape = (images.shape[0],) + (1,)*(images.ndim - 1)
+        if self.signal.shape != shape:
+            raise ValueError(f'the level has shape {tuple(self.signal.shape)}, but {name} {tuple(images.shape)} needs {shape}: make it by schedule.at(t, {name})')
 
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:

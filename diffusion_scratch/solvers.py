@@ -22,7 +22,7 @@ def ddim(eta: float=0.  # how much of the ancestral step's noise: 0 is none, so 
     factors = partial(_family, _share(eta))
     def step(x_t, prediction, t, s, memory):
         of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
-        return Gaussian(of_x0 * prediction.x0 + of_xt * x_t, std if eta else _NONE)
+        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std if eta else _NONE)
     return step
 
 # %% ../nbs/10_solvers.ipynb #d1dcf70c
@@ -49,7 +49,8 @@ def dpm_solver_pp(eta: float=0.  # 0: DPM-Solver++ 2M; 1: its stochastic variant
         memory['dpm_solver_pp'] = x0, t, s.t
         if arrived is None or not _same(arrived, t.t): return first(x_t, prediction, t, s, memory)
         of_x0, of_before, of_xt, std = _along(memory, factors, x_t, before, t, s)
-        return Gaussian(of_x0 * x0 + of_before * x0_before + of_xt * x_t, std if eta else _NONE)
+        carried = torch.addcmul(of_xt * x_t, of_before, x0_before)
+        return Gaussian(torch.addcmul(carried, of_x0, x0), std if eta else _NONE)
     return step
 
 # %% ../nbs/10_solvers.ipynb #ee7541bd
@@ -84,10 +85,10 @@ def heun(rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: length 
         x0, (x0_before, gain, arrived) = prediction.x0, memory.pop('heun', (None,)*3)
         if arrived is not None and _same(arrived, t.t):
             if not _same(t.t, s.t): _looked_once(t, s)
-            return Gaussian(x_t + gain * (x0 - x0_before), _NONE)
+            return Gaussian(torch.addcmul(x_t, gain, x0 - x0_before), _NONE)
         of_x0, of_xt, gain = _along(memory, factors, x_t, t, s)
         memory['heun'] = x0, gain, s.t
-        return Gaussian(of_x0 * x0 + of_xt * x_t, _NONE)
+        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, x0), _NONE)
     step.visits = _twice
     return step
 

@@ -65,6 +65,12 @@ def test_noise_made_in_blocks_is_the_same_noise(n, shape, count):
     assert len(blocks) == count and all(torch.equal(z, noise.draw(shape)) for z in blocks)
     assert all(a.dtype == torch.float64 and torch.equal(a, b.double()) for a, b in zip(Noise(3, n, first=4).draws(shape, count, like=torch.empty(0, dtype=torch.float64)), blocks))
 
+@pytest.mark.parametrize('times', [[10, 7, 3, 0], [10, 5, 8, 2, 0]], ids=['down', 'down and up'])
+def test_networks_are_given_contiguous_images(times):
+    "The noise of a step is a slice of a block, which is not contiguous; what is made of it is, as networks may `view` it"
+    frames = list(trajectory(Denoiser(Net()), SHORT, (4, 3, 2), times=times, seed=0))
+    assert len(frames) == 4 and all(f.x.is_contiguous() and f.x0.is_contiguous() for f in frames)
+
 def test_every_seed_is_its_own():
     "Also above 2^63, where a float key would merge neighbours"
     seeds = [0, 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
@@ -97,7 +103,7 @@ def test_frames():
     assert [f.t for f in trajectory(d, SHORT, (1, 3))] == list(range(10, -1, -1))
 
 def test_each_frame_follows_from_the_one_before():
-    "The loop by hand, with its noise (eq-ancestral), to float32's rounding: the sampler multiplies and adds in one"
+    "The loop by hand, with its noise (eq-ancestral), to float32's rounding: the sampler forms the factors of its steps in float64, all at once"
     noise, frames = Noise(3, 4), list(trajectory(ORACLE, SHORT, (4, 3), step=ancestral(fixed_large), seed=3))
     x = noise.draw((3,))
     for f, t in zip(frames, range(10, 0, -1)):
