@@ -120,7 +120,7 @@ def _wilson(share: float, n: int, level: float=0.95) -> Estimate:
     "A share of n with the interval of Wilson (1927), which is right for 0 of n too"
     z = NormalDist().inv_cdf((1 + level) / 2)
     centre, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, max(0., centre - half), min(1., centre + half), n)
+    return Estimate(share, min(share, max(0., centre - half)), max(share, min(1., centre + half)), n)  # rounding must not shut 0 and 1 out
 
 # %% ../nbs/15_evaluation.ipynb #45b7535f
 class Extrapolation(NamedTuple):

@@ -9,9 +9,7 @@ from functools import lru_cache, partial
 from operator import index
 from typing import Callable, Iterator, NamedTuple, Sequence
 from weakref import WeakKeyDictionary
-import numpy as np
 import torch
-from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .denoiser import Prediction
@@ -103,9 +101,13 @@ def _along(memory: dict, f, like: Tensor, *levels: Level) -> tuple[Tensor, ...]:
     return memory.get(f, {}).get(tuple(map(id, levels))) or tuple(c.to(like) for c in f(*levels))
 
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
-class _Key(tuple, ISeedSequence):
-    "The key of a Philox stream, as a seed: beside a `key=`, NumPy would ask the system for a seed first, only to drop it"
-    def generate_state(self, n_words, dtype): return np.array(self, dtype)
+def _first_stream(seed: int) -> int:
+    "Which of torch's 2^32 streams is that of a seed's image 0 (eq-streams): the fraction of the golden ratio in 64 bits, of whose multiples the upper 32 count"
+    return (seed + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 32
+
+def _whole(shape: tuple) -> int:
+    "How many numbers to make for an image: torch makes them sixteen at a time"
+    return 16 * math.ceil(math.prod(shape) / 16)
 
 class Noise:
     "Standard normal noise in which image i depends on (seed, i) alone, whatever the batch and the device"
@@ -117,22 +119,26 @@ class Noise:
         seed = secrets.randbits(64) if seed is None else index(seed)
         if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
         if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
-        self.streams = [np.random.Generator(np.random.Philox(_Key((seed, i)))) for i in range(first, first + n)]
+        k = _first_stream(seed) + first
+        self.streams = [torch.Generator().manual_seed(i % 2**32) for i in range(k, k + n)]
 
     def draw(self, shape: tuple  # of one image
             ) -> Tensor:         # (n, *shape), float32
-        noise = np.empty((len(self.streams), *shape), np.float32)
-        for i, stream in enumerate(self.streams): stream.standard_normal(dtype=np.float32, out=noise[i, ...])
-        return torch.from_numpy(noise)
+        return self._made(shape, 1)[:, 0].contiguous()
 
     def draws(self, shape: tuple, # of one image
               n: int,             # how many
               like: Tensor=torch.empty(0)  # whose device and precision
              ) -> Iterator[Tensor]: # each (n, *shape)
         "The same as `n` times `draw`, made and moved some megabytes at a time, which costs small images less"
-        block = max(1, 2**20 // max(1, len(self.streams) * math.prod(shape)))
-        for done in range(0, n, block):
-            yield from self.draw((min(block, n - done), *shape)).to(like).unbind(1)
+        block = max(1, 2**20 // max(1, len(self.streams) * _whole(shape)))
+        for done in range(0, n, block): yield from self._made(shape, min(block, n - done)).to(like).unbind(1)
+
+    def _made(self, shape, n):
+        "(images, n, *shape)"
+        noise = torch.empty(len(self.streams), n, _whole(shape), dtype=torch.float32, device='cpu')
+        for image, stream in zip(noise, self.streams): image.normal_(generator=stream)
+        return noise[..., :math.prod(shape)].view(*noise.shape[:2], *shape)
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch import nn
 from diffusion_scratch.evaluation import (Estimate, Moments, Protocol, class_coverage, confidence, evaluate, extrapolate, floor, frechet_distance,
-                                          inception_score, interval, kernel_distance, memorised, moments, nearest, precision_recall)
+                                          inception_score, interval, kernel_distance, memorised, moments, nearest, precision_recall, _wilson)
 from diffusion_scratch.features import Features
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -120,6 +120,10 @@ def test_nearest_is_the_nearest():
     assert nearest(x, known).distance[2] == 0 and nearest(x, known).index[2] == 4
     assert (nearest(x).distance > 0).all() and (nearest(x).index != torch.arange(20)).all()
     assert nearest(x.mul(255).byte(), known.mul(255).byte()).distance.dtype == torch.float64
+
+def test_the_interval_of_a_share_holds_the_share():
+    "Also for 0 of n and n of n, which a bound's rounding would shut out"
+    for e in (_wilson(share, n) for n in range(1, 2000) for share in (0., 1.)): assert e.low <= e.value <= e.high, e
 
 def test_memorised_is_the_quantile_for_honest_images_and_one_for_copies():
     "eq-memorised: 1 % within four standard errors of the share and of the quantile; half copies: half"

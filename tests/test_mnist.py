@@ -76,12 +76,17 @@ def test_a_class_asked_of_mnist_is_drawn_by_its_sister(monkeypatch, tmp_path, ca
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_samples_are_nearer_to_digits_than_blurred_digits_are(drawn, name):
-    "Fréchet distance of 200 samples to mnist_mini, against 200 real digits averaged with their neighbours one pixel down: readable, and not the real thing"
-    eye, data = digit_classifier(), mnist_mini()
-    real, own = eye(data.images).x, data.images[::25]
+def test_samples_are_nearer_to_digits_than_blurred_digits_are(name):
+    "Fréchet distance of 500 samples to mnist_mini (25 steps with noise, chapter 24's best for so few), against 500 real digits averaged with their neighbours one pixel down: readable, and not the real thing"
+    eye, data, n = digit_classifier(), mnist_mini(), 500
+    denoiser, schedule = load(name)
+    asked, found = random_labels([0.1] * 10, n, 0), []
+    for first in range(0, n, 100):
+        d = clipped(guided(denoiser, asked[first:first + 100], tool.GUIDANCE) if about(name)['classes'] else denoiser)
+        found.append(to_uint8(sample(d, schedule, (100, 1, 28, 28), step=dpm_solver_pp(1.), times=schedule.times(25), seed=0, first=first, progress=False)))
+    real, own = eye(data.images).x, data.images[::5000 // n]
     blurred = ((own.int() + own.roll(1, 2).int() + own.roll(2, 2).int()) // 3).to(torch.uint8)
-    assert frechet_distance(real, drawn[1][name].x) < frechet_distance(real, eye(blurred).x)
+    assert frechet_distance(real, eye(torch.cat(found)).x) < frechet_distance(real, eye(blurred).x)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -106,7 +111,7 @@ def test_check_passes_the_same_weights_and_finds_worse_ones(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as e: tool.check(a)
     assert e.value.code == 0 and 'OUTSIDE' not in capsys.readouterr().out
     with torch.no_grad():
-        for p in denoiser.parameters(): p.add_(0.05 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        for p in denoiser.parameters(): p.add_(0.2 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     tool.RUNS = tmp_path/'worse'                                       # images of other weights do not belong in the first folder
     save(denoiser, schedule, tmp_path/'worse'/'mnist_conditional', about('mnist-conditional'))
     with pytest.raises(SystemExit, match='outside') as e: tool.check(a)

@@ -54,9 +54,10 @@ def test_noise_of_an_image_depends_on_seed_and_number_alone():
     for n, start in ((1, 0), (3, 2), (2, 4)):
         part = Noise(7, n, first=start)
         assert torch.equal(part.draw((2, 3)), first[start:start + n]) and torch.equal(part.draw((2, 3)), second[start:start + n])
-    stream = np.random.Generator(np.random.Philox(key=np.array([7, 3], np.uint64)))   # as NumPy documents it
-    assert np.array_equal(first[3].flatten(), stream.standard_normal(6, np.float32))
-    assert first.dtype == torch.float32 and len({tuple(r.flatten().tolist()) for r in torch.cat([first, second])}) == 12
+    golden = (1 + math.sqrt(5)) / 2                                                      # eq-streams, in float64
+    stream = torch.Generator().manual_seed(math.floor(2**32 * ((7 + 1) * golden % 1)) + 3)
+    for z in (first, second): assert torch.equal(z[3].flatten(), torch.randn(16, generator=stream)[:6])
+    assert first.dtype == torch.float32 and first.is_contiguous() and len({tuple(r.flatten().tolist()) for r in torch.cat([first, second])}) == 12
 
 @pytest.mark.parametrize('n, shape, count', [(1, (), 3), (3, (2, 3), 7), (5, (1, 200, 200), 4), (2, (3, 300, 300), 2), (2, (0,), 3)], ids=str)
 def test_noise_made_in_blocks_is_the_same_noise(n, shape, count):
@@ -75,11 +76,22 @@ def test_every_seed_is_its_own():
     "Also above 2^63, where a float key would merge neighbours"
     seeds = [0, 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
     assert len({Noise(s, 1).draw(()).item() for s in seeds}) == len(seeds)
+    starts = sorted([0] + [Noise(s, 1).streams[0].initial_seed() for s in range(1000)])      # 0: torch's own, of manual_seed(0)
+    assert min(b - a for a, b in zip(starts, starts[1:] + [2**32])) > 1e6                    # images each, before two share a stream
+    after = 2**32 - Noise(0, 1).streams[0].initial_seed()
+    assert [s.initial_seed() for s in Noise(0, 2, first=after - 1).streams] == [2**32 - 1, 0]  # the streams go round
     assert Noise(np.int64(5), 1).draw(()) == Noise(torch.tensor(5), 1).draw(()) == Noise(5, 1).draw(())
 
 def test_noise_is_standard_normal_within_and_across_images():
     for z in (Noise(0, 2).draw((20_000,)).flatten(), Noise(0, 4000).draw((2,)).flatten()):
         assert scipy.stats.kstest(z.numpy(), 'norm').pvalue > 1e-3
+
+def test_neighbouring_streams_know_nothing_of_each_other():
+    "Generators that start at neighbouring numbers: chi-square of 20,000 pairs, in 100 equally likely boxes, of one image's number and another's, or another of its own"
+    z = Noise(0, 20_000).draw((20,)).double()
+    u = torch.special.ndtr(z) * 10
+    for a, b in ((u[:-1, 0], u[1:, 0]), (u[:-2, 0], u[2:, 0]), (u[:-1, 0], u[1:, 1]), (u[:-1, 16], u[1:, 16]), (u[:, 0], u[:, 1]), (u[:, 0], u[:, 8]), (u[:, 0], u[:, 16])):
+        assert scipy.stats.chisquare((a.long() * 10 + b.long()).bincount(minlength=100).numpy()).pvalue > 1e-3
 
 def test_fresh_noise_without_a_seed():
     assert not torch.equal(Noise(None, 1).draw((4,)), Noise(None, 1).draw((4,)))
