@@ -243,11 +243,15 @@ def test_an_exact_sampler_is_still_exact_after_jumps():
     assert abs(x.mean() - 0.3) < 4.5 * 0.5 / math.sqrt(4000) and abs(x.var() / 0.25 - 1) < 4.5 * math.sqrt(2 / 4000) + 0.02    # 2% for strides of 4
 
 def test_from_a_picture_up_and_back():
-    "SDEdit: low noise keeps the mode that the picture is of (at t = 100 the border is 4.7 standard deviations away), full noise forgets it; the seed rules both"
+    "SDEdit: low noise keeps the mode that the picture is of, more noise loses it as often as it crosses the plane between the two (which the flow, being symmetric, does not cross), full noise forgets it; the seed rules all"
     modes = torch.tensor([[-0.7, 0., 0.5], [0.4, 0.1, -0.5]])
     oracle, x0 = MixtureOracle(modes, 0.05), modes[:1].expand(60, 3)
-    def again(t, seed=0): return draw(oracle, (60, 3), COSINE, step=ddim(), times=[0, *range(t, -1, -20)], x_T=x0, seed=seed)
+    def again(t, seed=0, n=60): return draw(oracle, (n, 3), COSINE, step=ddim(), times=[0, *range(t, -1, -20)], x_T=modes[:1].expand(n, 3), seed=seed)
     nearest = lambda x: torch.cdist(x, modes).argmin(1)
+    for t in (200, 400):
+        level, n = COSINE.at(t, torch.zeros(1, 1)), 4000
+        lost = torch.special.ndtr(-level.signal * (modes[0] - modes[1]).norm() / 2 / level.noise).item()
+        assert abs(nearest(again(t, n=n)).double().mean() - lost) < 4 * math.sqrt(lost * (1 - lost) / n), t
     assert (nearest(again(100)) == 0).all() and 0.25 < nearest(again(1000)).double().mean() < 0.75
     assert torch.equal(again(600), again(600)) and not torch.equal(again(600), again(600, 1))
     close(again(600)[:5], draw(oracle, (5, 3), COSINE, step=ddim(), times=[0, *range(600, -1, -20)], x_T=x0[:5], seed=0), 1e-5)
