@@ -7,10 +7,13 @@ the network in it. The same calls made bare, in turn with those of the walk, hav
 the watch), which is no doing of the walk and is taken off. Beside diffusers, both sides run in turn, each pair with the same time
 for the network, the mean of both: it is the same network, and what it took longer on one side was no doing of that side. The
 networks are those of configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's; or one that
-returns what it gets and is not watched, where only the rest is of interest. All numbers are medians.
+returns what it gets and is not watched, where only the rest is of interest. The rows take turns, so that minutes in which the
+machine is slower fall on all of them. All numbers are medians.
 """
 import argparse, itertools, math, os, platform, time
+from collections import defaultdict
 from datetime import datetime, timezone
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from statistics import median, quantiles
@@ -18,6 +21,7 @@ import diffusers, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
+from tqdm.auto import tqdm
 from diffusion_scratch.config import load_config, make_denoiser, make_schedule
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
@@ -30,6 +34,7 @@ SOLVERS = {'ancestral()': (ancestral(), DDPMScheduler, {}), 'ddim()': (ddim(), D
            'dpm_solver_pp()': (dpm_solver_pp(), DPMSolverMultistepScheduler, {}), 'dpm_solver_pp(1.)': (dpm_solver_pp(1.), DPMSolverMultistepScheduler, dict(algorithm_type='sde-dpmsolver++')),
            'heun()': (heun(), HeunDiscreteScheduler, {})}
 TARGET = {1: 3, 64: 1}   # percent beside the network
+TURNS = 3                # of each row
 
 class Echo(nn.Module):
     "A network that costs nothing"
@@ -145,7 +150,7 @@ def times_faster(name, pairs, target, unit=1):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--seconds', type=float, default=15, help='for each row')
+    p.add_argument('--seconds', type=float, default=15, help=f'for each row, in {TURNS} turns')
     p.add_argument('--steps', type=int, default=50, help='of each walk')
     p.add_argument('--solvers', nargs='+', default=list(SOLVERS), choices=list(SOLVERS), metavar='NAME', help='some of: %(choices)s')
     p.add_argument('--out', type=Path, default=HERE/'solvers.md', help='the page to write')
@@ -153,27 +158,30 @@ def main():
     torch.set_num_threads(1)
     began = time.perf_counter()
     _, data, schedule, denoiser = quickstart()
-    (large, large_schedule, papers_own), tables = papers(), {k: [] for k in ('walk', 'clipped', 'large', 'field', 'overhead', 'stub')}
+    (large, large_schedule, papers_own), rows = papers(), {}
     params, large_params = (sum(q.numel() for q in d.parameters()) for d in (denoiser, papers_own))
-    def add(table, line): tables[table].append(line); print(line, flush=True)
     for B in (1, 64):
         y, shape = torch.arange(B) % data.num_classes, (B, *data.shape)
         for name in a.solvers:
-            step = SOLVERS[name][0]
-            add('walk', percent(f'`{name}`, batch {B}', collect(walks(step, denoiser, schedule, shape, y, a.steps), a.seconds, warmup=1), TARGET[B]))
-            add('clipped', percent(f'`{name}`, batch {B}', collect(walks(step, denoiser, schedule, shape, y, a.steps, clipped), a.seconds, warmup=1), TARGET[B]))
-            add('large', percent(f'`{name}`, batch {B}', collect(moments(step, papers_own, large_schedule, (B, *large), a.steps), a.seconds, warmup=1), TARGET[B]))
-            add('field', times_faster(f'`{name}`, batch {B}', collect(against(name, denoiser.net, schedule, shape, y, a.steps), a.seconds, warmup=1), 1))
-            for table, images in (('overhead', (B, 1, 1, 1)), ('stub', shape)):
-                add(table, times_faster(f'`{name}`, batch {B}', collect(overheads(name, schedule, images, a.steps), a.seconds / 3, warmup=3), 3, 1e3))
-    lines, us = lambda rows: '\n'.join(rows), lambda shape: [1e3 * median(p) for p in zip(*collect(normals(shape, a.steps), a.seconds / 3, warmup=1))]
+            step, row = SOLVERS[name][0], f'`{name}`, batch {B}'
+            rows['walk', row] = walks(step, denoiser, schedule, shape, y, a.steps), partial(percent, target=TARGET[B])
+            rows['clipped', row] = walks(step, denoiser, schedule, shape, y, a.steps, clipped), partial(percent, target=TARGET[B])
+            rows['large', row] = moments(step, papers_own, large_schedule, (B, *large), a.steps), partial(percent, target=TARGET[B])
+            rows['field', row] = against(name, denoiser.net, schedule, shape, y, a.steps), partial(times_faster, target=1)
+            rows['overhead', row] = overheads(name, schedule, (B, 1, 1, 1), a.steps), partial(times_faster, target=3, unit=1e3)
+            rows['stub', row] = overheads(name, schedule, shape, a.steps), partial(times_faster, target=3, unit=1e3)
+    measured, tables = defaultdict(list), defaultdict(list)
+    for turn, key in tqdm([*itertools.product(range(TURNS), rows)], unit='turn'):
+        measured[key] += collect(rows[key][0], a.seconds / TURNS, warmup=turn == 0)
+    for key, (_, line) in rows.items(): tables[key[0]].append(line(key[1], measured[key]))
+    lines, us = lambda rows: '\n'.join(rows), lambda shape: [1e3 * median(p) for p in zip(*collect(normals(shape, a.steps), a.seconds, warmup=1))]
     (noise, their_noise), (large_noise, _) = us(shape), us((1, *large))
     text = f'''# Solvers
 
 <!-- Written by benchmarks/solvers.py; run it to write this page anew. -->
 
 What the solvers of chapter 10 cost beside the network, in {a.steps} steps. `heun()` calls the network {2 * a.steps - 1} times; its numbers are for one call. A solver with noise (`ancestral()`,
-`ddim(1.)`, `dpm_solver_pp(1.)`) makes a fresh normal number for each pixel, from a stream of each image's own. All times are CPU time of one thread, and all numbers are medians.
+`ddim(1.)`, `dpm_solver_pp(1.)`) makes a fresh normal number for each pixel, from a stream of each image's own. All times are CPU time of one thread, all rows of this page were measured in {TURNS} turns each, and all numbers are medians.
 What a walk does beside the network is timed in the walk: the whole, less the calls of the network in it. The same calls made bare, in turn with those of the walk, have something
 beside the network too, the call itself and the watch; that is taken off.
 
