@@ -7,7 +7,8 @@ the network in it. The same calls made bare, in turn with those of the walk, hav
 the watch), which is no doing of the walk and is taken off. Beside diffusers, both sides run in turn, each pair with the same time
 for the network, the mean of both: it is the same network, and what it took longer on one side was no doing of that side. The
 networks are those of configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's; or one that
-returns what it gets and is not watched, where only the rest is of interest. The rows take turns, so that minutes in which the
+returns what it gets and is not watched, where only the rest is of interest. Their pipelines as they are, where there is one, are
+timed by the clock, network and all. The rows take turns, so that minutes in which the
 machine is slower fall on all of them. All numbers are medians.
 """
 import argparse, itertools, math, os, platform, time
@@ -17,22 +18,24 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 from statistics import median, quantiles
+from types import SimpleNamespace
 import diffusers, torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from tqdm.auto import tqdm
 from diffusion_scratch.config import load_config, make_denoiser, make_schedule
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
-from diffusion_scratch.sampling import Noise, ancestral, sample, trajectory, visits
+from diffusion_scratch.sampling import Noise, _walk, ancestral, sample, trajectory, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from overhead import collect, cpu, quickstart
 
 HERE = Path(__file__).resolve().parent
-SOLVERS = {'ancestral()': (ancestral(), DDPMScheduler, {}), 'ddim()': (ddim(), DDIMScheduler, {}), 'ddim(1.)': (ddim(1.), DDIMScheduler, dict(eta=1.)),
-           'dpm_solver_pp()': (dpm_solver_pp(), DPMSolverMultistepScheduler, {}), 'dpm_solver_pp(1.)': (dpm_solver_pp(1.), DPMSolverMultistepScheduler, dict(algorithm_type='sde-dpmsolver++')),
-           'heun()': (heun(), HeunDiscreteScheduler, {})}
+SOLVERS = {'ancestral()': (ancestral, DDPMScheduler, {}), 'ddim()': (ddim, DDIMScheduler, {}), 'ddim(1.)': (partial(ddim, 1.), DDIMScheduler, dict(eta=1.)),
+           'dpm_solver_pp()': (dpm_solver_pp, DPMSolverMultistepScheduler, {}), 'dpm_solver_pp(1.)': (partial(dpm_solver_pp, 1.), DPMSolverMultistepScheduler, dict(algorithm_type='sde-dpmsolver++')),
+           'heun()': (heun, HeunDiscreteScheduler, {})}
+PIPELINES = {DDPMScheduler: DDPMPipeline, DDIMScheduler: DDIMPipeline}   # of images without a text; the others have none
 TARGET = {1: 3, 64: 1}   # percent beside the network
 TURNS = 3                # of each row
 
@@ -92,12 +95,14 @@ def moments(step, denoiser, schedule, shape, n):
         frames = trajectory(clipped(Denoiser(net, denoiser.parameterization).eval()), schedule, shape, step=step, times=schedule.times(n), seed=seed)
         for _ in range(n): yield apart(lambda: next(frames), net)
 
+def scheduler_of(make, options, schedule):
+    "A scheduler of theirs, and the options of its step"
+    config = {k: v for k, v in options.items() if k != 'eta'} | (dict() if make is DPMSolverMultistepScheduler else dict(clip_sample=False))
+    return make(trained_betas=schedule.betas.tolist(), prediction_type='v_prediction', timestep_spacing='trailing', **config), {k: v for k, v in options.items() if k == 'eta'}
+
 def theirs(make, options, net, schedule, shape, y, n):
     "The loop of diffusers' pipelines around a scheduler, without their progress bar, and with a generator for each image"
-    step = {k: v for k, v in options.items() if k == 'eta'}
-    draws = 'generator' in signature(make.step).parameters
-    config = {k: v for k, v in options.items() if k != 'eta'} | (dict() if make is DPMSolverMultistepScheduler else dict(clip_sample=False))
-    scheduler = make(trained_betas=schedule.betas.tolist(), prediction_type='v_prediction', timestep_spacing='trailing', **config)
+    (scheduler, step), draws = scheduler_of(make, options, schedule), 'generator' in signature(make.step).parameters
     @torch.no_grad()
     def run():
         scheduler.set_timesteps(n)
@@ -109,9 +114,9 @@ def theirs(make, options, net, schedule, shape, y, n):
 
 def both(solver, net, schedule, shape, y, n):
     "Our whole walk, and that of diffusers"
-    step, make, options = SOLVERS[solver]
-    denoiser, times = Denoiser(net, V).eval(), schedule.times(n)
-    return lambda: sample(denoiser, schedule, shape, step=step, times=times, y=y, progress=False, seed=0), theirs(make, options, net, schedule, shape, y, n)
+    ours, make, options = SOLVERS[solver]
+    denoiser, step = Denoiser(net, V).eval(), ours()
+    return lambda: sample(denoiser, schedule, shape, step=step, times=schedule.times(n), y=y, progress=False, seed=0), theirs(make, options, net, schedule, shape, y, n)
 
 def against(solver, net, schedule, shape, y, n):
     "Pairs (our whole walk, that of diffusers), milliseconds for one of n steps"
@@ -126,6 +131,40 @@ def overheads(solver, schedule, shape, n):
     "Pairs (our whole walk, that of diffusers), with a network that costs nothing and so is not watched, milliseconds for one of n steps"
     ours, field = both(solver, Echo().eval(), schedule, shape, None, n)
     while True: yield timed(ours)[1] / n, timed(field)[1] / n
+
+def first_walks(solver, schedule, shape, n):
+    "The same for walks that nobody walked before: our step is a new one, and what earlier walks left is forgotten"
+    denoiser, (ours, make, options) = Denoiser(Echo(), V).eval(), SOLVERS[solver]
+    field = theirs(make, options, Echo(), schedule, shape, None, n)
+    while True:
+        _walk.cache_clear()
+        yield timed(lambda: sample(denoiser, schedule, shape, step=ours(), times=schedule.times(n), progress=False, seed=0))[1] / n, timed(field)[1] / n
+
+class Theirs(nn.Module):
+    "A network as their pipelines call it"
+    def __init__(self, net, shape):
+        super().__init__()
+        self.net, self.config, self.dtype, self.device = net, SimpleNamespace(in_channels=shape[0], sample_size=shape[1]), torch.float32, torch.device('cpu')
+
+    def forward(self, x, t): return SimpleNamespace(sample=self.net(x, t.long().expand(len(x)) + 1))
+
+def pipelines(solver, net, schedule, shape, n):
+    "Pairs (ours, their pipeline as it is but for the progress bar), from nothing to an array of images in 0..1, seconds by the clock"
+    ours, make, options = SOLVERS[solver]
+    (scheduler, step), denoiser = scheduler_of(make, options, schedule), Denoiser(net, V).eval()
+    pipeline = PIPELINES[make](Theirs(net, shape[1:]), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    def mine():
+        x = sample(denoiser, schedule, shape, step=ours(), times=schedule.times(n), progress=False, seed=0)
+        return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+    field = lambda: pipeline(batch_size=shape[0], generator=[torch.Generator().manual_seed(i) for i in range(shape[0])], num_inference_steps=n, output_type='np', **step).images
+    assert mine().shape == field().shape
+    while True: yield by_the_clock(mine), by_the_clock(field)
+
+def by_the_clock(f):
+    began = time.perf_counter()
+    f()
+    return time.perf_counter() - began
 
 def normals(shape, n):
     "Pairs (ours, diffusers'), milliseconds for the normal numbers of one of n steps, with a generator for each image"
@@ -163,13 +202,16 @@ def main():
     for B in (1, 64):
         y, shape = torch.arange(B) % data.num_classes, (B, *data.shape)
         for name in a.solvers:
-            step, row = SOLVERS[name][0], f'`{name}`, batch {B}'
+            (ours, make, _), row = SOLVERS[name], f'`{name}`, batch {B}'
+            step = ours()
             rows['walk', row] = walks(step, denoiser, schedule, shape, y, a.steps), partial(percent, target=TARGET[B])
             rows['clipped', row] = walks(step, denoiser, schedule, shape, y, a.steps, clipped), partial(percent, target=TARGET[B])
             rows['large', row] = moments(step, papers_own, large_schedule, (B, *large), a.steps), partial(percent, target=TARGET[B])
             rows['field', row] = against(name, denoiser.net, schedule, shape, y, a.steps), partial(times_faster, target=1)
             rows['overhead', row] = overheads(name, schedule, (B, 1, 1, 1), a.steps), partial(times_faster, target=3, unit=1e3)
             rows['stub', row] = overheads(name, schedule, shape, a.steps), partial(times_faster, target=3, unit=1e3)
+            rows['first', row] = first_walks(name, schedule, shape, a.steps), partial(times_faster, target=1, unit=1e3)
+            if make in PIPELINES: rows['pipeline', row] = pipelines(name, denoiser.net, schedule, shape, a.steps), partial(times_faster, target=1)
     measured, tables = defaultdict(list), defaultdict(list)
     for turn, key in tqdm([*itertools.product(range(TURNS), rows)], unit='turn'):
         measured[key] += collect(rows[key][0], a.seconds / TURNS, warmup=turn == 0)
@@ -185,7 +227,7 @@ What the solvers of chapter 10 cost beside the network, in {a.steps} steps. `heu
 What a walk does beside the network is timed in the walk: the whole, less the calls of the network in it. The same calls made bare, in turn with those of the walk, have something
 beside the network too, the call itself and the watch; that is taken off.
 
-`sample` with all that it sets up, and the network of `configs/quickstart.yaml` and `configs/mnist.yaml`, the smallest of the book ({params:,} parameters, images of {' x '.join(map(str, data.shape))}), for
+`sample` from a seed to images, and the network of `configs/quickstart.yaml` and `configs/mnist.yaml`, the smallest of the book ({params:,} parameters, images of {' x '.join(map(str, data.shape))}), for
 one of its calls:
 
 | `sample` | over the bare calls, us | the network, ms | overhead | middle half | target | met | times |
@@ -216,6 +258,13 @@ Both run in turn, and in each pair the network counts the same on both sides, wi
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['field'])}
 
+Their pipelines as they are (`DDPMPipeline`, `DDIMPipeline`; for the others there is none that makes images of nothing), but for the progress bar: from a seed to an array of images, in
+{a.steps} steps, by the clock, network and all. Here whatever else the machine does counts as well.
+
+| from a seed to images | ours, s | diffusers, s | diffusers / ours | middle half of the pairs | target | met | pairs |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
+{lines(tables['pipeline'])}
+
 What a step costs whatever the images: the same with a network that returns what it gets, which is not watched, and images of one pixel.
 
 | the overhead of a step | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
@@ -228,6 +277,13 @@ and with noise as many normal numbers a step, which alone take {noise:,.0f} us h
 | a network that costs nothing | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
 | --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
 {lines(tables['stub'])}
+
+`sample` keeps the levels and factors of the last eight walks (chapter 7), so that the next batch finds them; all tables above are of such batches. A first walk makes them, once for all its steps,
+and is to be no slower than diffusers' all the same; here in {a.steps} steps:
+
+| the same, a first walk | ours, us a step | diffusers, us a step | diffusers / ours | middle half of the pairs | target | met | pairs |
+| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
+{lines(tables['first'])}
 
 Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/solvers.py` in {time.perf_counter() - began:.0f} s: {cpu()}, {os.cpu_count()} cores, 1 thread,
 Python {platform.python_version()}, torch {torch.__version__}.

@@ -15,13 +15,14 @@ import psutil
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig, _flat, _made, dump_config, load_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, cifar10, fingerprint, grid, image_folder, mnist, mnist_mini, to_float, read_image
+from .data import ImageSet, cifar10, fingerprint, grid, image_folder, mnist, mnist_mini, to_float, read_image, _orientation
 from .denoiser import Denoiser, clipped
 from .doctor import diagnose
 from .editing import inpaint, resampled
@@ -466,6 +467,10 @@ def _diagnose(path: Path) -> str:
 # %% ../nbs/21_cli.ipynb #8b6f9bcc
 MODEL = 'a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, the name of shipped weights (mnist, mnist-conditional, mnist-mini), or owner/name on the Hugging Face hub'
 
+class _Typed(argparse.Action):
+    "Keeps a value, and which name of its option was typed"
+    def __call__(self, parser, args, value, option): setattr(args, self.dest, value); args.typed = option
+
 def sample_command(argv: list[str] | None=None # the words after the command; those of this process if none
                   ):
     "`diffusion-sample`"
@@ -473,7 +478,7 @@ def sample_command(argv: list[str] | None=None # the words after the command; th
                                 epilog='examples:\n  diffusion-sample mnist --n 64\n  diffusion-sample mnist --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
     p.add_argument('model', help=MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
-    p.add_argument('--labels', '--class', nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them). mnist learned none, so that for it mnist-conditional draws')
+    p.add_argument('--labels', '--class', action=_Typed, nargs='+', metavar='CLASS', help='classes to draw, in turn (default: all of them). mnist learned none, so that for it mnist-conditional draws')
     p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
     p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
     p.add_argument('--guidance', type=float, help="0 draws labels as learned; more is more typical and less varied (default: the model's)")
@@ -503,7 +508,7 @@ def _shape(model: str, about: dict) -> tuple:
     return tuple(about['shape'])
 
 def _class(name: str, classes: list[str], option: str) -> int:
-    if name not in classes: raise ConfigError(f"{option}: {name} is not allowed; allowed: {', '.join(classes) or 'none, for this model learned no classes'}")
+    if name not in classes: raise ConfigError(f"{option}: {name} is not allowed; allowed: {', '.join(classes) or 'none, for this model learned no classes; leave it out'}")
     return classes.index(name)
 
 def _sampling(a, about: dict, schedule: Schedule) -> SamplingConfig:
@@ -521,7 +526,7 @@ def _sample(a) -> Path:
     (denoiser, schedule), classes, shape = found.load(ema=not a.raw), found.about.get('classes', []), _shape(a.model, found.about)
     _check_writable(out.parent, '--out')
     sampling = _sampling(a, found.about, schedule)
-    wanted = torch.tensor([_class(label, classes, '--labels') for label in a.labels or classes])
+    wanted = torch.tensor([_class(label, classes, a.typed) for label in a.labels]) if a.labels else torch.arange(len(classes))
     y = wanted[torch.arange(a.n) % len(wanted)] if classes else None
     frames = draw(denoiser.to(device), schedule, shape, a.n, y, sampling, seed=a.seed, moments=24 if a.animation else 1)
     columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(a.n))
@@ -565,14 +570,14 @@ def edit_command(argv: list[str] | None=None # the words after the command; thos
                                 epilog='examples:\n  diffusion-edit mnist-conditional seven.png --strength 0.8 --class 9\n  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ --steps 20 --repeats 5')
     p.add_argument('model', help=MODEL)
     p.add_argument('picture', type=Path, help="an image file; of another size than the model's, it is cropped in the centre and resized")
-    p.add_argument('--mask', type=Path, help='an image file: what is white is drawn anew, what is black is kept')
+    p.add_argument('--mask', type=Path, help='an image file as large as the picture: what is white is drawn anew, what is black is kept')
     p.add_argument('--strength', type=float, help='how far to noise the picture, above 0 and at most 1 (default: 1 with a mask, else 0.7)')
     p.add_argument('--repeats', type=int, default=1, help='walk each stretch of 5 steps so many times, which makes the parts of an inpainted picture fit better (default 1)')
     p.add_argument('--n', type=int, default=8, help='how many versions (default 8)')
-    p.add_argument('--label', '--class', metavar='CLASS', help='the class to draw (default: any)')
+    p.add_argument('--label', '--class', action=_Typed, metavar='CLASS', help='the class to draw (default: any)')
     p.add_argument('--steps', type=int, help="steps of a walk all the way (default: the model's)")
     p.add_argument('--solver', help="ancestral, ddim, dpm++, dpm++sde or heun: chapter 10 (default: the model's)")
-    p.add_argument('--guidance', type=float, help="0 draws the class as learned; more is more typical and less varied (default: the model's)")
+    p.add_argument('--guidance', type=float, help="goes with --class: 0 draws it as learned; more is more typical and less varied (default: the model's)")
     p.add_argument('--seed', type=int, default=0, help='version i depends on the seed and on i alone (default 0)')
     p.add_argument('--out', type=Path, help='the PNG to write (default: <picture>_edited.png beside the picture)')
     p.add_argument('--device', default='auto', help='auto, cpu, cuda, mps (default auto)')
@@ -585,19 +590,37 @@ def _pixels(file: Path, shape: tuple, option: str) -> Tensor:
     if isinstance(got := read_image(file, shape[:0:-1], 'L' if shape[0] == 1 else 'RGB'), str): raise ConfigError(f'{option}: {file} cannot be read ({got}); give an image file')
     return torch.tensor(got)[None]
 
+def _upright(file: Path) -> tuple:
+    "How large an image file is in its upright orientation (W,H)"
+    with Image.open(file) as im:
+        im.load()  # a TIFF turns itself
+        return im.size if _orientation(im) < 5 else im.size[::-1]
+
+def _kept(mask: Path, picture: Path, shape: tuple) -> Tensor:
+    "Where a mask keeps its picture: True as `inpaint` wants it (1,1,H,W)"
+    at = lambda h, w: _pixels(mask, (1, h, w), '--mask') < 128
+    kept, (w, h), (W, H) = at(*shape[1:]), _upright(mask), _upright(picture)
+    if (w, h) != (W, H): raise ConfigError(f'--mask: {mask} is {w} x {h} pixels and {picture} {W} x {H}; a mask must be as large as its picture; give one of {W} x {H} pixels')
+    if kept.all():
+        lost = '' if at(h, w).all() else f' left when it is cropped to its middle and resized to {shape[2]} x {shape[1]} pixels, as its picture is'
+        raise ConfigError(f'--mask: {mask} has no white{lost}; white (128 to 255) is drawn anew, black is kept; paint white what is to change')
+    return kept
+
 def _edit(a) -> Path:
     out, device, found = a.out or a.picture.with_name(f'{a.picture.stem}_edited.png'), _device(a.device), find(a.model)
     if a.n < 1: raise ConfigError(f'--n: {a.n} is not allowed; allowed: whole number >= 1')
-    if out.suffix != '.png' or out == a.picture: raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png, and not the picture itself')
+    sources = [f for f in (a.picture, a.mask) if f and f.exists()]
+    if out.suffix != '.png' or out.exists() and any(map(out.samefile, sources)): raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png, and not the picture or the mask itself')
     _check_writable(out.parent, '--out')
-    (denoiser, schedule), shape = found.load(), _shape(a.model, found.about)
+    (denoiser, schedule), classes, shape = found.load(), found.about.get('classes', []), _shape(a.model, found.about)
     sampling = _sampling(a, found.about, schedule)
+    if a.guidance and a.label is None: raise ConfigError(f"--guidance: {a.guidance} goes with --class, the class to draw; allowed: {', '.join(classes)}; give --class too, or leave --guidance out")
     strength = a.strength if a.strength is not None else 1. if a.mask else 0.7
     if not 0 < strength <= 1: raise ConfigError(f'--strength: {strength} is not allowed; allowed: number > 0 and <= 1')
-    y = None if a.label is None else torch.full((a.n,), _class(a.label, found.about.get('classes', []), '--label'))
+    y = None if a.label is None else torch.full((a.n,), _class(a.label, classes, a.typed))
     picture = to_float(_pixels(a.picture, shape, 'picture')).to(device)
     denoiser = _asked(denoiser.to(device), y, sampling)
-    if a.mask: denoiser = inpaint(denoiser, picture, (_pixels(a.mask, (1, *shape[1:]), '--mask') < 128).to(device))
+    if a.mask: denoiser = inpaint(denoiser, picture, _kept(a.mask, a.picture, shape).to(device))
     start = max(1, round(strength * schedule.T))
     times = [start, *(t for t in schedule.times(sampling.steps) if t < start)]
     x_T = q_sample(picture.expand(a.n, *shape), schedule.at(start, torch.empty(a.n, *shape)), Noise(a.seed, a.n).draw(shape).to(device))

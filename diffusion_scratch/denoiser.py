@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from typing import Callable
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,13 @@ V = Parameterization('v',      # eq-v, eq-v-inverse
 PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 
 # %% ../nbs/03_denoiser.ipynb #824ee761
+def _takes(net: nn.Module, n: int) -> bool:
+    "Can this network be called with so many arguments?"
+    try: signature(getattr(net, 'forward', net)).bind(*range(n))
+    except TypeError: return False
+    except ValueError: pass  # no Python function: it will say so itself
+    return True
+
 def _check(x_t: Tensor, level: Level, y: Tensor | None=None):
     "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
     level.check(x_t)
@@ -98,7 +106,10 @@ class Denoiser(nn.Module):
                ) -> Prediction:
         _check(x_t, level, y)
         t = level.to(x_t).t
-        out = self.net(x_t, t) if y is None else self.net(x_t, t, y)
+        try: out = self.net(x_t, t) if y is None else self.net(x_t, t, y)
+        except TypeError:
+            if y is None or _takes(self.net, 3): raise
+            raise TypeError(f'{type(self.net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, or give its forward a third argument y') from None
         if not isinstance(out, Tensor): raise TypeError(f'the network returned a {type(out).__name__}; it must return a tensor of shape {tuple(x_t.shape)}')
         if out.shape != x_t.shape: raise ValueError(f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; the shapes must be equal')
         if out.dtype != x_t.dtype: out = out.to(x_t)

@@ -29,7 +29,7 @@ def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
     return Gaussian(q_posterior(x0, x_t, t, s).mean, (var.sqrt() * (s.t > 0).view(var.shape)).to(x_t))
 
 # %% ../nbs/07_sampling.ipynb #5867ad38
-Step = Callable[[Tensor, Prediction, Level, Level, dict], Gaussian]  # x_t, prediction, level t, level s, the trajectory's memory
+Step = Callable[[Tensor, Prediction, Level, Level, dict], Gaussian]  # x_t, prediction, level t, level s, the trajectory's memory; one that looks at a time more than once says so in `visits`
 
 def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s -> Gaussian over x_s whose mean is linear in x0 and x_t
              ) -> Step:
@@ -144,7 +144,7 @@ class Noise:
 class Frame(NamedTuple):
     "One moment of a reverse trajectory"
     t: int      # timestep, T..0
-    x: Tensor   # x_t (B,...)
+    x: Tensor   # x_t (B,...); the walk goes on from here, so change it in place to take part
     x0: Tensor  # the image the denoiser sees in it; at t = 0, x itself
 
 # %% ../nbs/07_sampling.ipynb #ff432240
@@ -160,11 +160,11 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                first: int=0                  # number of the first image: a large set can be drawn in parts
               ) -> Iterator[Frame]:          # one frame for each call of the denoiser, then the result at t = 0
     "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
-    times = schedule.times(schedule.T) if times is None else [index(t) for t in times]
+    times = _timesteps(schedule, times)
     _check(times, schedule, shape, x_T, y)
     times, noise = visits(step, times), Noise(seed, shape[0], first)
     x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
-    x = x.to(**_home(denoiser)) if x_T is None else x_T.detach()
+    x = x.to(**_home(denoiser)) if x_T is None else x_T.detach().clone()
     y = None if y is None else y.to(x.device)
     walk, asking = _walk(schedule, tuple(times), x.shape, x.dtype, x.device), _evaluating(denoiser)
     memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1, like=x.new_empty(0))
@@ -174,7 +174,10 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
             x = scale * x + std * next(noise)
             continue
         with asking: prediction = denoiser(x, t, y)
+        seen = _writes(x)
         yield Frame(now, x, prediction.x0)
+        if _writes(x) != seen:      # whoever watches has changed x
+            with asking: prediction = denoiser(x, t, y)
         p = step(x, prediction, t, s, memory)
         x = p.mean if _surely_zero(p.std) else p.sample(next(noise))
     yield Frame(0, x, x)
@@ -191,10 +194,21 @@ def visits(step: Step,
     "The times at which `step` wants the denoiser asked: those of the walk, unless it says otherwise (chapter 10's `heun` asks twice)"
     return getattr(step, 'visits', list)(times)
 
+def _timesteps(schedule, times):
+    "The times of a walk as a list of whole numbers, every timestep if none are given"
+    if times is None: return schedule.times(schedule.T)
+    times = list(times)
+    try: return [index(t) for t in times]
+    except TypeError as e: raise TypeError(f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}') from None
+
 def _frames(step, times):
     "How many frames a walk has"
-    times = visits(step, [index(t) for t in times])
+    times = visits(step, times)
     return 1 + sum(s <= t for t, s in zip(times, times[1:]))
+
+def _writes(x):
+    "How often x was written to in place, as PyTorch counts it; it does not in inference mode"
+    return 0 if x.is_inference() else x._version
 
 _NONE = torch.zeros(())  # the std of a step that draws nothing
 
@@ -208,6 +222,8 @@ def _check(times, schedule, shape, x_T, y):
     if len(times) < 2 or times[-1] != 0: raise ValueError(f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; Schedule.times(n) makes such a list')
     for t, s in zip(times, times[1:]):
         if s == t: raise ValueError(f'times must change, but {t} is followed by {s}')
+    for t in times:
+        if not 0 <= t <= schedule.T: raise ValueError(f'times hold t = {t}, which is outside 1..{schedule.T}, the timesteps of this schedule (0 is the data itself)')
     if len(shape) < 1 or shape[0] < 1: raise ValueError(f'shape = {tuple(shape)} holds no image; the first number is how many to draw')
     if x_T is None and times[0] != schedule.T: raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: give x_T, or start at {schedule.T}')
     if x_T is not None and tuple(x_T.shape) != tuple(shape): raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {tuple(shape)}')
@@ -223,13 +239,14 @@ def sample(denoiser: nn.Module,
            times: list[int] | None=None, # T, ..., 0; every step if none. Where they go up, noise is added
            x_T: Tensor | None=None,      # where to start (B,...); noise if none
            y: Tensor | None=None,        # labels (B,)
-           seed: int | None=None,        # image i depends on (seed, i) alone; fresh noise if none
+           seed: int | None=None,        # image i depends on (seed, i) alone, to the network's rounding (below 1e-3); fresh noise if none
            first: int=0,                 # number of the first image
            progress: bool=True           # show a progress bar
           ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
+    times = _timesteps(schedule, times)
     frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
-    if progress: frames = tqdm(frames, total=_frames(step, schedule.times(schedule.T) if times is None else times), desc='sampling', unit='frame')
+    if progress: frames = tqdm(frames, total=_frames(step, times), desc='sampling', unit='frame')
     with torch.no_grad():
         for frame in frames: pass
     return frame.x

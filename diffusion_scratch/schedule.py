@@ -4,6 +4,7 @@
 
 # %% ../nbs/01_schedule.ipynb #9bdc9f1b
 from __future__ import annotations
+from numbers import Integral
 from typing import Callable, NamedTuple
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def trailing(schedule: Schedule, n: int) -> Tensor:
     return torch.linspace(schedule.T, 0, n + 1, dtype=torch.float64)[:-1]
 
 def leading(schedule: Schedule, n: int) -> Tensor:
-    "From 1 upwards in equal strides of whole steps, so that the walk seldom starts at T (eq-spacing)"
+    "From 1 upwards in equal strides of whole steps, so that the walk seldom starts at T and `sample` wants an x_T (eq-spacing)"
     return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (schedule.T // n) + 1
 
 def linspace(schedule: Schedule, n: int) -> Tensor:
@@ -81,7 +82,8 @@ class Schedule:
     """The noise levels of a diffusion process with T steps (Ho et al. 2020, section 2; eq-alpha-bar).
 
     Its tables are float64 and stay on the CPU: coefficients are formed there in double precision,
-    and only the finished coefficient is cast to the images' dtype and device.
+    and only the finished coefficient is cast to the images' dtype and device. They are not to be
+    written to, since samplers keep what they made of them: other numbers are another schedule.
     """
     def __init__(self,
                  betas  # variance added by each step (T,), in (0, 1); the last may be 1 (zero terminal SNR)
@@ -120,6 +122,7 @@ class Schedule:
               spacing: Callable[[Schedule, int], Tensor]=trailing  # or `leading`, `linspace`, `log_snr`: schedule, n -> n falling timesteps, rounded here
              ) -> list[int]:
         "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
+        if not isinstance(n, Integral): raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{self.T}')
         if not 1 <= n <= self.T: raise ValueError(f'n = {n} steps are outside 1..{self.T}')
         if not callable(spacing): raise ValueError(f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, linspace or log_snr, or a function (schedule, n) -> n timesteps')
         times = [*torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long().tolist(), 0]

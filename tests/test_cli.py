@@ -280,6 +280,7 @@ def test_colour_images_without_labels(capsys):
     with Image.open('run/noise_to_images.gif') as im: assert im.n_frames == 4
     assert 'readable' not in json.loads(Path('run/run.json').read_text())
     assert 'allowed: none, for this model learned no classes' in fails(sample_command, 'run --labels 1'.split(), capsys)
+    assert '--class: 1 is not allowed; allowed: none, for this model learned no classes; leave it out' in fails(sample_command, 'run --class 1'.split(), capsys)
     sample_command('run --n 5 --out new/grid.png'.split())
     with Image.open('new/grid.png') as im: assert im.size == (2 * (3 * 13 + 1), 2 * (2 * 9 + 1))
 
@@ -378,7 +379,7 @@ def test_sample_command(run, capsys):
 @pytest.mark.parametrize('words, message', [
     ('nowhere', 'nowhere is no path here and no name that is known'), ('empty', 'empty holds no model; allowed: a run of diffusion-train'), ('text.safetensors', 'text.safetensors is not a whole checkpoint'),
     ('foreign.safetensors', 'foreign.safetensors does not say how large its images are'), ('run --n 0', '--n: 0 is not allowed; allowed: whole number >= 1'),
-    ('run --labels dark grey', '--labels: grey is not allowed; allowed: dark, bright'), ('run --steps 0', 'steps: 0 is not allowed; allowed: whole number >= 1'),
+    ('run --labels dark grey', '--labels: grey is not allowed; allowed: dark, bright'), ('run --class dark grey', '--class: grey is not allowed; allowed: dark, bright'), ('run --steps 0', 'steps: 0 is not allowed; allowed: whole number >= 1'),
     ('run --steps 1001', '--steps: 1001 is not allowed; allowed: whole number >= 1 and <= 1000'), ('run --guidance -3', 'guidance: -3.0 is not allowed; allowed: number >= -1'),
     ('run --solver dpm', "solver: 'dpm' is not allowed; allowed: ancestral, ddim, dpm++, dpm++sde, heun. Did you mean dpm++?"), ('run --guidance nan', 'guidance: nan is not allowed'), ('run --device warp', "device: 'warp' is not here"), ('run --out grid.jpeg', '--out: grid.jpeg is not allowed; allowed: a name that ends in .png'),
     ('run --out text.safetensors/a.png', '--out: text.safetensors cannot be written (Not a directory)'), ('run --seed -1', 'seed = -1 is outside')])
@@ -490,12 +491,75 @@ def test_versions_depend_on_the_seed_and_their_number(run, picture):
     ('nowhere picture.png', 'nowhere is no path here and no name that is known'), ('run gone.png', 'picture: gone.png cannot be read (No such file or directory); give an image file'),
     ('run picture.png --mask text.txt', '--mask: text.txt cannot be read (it is in no format that Pillow knows)'), ('run picture.png --strength 0', '--strength: 0.0 is not allowed; allowed: number > 0 and <= 1'),
     ('run picture.png --strength nan', '--strength: nan is not allowed'), ('run picture.png --repeats 0', 'repeats = 0 must'), ('run picture.png --n 0', '--n: 0 is not allowed'),
-    ('run picture.png --class grey', '--label: grey is not allowed; allowed: dark, bright'), ('run picture.png --out picture.png', 'and not the picture itself'), ('run picture.png --solver euler', "solver: 'euler' is not allowed")])
+    ('run picture.png --class grey', '--class: grey is not allowed; allowed: dark, bright'), ('run picture.png --label grey', '--label: grey is not allowed; allowed: dark, bright'), ('run picture.png --solver euler', "solver: 'euler' is not allowed"),
+    ('run picture.png --guidance 3', '--guidance: 3.0 goes with --class, the class to draw; allowed: dark, bright; give --class too, or leave --guidance out'), ('plain picture.png --guidance 3', '--guidance: 3.0 is not allowed; allowed: 0, for this model learned no classes')])
 def test_edit_command_refuses(run, picture, words, message, capsys):
     Path('text.txt').write_text('no image')
+    if words.startswith('plain'): train(tiny('plain', 2, 'network.labels=false'), progress=False)
     before = files()
     assert message in fails(edit_command, words.split(), capsys)
     assert files() == before
+
+
+def paint(file, h, w, white=np.s_[:0], value=255, **how):
+    "A black picture with a part of it white"
+    pixels = np.zeros((h, w), np.uint8); pixels[white] = value
+    Image.fromarray(pixels).save(file, **how)
+
+
+def turned():
+    "Metadata of a picture that lies on its side"
+    exif = Image.Exif(); exif[0x0112] = 6
+    return exif
+
+
+WHITE = 'white (128 to 255) is drawn anew, black is kept; paint white what is to change'
+LOST = f'--mask: m.png has no white left when it is cropped to its middle and resized to 28 x 28 pixels, as its picture is; {WHITE}'
+@pytest.mark.parametrize('picture, mask, message', [
+    (dict(h=28, w=28), dict(h=28, w=56, white=np.s_[:, 20:]), '--mask: m.png is 56 x 28 pixels and p.png 28 x 28; a mask must be as large as its picture; give one of 28 x 28 pixels'),
+    (dict(h=28, w=56), dict(h=28, w=28, white=np.s_[14:]), '--mask: m.png is 28 x 28 pixels and p.png 56 x 28; a mask must be as large as its picture; give one of 56 x 28 pixels'),
+    (dict(h=28, w=28), dict(h=56, w=56, white=np.s_[28:]), 'm.png is 56 x 56 pixels and p.png 28 x 28; a mask must be as large'),
+    (dict(h=28, w=28), dict(h=1, w=1, white=0), 'm.png is 1 x 1 pixels and p.png 28 x 28; a mask must be as large'),
+    (dict(h=28, w=56, exif=turned()), dict(h=28, w=56, white=np.s_[14:]), 'm.png is 56 x 28 pixels and p.png 28 x 56; a mask must be as large'),
+    (dict(h=28, w=28), dict(h=28, w=28), f'--mask: m.png has no white; {WHITE}'), (dict(h=28, w=56), dict(h=28, w=56), f'--mask: m.png has no white; {WHITE}'),
+    (dict(h=28, w=28), dict(h=28, w=28, white=np.s_[:], value=127), f'--mask: m.png has no white; {WHITE}'),
+    (dict(h=28, w=56), dict(h=28, w=56, white=np.s_[:, :14]), LOST), (dict(h=280, w=280), dict(h=280, w=280, white=np.s_[0, 0]), LOST)])
+def test_edit_command_refuses_a_mask_that_does_not_fit(picture, mask, message, capsys):
+    paint('p.png', **picture); paint('m.png', **mask)
+    before = files()
+    assert message in fails(edit_command, 'mnist-mini p.png --mask m.png --n 1 --steps 2'.split(), capsys)
+    assert files() == before
+
+
+@pytest.mark.parametrize('picture, mask, kept', [
+    (dict(h=8, w=8), dict(h=8, w=8, white=np.s_[:]), np.s_[:0]),                             # all of it is drawn anew
+    (dict(h=8, w=8), dict(h=8, w=8, white=np.s_[4:], value=128), np.s_[:4]),
+    (dict(h=8, w=16), dict(h=8, w=16, white=np.s_[:, 8:]), np.s_[:, :4]),                    # the same crop for both
+    (dict(h=8, w=16, exif=turned()), dict(h=16, w=8, white=np.s_[8:]), np.s_[:4])])          # upright, 8 wide and 16 high
+def test_a_mask_as_large_as_its_picture(run, picture, mask, kept):
+    paint('p.png', **picture); paint('m.png', **mask)
+    edit_command('run p.png --mask m.png --n 1 --out o.png'.split())
+    original, drawn = cells('o.png', 2)
+    changed = original != drawn
+    assert not changed[kept].any() and changed.sum() > 0.5 * (64 - original[kept].size)  # a few pixels of what is drawn anew may come out black again
+
+
+@pytest.mark.parametrize('out', ['picture.png', '{here}/picture.png', '../{here.name}/picture.png', 'link.png', 'mask.png', '{here}/mask.png', 'picture_edited.png'])
+def test_edit_command_does_not_overwrite_its_picture_or_its_mask(picture, out, tmp_path, capsys):
+    Path('link.png').symlink_to('picture.png'); Path('picture_edited.png').symlink_to(tmp_path/'mask.png')
+    before = {f: (Path(f).is_symlink(), Path(f).read_bytes()) for f in files()}
+    said = fails(edit_command, f'mnist-mini picture.png --mask mask.png --n 1 --steps 2 --out {out.format(here=tmp_path)}'.split(), capsys)
+    assert f'--out: {out.format(here=tmp_path)} is not allowed; allowed: a name that ends in .png, and not the picture or the mask itself' in said
+    assert {f: (Path(f).is_symlink(), Path(f).read_bytes()) for f in files()} == before
+
+
+def test_guidance_of_the_config_needs_no_class(run, picture):
+    "And neither does 0, which is none. `diffusion-sample` draws every class if none is named, so there guidance alone means something"
+    train(tiny('strong', 2, 'sampling.guidance=10000'), progress=False)  # 10,000, for two steps of training teach next to nothing of classes
+    for words in ('run picture.png --out own.png', 'strong picture.png --out strong.png', 'strong picture.png --guidance 0 --out zero.png'): edit_command(f'{words} --n 2'.split())
+    assert Path('own.png').read_bytes() == Path('strong.png').read_bytes() == Path('zero.png').read_bytes()
+    for words in ('run --out own.png', 'run --guidance 10000 --out asked.png', 'strong --out strong.png'): sample_command(f'{words} --n 2'.split())
+    assert Path('own.png').read_bytes() != Path('asked.png').read_bytes() == Path('strong.png').read_bytes()
 
 
 # ---------------------------------------------------------------- files and text

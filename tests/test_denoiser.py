@@ -238,4 +238,4 @@ def test_clipping_passes_labels_on_and_keeps_the_dtype():
     x_t = torch.zeros(3, 1)
     got = d(x_t, SCHEDULE.at(500, x_t), torch.arange(3))
     assert got.x0.flatten().tolist() == [-1, 0.25, 1] and got.eps.dtype == torch.float32
-    with pytest.raises(TypeError): clipped(Denoiser(lambda x, t: x))(x_t, SCHEDULE.at(500, x_t), torch.arange(3))  # labels are never ignored
+    with pytest.raises(TypeError, match='takes no labels'): clipped(Denoiser(lambda x, t: x))(x_t, SCHEDULE.at(500, x_t), torch.arange(3))  # labels are never ignored

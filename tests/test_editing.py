@@ -9,6 +9,7 @@ from diffusion_scratch.editing import View, consistent, edited, gray, inpaint, i
 from diffusion_scratch.guidance import NULL, guided
 from diffusion_scratch.noising import q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
+from diffusion_scratch.pretrained import load
 from diffusion_scratch.sampling import Noise, ancestral, fixed_large, sample, trajectory
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, log_snr, zero_terminal_snr
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun, trapezoid
@@ -500,21 +501,115 @@ def test_slerp_of_batches():
 
 # ------------------------------------------------------------ altogether
 def test_guided_steered_inpainted_in_fifteen_steps_is_one_expression():
-    d = Denoiser(Net(), V)
-    x = draw(clipped(inpaint(guided(d, Y, 0.5), KNOWN, MASK)), KNOWN.shape, step=dpm_solver_pp(), times=SHORT.times(15), seed=0)
+    d, plan = Denoiser(Net(), V), dict(step=dpm_solver_pp(), times=SHORT.times(15), seed=0)
+    x = draw(clipped(inpaint(steered(guided(d, Y, 0.5), rough, 0.5), KNOWN, MASK)), KNOWN.shape, **plan)
     assert torch.equal(x[MASK], KNOWN[MASK]) and x.abs().max() <= 1 and len(d.net.times) == 30
-    other = draw(clipped(inpaint(guided(d, Y.flip(0), 0.5), KNOWN, MASK)), KNOWN.shape, step=dpm_solver_pp(), times=SHORT.times(15), seed=0)
-    assert not torch.equal(x, other)                                                          # the labels did count
+    def drawn(y=Y, scale=0.5, strength=0.5, mask=MASK): return draw(clipped(inpaint(steered(guided(d, y, scale), rough, strength), KNOWN, mask)), KNOWN.shape, **plan)
+    assert torch.equal(drawn(), x)
+    for other in (drawn(y=Y.flip(0)), drawn(scale=0.), drawn(mask=~MASK)): assert (x - other)[MASK.logical_not()].abs().max() > 1e-3       # each part counts
+    assert rough(x).sum() < 0.95 * rough(drawn(strength=0.)).sum()                                                                         # and the steering steers
 
-def test_stop_change_and_go_on():
-    "The frame that one walk stops at is where another may start"
-    d, times = Denoiser(Net().double(), V), SHORT.times(6)
-    for frame in trajectory(d, SHORT, KNOWN.shape, step=ddim(), times=times, seed=0):
-        if frame.t <= 30: break
-    rest = [t for t in times if t <= frame.t]
-    close(draw(d, KNOWN.shape, step=ddim(), times=rest, x_T=frame.x), draw(d, KNOWN.shape, step=ddim(), times=times, seed=0))
-    flipped = draw(d, KNOWN.shape, step=ddim(), times=rest, x_T=-frame.x)
-    assert (flipped - draw(d, KNOWN.shape, step=ddim(), times=rest, x_T=frame.x)).abs().max() > 0.1
+# ------------------------------------------------------------ every step is yours: x_t changed on the way
+HANDS = {'ancestral': ancestral(), 'ddim': ddim(), 'ddim 1': ddim(1.), '2M': dpm_solver_pp(), 'SDE-2M': dpm_solver_pp(1.), 'heun': heun()}
+TIMES = [60, 45, 30, 15, 5, 0]
+def twist(x): return 0.9 * x.rot90(1, (2, 3)) + 0.1                                   # twice is not once
+CHANGED = {'none': lambda i, t: False, 'all': lambda i, t: True, 'the first': lambda i, t: i == 0, 'some': lambda i, t: i in (1, 4), 't = 30': lambda i, t: t == 30, 'the result': lambda i, t: t == 0}
+
+def by_hand(d, step, when, x_T=None, times=TIMES):
+    "A plain loop: change x, ask about what it has become, and call the step, with one memory and the noise of the seed in order"
+    visits, noise, memory = getattr(step, 'visits', list)(times), (z.double() for z in Noise(9, 3).draws((1, 4, 4), 30)), {}
+    x = next(noise)                                                                   # drawn even where x_T is given
+    if x_T is not None: x = x_T
+    for i, (t, s) in enumerate(zip(visits, visits[1:])):
+        if when(i, t): x = twist(x)
+        t, s = SHORT.at(t, x), SHORT.at(s, x)
+        with torch.no_grad(): p = step(x, d(x, t), t, s, memory)
+        x = p.mean if p.std.ndim == 0 and p.std == 0 else p.sample(next(noise))
+    return twist(x) if when(len(visits) - 1, 0) else x
+
+def by_frames(d, step, when, x_T=None, **kw):
+    "The same by writing into the frames of `trajectory`"
+    for i, frame in enumerate(trajectory(d, SHORT, KNOWN.shape, step=step, times=TIMES, x_T=x_T, seed=9, **kw)):
+        if when(i, frame.t): frame.x.copy_(twist(frame.x))
+    return frame.x
+
+@pytest.mark.parametrize('step', HANDS.values(), ids=HANDS)
+@pytest.mark.parametrize('when', CHANGED.values(), ids=CHANGED)
+def test_a_frame_changed_in_place_is_where_the_walk_goes_on(when, step):
+    "To 1e-12 what a plain loop gives, from noise and from an x_T, which stays as it was; one more call for each changed frame but the result, and none for one that was only read"
+    d, x_T = Denoiser(Net().double(), V), torch.randn(3, 1, 4, 4, generator=gen()).double()
+    before, visits = x_T.clone(), getattr(step, 'visits', list)(TIMES)
+    want = [t for i, t in enumerate(visits[:-1]) for _ in range(1 + when(i, t))]
+    for start in (None, x_T):
+        with torch.no_grad(): x = by_frames(d, step, when, start)
+        assert d.net.times == want, 'calls'
+        d.net.times.clear()
+        close(x, by_hand(d, step, when, start), 1e-12)
+        d.net.times.clear()
+        assert torch.equal(by_frames(d, step, when, start), x)                        # and with gradients on
+        d.net.times.clear()
+    assert torch.equal(x_T, before)
+
+@pytest.mark.parametrize('step', HANDS.values(), ids=HANDS)
+def test_reading_changes_nothing_and_a_write_of_the_same_only_costs_a_call(step):
+    d, visits = Denoiser(Net(), V), getattr(step, 'visits', list)(TIMES)
+    x = draw(d, KNOWN.shape, step=step, times=TIMES, seed=9)
+    def walk(touch):
+        d.net.times.clear()
+        with torch.no_grad():
+            for frame in trajectory(d, SHORT, KNOWN.shape, step=step, times=TIMES, seed=9): touch(frame.x)
+        assert torch.equal(frame.x, x)
+        return len(d.net.times)
+    assert walk(lambda x: (x.clone().zero_(), x.flip(3).neg_(), x.mean().item(), x.numpy().sum())) == len(visits) - 1
+    assert walk(lambda x: x.copy_(x.clone())) == 2 * (len(visits) - 1)
+
+def test_a_frame_changed_under_a_wrapper_and_with_labels():
+    "The second question is put to the same denoiser, with the same labels; what inpaint knows still comes out exactly"
+    d = Denoiser(Net().double(), V)
+    told, free = (list(trajectory(d, SHORT, KNOWN.shape, times=TIMES, y=y, seed=9))[-1].x for y in (Y, None))
+    def zeroed(denoiser, **kw):
+        for f in trajectory(denoiser, SHORT, KNOWN.shape, times=TIMES, seed=9, **kw):
+            if f.t == 30: f.x.zero_()
+        return f.x
+    close(zeroed(d, y=Y), zeroed(guided(d, Y, 0.))); assert (zeroed(d, y=Y) - zeroed(d)).abs().max() > 1e-3 and not torch.equal(told, free)
+    assert torch.equal(zeroed(inpaint(d, KNOWN, MASK))[MASK], KNOWN.double()[MASK])
+
+def test_in_inference_mode_a_write_is_not_noticed():
+    "PyTorch counts none there: the step sees the new x beside the old belief"
+    d = Denoiser(Net(), V)
+    with torch.inference_mode():
+        for f in trajectory(d, SHORT, KNOWN.shape, step=ddim(), times=TIMES, seed=9): f.x.mul_(0.9)
+    assert d.net.times == TIMES[:-1]
+
+@pytest.mark.parametrize('name, same', [('ddim', True), ('2M', False), ('heun', False), ('ancestral', False)])
+def test_stop_change_and_start_anew(name, same):
+    "Another walk from a frame is this one going on, for a step with neither memory nor chance. 2M has lost the belief before, heun its correction if left at the first of two frames, and noise starts from the beginning"
+    d, step = Denoiser(Net().double(), V), HANDS[name]
+    def on(x): return draw(d, KNOWN.shape, step=step, times=[30, 15, 5, 0], x_T=twist(x), seed=9)
+    with torch.no_grad():
+        here = by_frames(d, step, lambda i, t, seen=[]: t == 30 and not (seen or seen.append(1)))
+        for frame in trajectory(d, SHORT, KNOWN.shape, step=step, times=TIMES, seed=9):
+            if frame.t == 30: break
+        off = (on(frame.x) - here).abs().max()
+    assert off < 1e-9 if same else off > 1e-3, off
+
+def test_heun_left_at_the_second_of_its_frames_has_no_memory_to_lose():
+    d, step = Denoiser(Net().double(), V), heun()
+    frames = list(trajectory(d, SHORT, KNOWN.shape, step=step, times=TIMES, seed=9))
+    first, second = [f.x for f in frames if f.t == 30]
+    close(draw(d, KNOWN.shape, step=step, times=[30, 15, 5, 0], x_T=second), frames[-1].x)
+    assert (draw(d, KNOWN.shape, step=step, times=[30, 15, 5, 0], x_T=first) - frames[-1].x).abs().max() > 1e-4
+
+# ------------------------------------------------------------ one seed, one picture
+def test_with_a_label_one_seed_is_one_picture_from_ten_to_a_thousand_steps():
+    "Three threes by the network that comes with the package: whichever solver without chance, each is the one of 1,000 steps of DPM-Solver++, far nearer than two of them are to each other. Chance draws others"
+    net, schedule = load('mnist-mini')
+    def drawn(step, n): return draw(clipped(net), (3, 1, 28, 28), schedule, step=step, times=schedule.times(n), y=torch.full((3,), 3), seed=0).flatten(1)
+    threes = drawn(dpm_solver_pp(), 1000)
+    between = torch.pdist(threes).min()
+    for step in (ddim(), dpm_solver_pp(), heun()):
+        for n in (10, 20, 50): assert torch.cdist(drawn(step, n), threes).diag().max() < between / 4
+    for step in (ancestral(), ddim(1.), dpm_solver_pp(1.)): assert torch.cdist(drawn(step, 20), threes).diag().min() > between / 2
 
 # ------------------------------------------------------------ mistakes
 D = Denoiser(Net(), V)
@@ -556,7 +651,7 @@ X = torch.zeros(3, 1, 4, 4)
     (lambda: resampled([60, 30], 1, 2), ValueError, 'times must fall and end at 0'), (lambda: resampled([60, 30, 40, 0], 1, 2), ValueError, r'must fall .* not \[60, 30, 40, 0\]'),
     (lambda: resampled([60, 0], 0, 2), ValueError, 'jump = 0'), (lambda: resampled([60, 0], 1, 0), ValueError, 'repeats = 0'), (lambda: resampled([60, 0], 1.5, 1), TypeError, 'float'),
     (lambda: draw(D, X.shape, times=[60, 30, 30, 0], seed=0), ValueError, '30 is followed by 30'),
-    (lambda: draw(D, X.shape, times=[60, 30, 61, 0], seed=0), ValueError, r't = 61 is outside 1\.\.60'),
+    (lambda: draw(D, X.shape, times=[60, 30, 61, 0], seed=0), ValueError, r't = 61, which is outside 1\.\.60'),
     (lambda: draw(D, X.shape, times=[60, 30, 40], seed=0), ValueError, r'down to 0, not end with \[60, 30, 40\]'),
     (lambda: draw(D, X.shape, times=[0, 30, 0], seed=0), ValueError, 'times start at 0, but the noise is that of T = 60: give x_T'),
     (lambda: invert(D, SHORT, KNOWN, [60, 30, 40, 0]), ValueError, 'times must fall'), (lambda: invert(D, SHORT, KNOWN, [61, 0]), ValueError, r't = 61 is outside'),

@@ -215,4 +215,8 @@ def test_guiding_a_model_that_learned_no_labels_is_refused():
     x = torch.zeros(2, 1, 4, 4)
     level = Schedule(cosine_betas(10)).at(5, x)
     with pytest.raises(ValueError, match='num_classes=0'): guided(Denoiser(UNet(1, 8, (1,), 1, ())), torch.zeros(2).long(), 1.)(x, level)
+    class Plain(nn.Module):
+        def forward(self, x, t): return x
+    for asked in (lambda d: guided(d, torch.zeros(2).long(), 1.)(x, level), lambda d: d(x, level, torch.zeros(2).long())):
+        with pytest.raises(TypeError, match=r'Plain takes no labels, as net\(x_t, t\): ask without y'): asked(Denoiser(Plain()))
     with pytest.raises(ValueError, match='without labels'): guided(MixtureOracle(torch.zeros(2, 1, 4, 4)), torch.zeros(2).long(), 1.)(x, level)

@@ -352,15 +352,21 @@ def test_clipped_stays_in_range():
 # ------------------------------------------------------------ what is refused
 @pytest.mark.parametrize('kw, error, match', [
     (dict(times=[10, 5]), ValueError, r'down to 0, not end with \[10, 5\]'), (dict(times=[10]), ValueError, 'down to 0'), (dict(times=[]), ValueError, 'down to 0'), (dict(times=[0]), ValueError, 'down to 0'),
-    (dict(times=[10, -1, 3, 0]), ValueError, r't = -1 is outside 1\.\.10'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
-    (dict(times=[8, 4, 0]), ValueError, 'times start at 8, but the noise is that of T = 10'), (dict(times=[11, 4, 0]), ValueError, 'times start at 11'),
-    (dict(times=[11, 4, 0], x_T=torch.zeros(4, 3)), ValueError, r't = 11 is outside 1\.\.10'),
+    (dict(times=[10, -1, 3, 0]), ValueError, r't = -1, which is outside 1\.\.10'), (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'), (dict(times=[10, 2.5, 0]), TypeError, 'float'),
+    (dict(times=[8, 4, 0]), ValueError, 'times start at 8, but the noise is that of T = 10'), (dict(times=[11, 4, 0]), ValueError, r't = 11, which is outside 1\.\.10'),
+    (dict(times=[11, 4, 0], x_T=torch.zeros(4, 3)), ValueError, r't = 11, which is outside 1\.\.10'), (dict(times=torch.linspace(10, 0, 4)), TypeError, r'times must be whole numbers.*6\.6667'), (dict(times=[10, float('nan'), 0]), TypeError, 'times must be whole numbers.*nan'),
     (dict(x_T=torch.zeros(4, 2)), ValueError, r'x_T has shape \(4, 2\) but shape = \(4, 3\)'), (dict(x_T=torch.zeros(4, 3, dtype=torch.long)), TypeError, 'x_T must be float, not torch.int64'),
     (dict(y=torch.zeros(3)), ValueError, '3 labels y for 4 images'), (dict(shape=(0, 3)), ValueError, r'shape = \(0, 3\) holds no image'), (dict(shape=()), ValueError, 'holds no image')])
 def test_bad_walks(kw, error, match):
     with pytest.raises(error, match=match): draw(ORACLE, **kw)
     shape = kw.pop('shape', (4, 3))
     with pytest.raises(error, match=match): next(trajectory(ORACLE, SHORT, shape, **kw))
+
+@pytest.mark.parametrize('progress', [True, False])
+def test_times_may_be_any_iterable(progress):
+    want = draw(ORACLE, times=[10, 4, 0], seed=0)
+    for times in ((10, 4, 0), torch.tensor([10, 4, 0]), np.array([10, 4, 0]), iter([10, 4, 0])):
+        assert torch.equal(sample(ORACLE, SHORT, (4, 3), times=times, seed=0, progress=progress), want)
 
 def test_options_are_by_name_and_the_same_in_both():
     a, b = (inspect.signature(f).parameters for f in (trajectory, sample))

@@ -157,6 +157,11 @@ def test_times_refuses_too_few_and_too_many(n):
     with pytest.raises(ValueError, match=rf'n = {n} steps are outside 1\.\.10'): Schedule(linear_betas(10)).times(n)
 
 
+@pytest.mark.parametrize('n', [2.5, 10., '10', None])
+def test_times_refuses_what_is_no_number_of_steps(n):
+    with pytest.raises(TypeError, match=rf'n = {n!r} is no number of steps: give a whole one, 1\.\.10'): Schedule(linear_betas(10)).times(n)
+
+
 # ---------------------------------------------------------------- spacings
 
 SPACINGS = [trailing, leading, linspace, log_snr]
