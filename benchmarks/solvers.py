@@ -29,7 +29,7 @@ from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
 from diffusion_scratch.sampling import Noise, _walk, ancestral, sample, trajectory, visits
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from overhead import collect, cpu, quickstart
+from overhead import collect, cpu, quickstart, timed as by_the_clock
 
 HERE = Path(__file__).resolve().parent
 SOLVERS = {'ancestral()': (ancestral, DDPMScheduler, {}), 'ddim()': (ddim, DDIMScheduler, {}), 'ddim(1.)': (partial(ddim, 1.), DDIMScheduler, dict(eta=1.)),
@@ -157,7 +157,7 @@ class Theirs(nn.Module):
     def forward(self, x, t): return SimpleNamespace(sample=self.net(x, t.long().expand(len(x)) + 1))
 
 def pipelines(solver, net, schedule, shape, n):
-    "Pairs (ours, their pipeline as it is but for the progress bar), from nothing to an array of images in 0..1, seconds by the clock"
+    "Pairs (ours, their pipeline as it is but for the progress bar), from nothing to an array of images in 0..1, milliseconds by the clock"
     ours, make, options = SOLVERS[solver]
     (scheduler, step), denoiser = scheduler_of(make, options, schedule), Denoiser(net, V).eval()
     pipeline = PIPELINES[make](Theirs(net, shape[1:]), scheduler)
@@ -167,12 +167,7 @@ def pipelines(solver, net, schedule, shape, n):
         return (x / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     field = lambda: pipeline(batch_size=shape[0], generator=[torch.Generator().manual_seed(i) for i in range(shape[0])], num_inference_steps=n, output_type='np', **step).images
     assert mine().shape == field().shape
-    while True: yield by_the_clock(mine), by_the_clock(field)
-
-def by_the_clock(f):
-    began = time.perf_counter()
-    f()
-    return time.perf_counter() - began
+    while True: yield by_the_clock(mine)[1], by_the_clock(field)[1]
 
 def normals(shape, n):
     "Pairs (ours, diffusers'), milliseconds for the normal numbers of one of n steps, with a generator for each image"
@@ -219,7 +214,7 @@ def main():
             rows['overhead', row] = overheads(name, schedule, (B, 1, 1, 1), a.steps), partial(times_faster, target=3, unit=1e3)
             rows['stub', row] = overheads(name, schedule, shape, a.steps), partial(times_faster, target=3, unit=1e3)
             rows['first', row] = first_walks(name, schedule, shape, a.steps), partial(times_faster, target=1, unit=1e3)
-            if make in PIPELINES: rows['pipeline', row] = pipelines(name, denoiser.net, schedule, shape, a.steps), partial(times_faster, target=1)
+            if make in PIPELINES: rows['pipeline', row] = pipelines(name, denoiser.net, schedule, shape, a.steps), partial(times_faster, target=1, unit=1e-3)
     measured, tables = defaultdict(list), defaultdict(list)
     for turn, key in tqdm([*itertools.product(range(TURNS), rows)], unit='turn'):
         measured[key] += collect(rows[key][0], a.seconds / TURNS, warmup=turn == 0)
