@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from diffusion_scratch.config import load_config, make_denoiser, make_schedule
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import Denoiser, V, clipped
-from diffusion_scratch.sampling import Noise, _walk, ancestral, sample, trajectory, visits
+from diffusion_scratch.sampling import Noise, _walk, ancestral, sample, trajectory
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from overhead import collect, cpu, quickstart, timed as by_the_clock
 
@@ -83,7 +83,7 @@ def bare_calls(net, times, shape, y):
 def walks(step, denoiser, schedule, shape, y, n, wrap=lambda denoiser: denoiser):
     "Pairs (over as many bare calls, in the network) of one call of `sample`, the share of each call of the network"
     net, times = Watched(denoiser.net), schedule.times(n)
-    watched, asked = wrap(Denoiser(net, denoiser.parameterization).eval()), visits(step, times)[:-1]
+    watched, asked = wrap(Denoiser(net, denoiser.parameterization).eval()), step.visits(times)[:-1]
     whole, bare = lambda: sample(watched, schedule, shape, step=step, times=times, y=y, seed=0, progress=False), bare_calls(net, asked, shape, y)
     while True:
         (beside, inside), (call, inside_call) = apart(whole, net), apart(bare, net)

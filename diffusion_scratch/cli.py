@@ -30,7 +30,7 @@ from .features import Extractor, digit_classifier, inception, load_classifier
 from .guidance import guided
 from .noising import q_sample
 from .report import Report, evaluate_model
-from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, visits
+from .sampling import Frame, Noise, Solver, ancestral, fixed_large, fixed_small, sample, trajectory
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
 from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
@@ -55,7 +55,7 @@ def draw(denoiser: Denoiser,
     "Draw images as a config says: guided where there are labels, clipped, in as many steps as wanted, a batch at a time"
     times, size, step = schedule.times(sampling.steps), sampling.batch_size, _step(sampling)
     keep = {times[round(i)] for i in torch.linspace(sampling.steps, 0, moments).tolist()}
-    batches, calls = [], len(visits(step, times)) - 1
+    batches, calls = [], len(step.visits(times)) - 1
     with tqdm(total=n * calls, desc='sampling', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, size):
             m = min(size, n - first)
@@ -71,7 +71,7 @@ def _asked(denoiser: Denoiser, y: Tensor | None, sampling: SamplingConfig) -> to
     d = denoiser if y is None else guided(denoiser, y, sampling.guidance)
     return clipped(d) if sampling.clip else d
 
-def _step(sampling: SamplingConfig) -> Step:
+def _step(sampling: SamplingConfig) -> Solver:
     "The step that a config names"
     variance = dict(fixed_small=fixed_small, fixed_large=fixed_large)[sampling.variance]
     return {'ancestral': ancestral(variance), 'ddim': ddim(), 'dpm++': dpm_solver_pp(), 'dpm++sde': dpm_solver_pp(eta=1.), 'heun': heun()}[sampling.solver]

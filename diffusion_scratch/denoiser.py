@@ -5,43 +5,101 @@
 # %% ../nbs/03_denoiser.ipynb #eb4a480c
 from __future__ import annotations
 from dataclasses import dataclass
-from functools import partial
 from inspect import signature
-from typing import Callable
+from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
-from .schedule import Level
+from .schedule import Level, check_level_shape
 
 # %% auto #0
-__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'Prediction', 'Parameterization', 'Denoiser', 'clipped']
+__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'check_signal_left', 'takes_arguments',
+           'call_network', 'evaluating', 'Prediction', 'x0_from_eps', 'eps_from_x0', 'Parameterization',
+           'v_from_x0_eps', 'x0_eps_from_v', 'Denoiser', 'clipped']
+
+# %% ../nbs/03_denoiser.ipynb #101d2987
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
+    "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
+    if 0 in level.t.tolist():
+        raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
+    check_level_shape(level, x_t, 'x_t')
+    if y is not None and y.shape[:1] != x_t.shape[:1]:
+        raise ValueError(f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images')
+
+def check_signal_left(level: Level):
+    "Refuse to read an image from noise where nothing of it is left"
+    if not level.signal.all():
+        t = int(level.t[level.signal.flatten() == 0][0])
+        raise ValueError(f'no signal is left at t = {t} (zero terminal SNR), '
+                         'so eps does not tell x0: predict V or X0')
+
+# %% ../nbs/03_denoiser.ipynb #703608d0
+#| code-fold: true
+#| code-summary: "Plumbing: calling a network, in the precision of its weights"
+def takes_arguments(net: nn.Module, n: int) -> bool:
+    "Can this network be called with so many arguments?"
+    try: signature(getattr(net, 'forward', net)).bind(*range(n))
+    except TypeError: return False
+    except ValueError: pass  # no Python function: it will say so itself
+    return True
+
+def call_network(net: nn.Module,
+                 x_t: Tensor,     # (B,...)
+                 t: Tensor,       # (B,), 1..T
+                 y: Tensor | None # (B,)
+                ) -> Tensor:      # like x_t
+    "What a network returns, computed in the precision of its weights and handed out in that of x_t"
+    parameters = net.parameters() if isinstance(net, nn.Module) else ()
+    weights = next((p for p in parameters if p.is_floating_point()), x_t)
+    x, t = x_t.to(weights.dtype), t.to(x_t.device)
+    try: out = net(x, t) if y is None else net(x, t, y)
+    except TypeError:
+        if y is None or takes_arguments(net, 3): raise
+        raise TypeError(f'{type(net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, '
+                        'or give its forward a third argument y') from None
+    if not isinstance(out, Tensor):
+        raise TypeError(f'the network returned a {type(out).__name__}; '
+                        f'it must return a tensor of shape {tuple(x_t.shape)}')
+    if out.shape != x_t.shape:
+        raise ValueError(f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; '
+                         'the shapes must be equal')
+    return out.to(x_t)
+
+# %% ../nbs/03_denoiser.ipynb #0ae99869
+#| code-fold: true
+#| code-summary: "Plumbing: eval mode and no gradients for a while"
+class evaluating:
+    "No gradients and eval mode inside `with`, for a module and its parts; afterwards each has its own mode again"
+    def __init__(self, module: nn.Module):
+        self.parts = list(module.modules())
+
+    def __enter__(self):
+        self.gradients = torch.is_grad_enabled()
+        self.in_training = [m for m in self.parts if m.training]
+        torch.set_grad_enabled(False)
+        for m in self.in_training: m.training = False
+
+    def __exit__(self, *error):
+        torch.set_grad_enabled(self.gradients)
+        for m in self.in_training: m.training = True
 
 # %% ../nbs/03_denoiser.ipynb #ca426bb5
-class Prediction:
-    "What a denoiser believes of x_t: the image and the noise, with x_t = signal * x0 + noise * eps"
-    def __init__(self,
-                 x0: Tensor,                          # (B,...)
-                 eps: Tensor | Callable[[], Tensor]   # (B,...), or what makes it when somebody asks
-                ):
-        self.x0, self._eps = x0, eps
-
-    @property
-    def eps(self) -> Tensor:
-        if callable(self._eps): self._eps = self._eps()
-        return self._eps
-
-    def __iter__(self): return iter((self.x0, self.eps))
-    def __repr__(self): return f'Prediction(x0={self.x0}, eps={self.eps})'
+class Prediction(NamedTuple):
+    "What a denoiser predicts from x_t: image and noise, with x_t = signal * x0 + noise * eps"
+    x0: Tensor   # (B,...)
+    eps: Tensor  # (B,...)
 
 # %% ../nbs/03_denoiser.ipynb #94d7fda8
-def _x0(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
-    "The image in x_t, given its noise: eq-eps-x0 (Ho et al. 2020, eq. 15)"
-    if not level.signal.all(): raise ValueError(f'no signal is left at t = {int(level.t[level.signal.flatten() == 0][0])} (zero terminal SNR), so eps does not tell x0: predict V or X0')
+def x0_from_eps(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
+    "The image in x_t, given its noise (eq-eps-x0; Ho et al. 2020, eq. 15)"
+    check_signal_left(level)
     _, signal, noise = level.to(x_t)
     return (x_t - noise * eps) / signal
 
 # %% ../nbs/03_denoiser.ipynb #2a16c70d
-def _eps(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
-    "The noise in x_t, given its image: eq-eps-x0"
+def eps_from_x0(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
+    "The noise in x_t, given its image (eq-eps-x0)"
     _, signal, noise = level.to(x_t)
     return (x_t - signal * x0) / noise
 
@@ -56,45 +114,38 @@ class Parameterization:
     def __repr__(self): return self.name.upper()
 
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
-def _turn(v: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    "The plane of v and x_t turned back to that of image and noise: signal x_t - noise v, and noise x_t + signal v (eq-v-inverse)"
+def v_from_x0_eps(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
+    "The velocity (eq-v; Salimans & Ho 2022, section 4)"
+    _, signal, noise = level.to(x0)
+    return signal * eps - noise * x0
+
+def x0_eps_from_v(v: Tensor, x_t: Tensor, level: Level) -> Prediction:
+    "Image and noise in x_t, given the velocity (eq-v-inverse)"
     _, signal, noise = level.to(x_t)
-    return Prediction(torch.addcmul(signal * x_t, noise, v, value=-1), lambda: noise * x_t + signal * v)
+    return Prediction(x0=signal * x_t - noise * v,
+                      eps=noise * x_t + signal * v)
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0
     target=lambda x0, eps, level: eps,
-    predict=lambda out, x_t, level: Prediction(_x0(x_t, out, level), out))
+    predict=lambda eps, x_t, level: Prediction(x0_from_eps(x_t, eps, level), eps))
 
 X0 = Parameterization('x0',    # eq-eps-x0
     target=lambda x0, eps, level: x0,
-    predict=lambda out, x_t, level: Prediction(out, partial(_eps, x_t, out, level)))
+    predict=lambda x0, x_t, level: Prediction(x0, eps_from_x0(x_t, x0, level)))
 
 V = Parameterization('v',      # eq-v, eq-v-inverse
-    target=lambda x0, eps, level: level.signal.to(x0) * eps - level.noise.to(x0) * x0,
-    predict=_turn)
+    target=v_from_x0_eps,
+    predict=x0_eps_from_v)
 
 PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 
-# %% ../nbs/03_denoiser.ipynb #824ee761
-def _takes(net: nn.Module, n: int) -> bool:
-    "Can this network be called with so many arguments?"
-    try: signature(getattr(net, 'forward', net)).bind(*range(n))
-    except TypeError: return False
-    except ValueError: pass  # no Python function: it will say so itself
-    return True
-
-def _check(x_t: Tensor, level: Level, y: Tensor | None=None):
-    "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
-    level.check(x_t)
-    if y is not None and y.shape[:1] != x_t.shape[:1]: raise ValueError(f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images')
-
 # %% ../nbs/03_denoiser.ipynb #f19ac5cb
 class Denoiser(nn.Module):
-    "Any network `net(x_t, t)` or `net(x_t, t, y)` and the coordinates it speaks: the one border between networks and diffusion"
+    "Any network `net(x_t, t)` or `net(x_t, t, y)`, and what its output means"
     def __init__(self,
-                 net: nn.Module,                         # returns a tensor shaped like x_t; t is long (B,), 1..T; y is left out when there is none
-                 parameterization: Parameterization=EPS  # what the network's output means: EPS, X0 or V
+                 net: nn.Module,   # returns a tensor shaped like x_t; y is left out when there is none
+                 parameterization: Parameterization=EPS # meaning of its output: EPS, X0 or V
                 ):
         super().__init__()
         self.net, self.parameterization = net, parameterization
@@ -104,24 +155,17 @@ class Denoiser(nn.Module):
                 level: Level,          # its levels, t in 1..T
                 y: Tensor | None=None  # labels (B,), or none
                ) -> Prediction:
-        _check(x_t, level, y)
-        t = level.to(x_t).t
-        try: out = self.net(x_t, t) if y is None else self.net(x_t, t, y)
-        except TypeError:
-            if y is None or _takes(self.net, 3): raise
-            raise TypeError(f'{type(self.net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, or give its forward a third argument y') from None
-        if not isinstance(out, Tensor): raise TypeError(f'the network returned a {type(out).__name__}; it must return a tensor of shape {tuple(x_t.shape)}')
-        if out.shape != x_t.shape: raise ValueError(f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; the shapes must be equal')
-        if out.dtype != x_t.dtype: out = out.to(x_t)
+        check_prediction_input(x_t, level, y)
+        out = call_network(self.net, x_t, level.t, y)
         return self.parameterization.predict(out, x_t, level)
 
 # %% ../nbs/03_denoiser.ipynb #cd799211
 class clipped(nn.Module):
-    "A denoiser whose images stay in [-1, 1], with the noise made to agree: eq-clip-x0"
+    "A denoiser whose images stay in [-1, 1], with the noise made to agree (eq-clip-x0)"
     def __init__(self, denoiser: nn.Module):
         super().__init__()
         self.denoiser, self.training = denoiser, denoiser.training
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.denoiser(x_t, level, y).x0.clamp(-1, 1)
-        return Prediction(x0, partial(_eps, x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))

@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .data import ImageSet
-from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction, _check, _eps
-from .loss import _evaluating
+from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction, check_prediction_input, eps_from_x0, evaluating
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule
@@ -80,7 +79,7 @@ def loss_by_level(denoiser: nn.Module,          # x_t, level, y -> Prediction
     times = sorted(set(int(t) for t in times))
     if not times or not 1 <= times[0] <= times[-1] <= schedule.T: raise ValueError(f'times = {times} must be timesteps in 1..{schedule.T}, at least one')
     losses = torch.empty(len(times), len(x0), dtype=torch.float64)
-    with _evaluating(denoiser):
+    with evaluating(denoiser):
         for row, t in zip(losses, times):
             for i in range(0, len(x0), batch_size):
                 x = x0[i:i + batch_size]
@@ -102,11 +101,11 @@ class _PixelOracle(nn.Module):
         self.register_buffer('var', var.double())
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
-        _check(x_t, level)
+        check_prediction_input(x_t, level)
         signal, noise = (c.to(self.mean) for c in level[1:])
         gain = signal * self.var / (signal**2 * self.var + noise**2)
         x0 = (self.mean + gain * (x_t.to(self.mean) - signal * self.mean)).to(x_t)
-        return Prediction(x0, lambda: _eps(x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/18_doctor.ipynb #0a4d5683
 class References(NamedTuple):

@@ -11,14 +11,14 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .denoiser import Prediction, _eps
-from .loss import _evaluating
-from .sampling import Step, _Walk, _surely_zero, visits
+from .denoiser import Prediction, eps_from_x0, evaluating
+from .sampling import Solver, levels_between, rows_of
 from .schedule import Level, Schedule
 from .solvers import ddim
 
 # %% auto #0
-__all__ = ['edited', 'inpaint', 'resampled', 'steered', 'View', 'pooled', 'gray', 'consistent', 'invert', 'interpolate']
+__all__ = ['edited', 'inpaint', 'check_known', 'resampled', 'falling_times', 'check_invertible', 'steered', 'View', 'pooled',
+           'gray', 'consistent', 'invert', 'interpolate']
 
 # %% ../nbs/12_editing.ipynb #495ad297
 class edited(nn.Module):
@@ -34,7 +34,7 @@ class edited(nn.Module):
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.change(self.denoiser(x_t, level, y).x0, level)
         if x0.shape != x_t.shape: raise ValueError(f'the change returned {tuple(x0.shape)} for images {tuple(x_t.shape)}; the shapes must be equal')
-        return Prediction(x0, partial(_eps, x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/12_editing.ipynb #6ed5b942
 class inpaint(edited):
@@ -46,7 +46,7 @@ class inpaint(edited):
                 ):
         super().__init__(denoiser, self._paste)
         known, mask = (_kept(torch.as_tensor(z)) for z in (known, mask))
-        _check_known(known, 'known')
+        check_known(known, 'known')
         if mask.dtype != torch.bool: raise TypeError(f'mask is {mask.dtype}; it must be torch.bool, True where a pixel is known')
         if mask.ndim != known.ndim or any(m not in (1, k) for m, k in zip(mask.shape, known.shape)):
             raise ValueError(f'mask has shape {tuple(mask.shape)}, but known {tuple(known.shape)}; each number must be the same, or 1')
@@ -63,7 +63,7 @@ def _kept(x: Tensor) -> Tensor:
     "A copy that nobody else changes, and that gradients may pass by even if it was made in inference mode"
     with torch.inference_mode(False): return x.detach().clone()
 
-def _check_known(known: Tensor, name: str):
+def check_known(known: Tensor, name: str):
     if not known.is_floating_point(): raise TypeError(f'{name} is {known.dtype}; it must be float, as data.to_float makes it from bytes')
     if known.ndim < 2 or len(known) == 0: raise ValueError(f'{name} has shape {tuple(known.shape)}; give a batch (B,...), or (1,...) for the same in every image')
 
@@ -79,17 +79,36 @@ def resampled(times: list[int],  # T, ..., 0, falling
               repeats: int       # how often each stretch is walked; 1 changes nothing
              ) -> list[int]:
     "Times that walk each stretch of `jump` steps `repeats` times over, with a jump back up in between (Lugmayr et al. 2022, algorithm 1)"
-    times, jump, repeats = _falling(times), index(jump), index(repeats)
+    times, jump, repeats = falling_times(times), index(jump), index(repeats)
     if jump < 1 or repeats < 1: raise ValueError(f'jump = {jump} and repeats = {repeats} must both be at least 1')
     out = times[:1]
     for stretch in (times[i:i + jump + 1] for i in range(0, len(times) - 1, jump)): out += stretch[1:] + stretch * (repeats - 1)
     return out
 
 # %% ../nbs/12_editing.ipynb #9c51f893
-def _falling(times) -> list[int]:
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def falling_times(times) -> list[int]:
     times = [index(t) for t in times]
-    if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])): raise ValueError(f'times must fall and end at 0, as Schedule.times(n) makes them, not {times[:8]}{" ..." * (len(times) > 8)}')
+    if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
+        raise ValueError('times must fall and end at 0, as Schedule.times(n) makes them, '
+                         f'not {times[:8]}{" ..." * (len(times) > 8)}')
     return times
+
+def check_invertible(step, schedule, times, x0, y):
+    "Refuse a walk that has no way back"
+    check_known(x0, 'x0')
+    if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
+    if step.visits(times) != times:
+        raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, '
+                         'such as ddim() and dpm_solver_pp()')
+    if not schedule.signal[times[0]]:
+        raise ValueError(f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find '
+                         f'the noise of a picture: start at {times[0] - 1}')
+    down = step.coefficients(*levels_between(schedule, [max(2, times[0]), 1]))
+    if down.std.any():
+        raise ValueError('this step draws noise, which has no way back; invert() walks by steps without chance, '
+                         'such as ddim() and dpm_solver_pp()')
 
 # %% ../nbs/12_editing.ipynb #a212c972
 class steered(nn.Module):
@@ -117,7 +136,7 @@ class steered(nn.Module):
         scale = self.scale(level) if callable(self.scale) else self.scale
         factor = scale * (level.noise**2 / level.signal.clamp(min=self.least)).nan_to_num(posinf=0.)
         x0 = (x0 if watched else x0.detach()) - factor.to(x_t) * slope
-        return Prediction(x0, partial(_eps, x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/12_editing.ipynb #7ee6fe0c
 def _plain(x: Tensor) -> Tensor: return x.clone() if x.is_inference() else x  # inference mode marks its tensors, and gradients refuse them
@@ -161,7 +180,7 @@ class consistent(edited):
                  view: View      # in which way it is known: `pooled(k)`, `gray()`, or any other
                 ):
         super().__init__(denoiser, self._agree)
-        known = _kept(torch.as_tensor(known)); _check_known(known, 'known')
+        known = _kept(torch.as_tensor(known)); check_known(known, 'known')
         if not known.isfinite().all(): raise ValueError('some of what is known is not finite')
         off = view.measure(view.lift(known)) - known
         if off.abs().max() > 1e-3 * max(1, known.abs().max()): raise ValueError(f'no image agrees with what is known: the nearest is off by {off.abs().max():.3g}. Is view.lift the pseudo-inverse of view.measure?')
@@ -179,24 +198,23 @@ def invert(denoiser: nn.Module,
            x0: Tensor,            # pictures (B,...)
            times: list[int],      # those of the walk down, falling; the result is at times[0]
            *,
-           step: Step=ddim(),     # a step without chance that asks once a time
+           step: Solver=ddim(),   # deterministic, one call of the denoiser a step
            y: Tensor | None=None  # labels (B,)
-          ) -> Tensor:            # x_T (B,...): the noise from which the same walk leads to `x0`, nearly
+          ) -> Tensor:            # x_T (B,...): noise from which the same walk leads back to `x0`, nearly
     "The deterministic walk, upwards (eq-invert; Song et al. 2021, section 4.3)"
-    times = _falling(times)
-    _check_known(x0, 'x0')
-    if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
-    if visits(step, times) != times: raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, such as ddim() and dpm_solver_pp()')
-    walk = _Walk(schedule, [1, *(t for t in reversed(times) if t > 1)], x0)
-    start, end, memory, asking = walk.levels[0], walk.levels[-1], dict(walk=walk), _evaluating(denoiser)
-    if not end.signal.all(): raise ValueError(f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find the noise of a picture: start at {times[0] - 1}')
-    if not _surely_zero(step(x0, Prediction(x0, x0), end, start, {}).std): raise ValueError('this step draws noise, which has no way back; invert() walks by steps without chance, such as ddim() and dpm_solver_pp()')
-    def ask(x, level):
-        with asking: return denoiser(x, level, y)
-    _, signal, noise = start.to(x0)
-    x = signal * x0
-    x = (x + noise * ask(x, start).eps).detach()
-    for t, s in zip(walk.levels, walk.levels[1:]): x = step(x, ask(x, t), t, s, memory).mean
+    times = falling_times(times)
+    check_invertible(step, schedule, times, x0, y)
+    evaluation, previous = evaluating(denoiser), torch.zeros_like(x0)
+    with evaluation:
+        level = schedule.at(1, x0)
+        _, signal, noise = level.to(x0)
+        x = signal * x0
+        x = x + noise * denoiser(x, level, y).eps                 # eq-invert: the step from 0 to 1
+        upwards = [1, *(t for t in reversed(times) if t > 1)]
+        for t, c in zip(upwards, rows_of(step.coefficients(*levels_between(schedule, upwards)))):
+            x0 = denoiser(x, schedule.at(t, x), y).x0
+            x = c.x0 * x0 + c.x_t * x + c.previous * previous
+            previous = x0
     return x
 
 # %% ../nbs/12_editing.ipynb #3122a5c1

@@ -46,4 +46,4 @@ class guided(nn.Module):
         if self.scale == 0: return cond
         free = self.denoiser(x_t, level)
         mix = lambda f, c: torch.lerp(f, c, 1 + self.scale)
-        return Prediction(mix(free.x0, cond.x0), lambda: mix(free.eps, cond.eps))
+        return Prediction(mix(free.x0, cond.x0), mix(free.eps, cond.eps))

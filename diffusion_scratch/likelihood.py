@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
 from .denoiser import V
-from .loss import _decoder_std, _evaluating, _look, _prior_gap, decoder_nll
+from .denoiser import evaluating
+from .loss import decoder_nll, decoder_std, predicted_and_true_posterior, prior_gap
 from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
 from .schedule import Level, Schedule
@@ -99,9 +100,9 @@ def bound(denoiser: nn.Module,
     n, walk = len(times) - 2, torch.tensor(times)
     if draws is not None and not 1 <= draws <= n: raise ValueError(f'draws = {draws} is outside 1..{n}, the steps before the last')
     share, parts = _standard_bill(schedule, times), []
-    with _evaluating(denoiser), tqdm(total=len(x0) * ((draws or n) + 1), desc='bound', unit='look', disable=not progress) as bar:
+    with evaluating(denoiser), tqdm(total=len(x0) * ((draws or n) + 1), desc='bound', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
-            look = lambda t, s: _look(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
+            look = lambda t, s: predicted_and_true_posterior(denoiser, x, labels, schedule.at(t, x), schedule.at(s, x), noise.draw(x.shape[1:]).to(x), posterior)
             u = torch.special.ndtr(noise.draw(()).double())
             k, weight = _chosen(share, draws, u) if draws else (torch.arange(n)[:, None].expand(n, len(x)), torch.ones(n, 1))
             L_t = torch.zeros(len(x), dtype=torch.float64)
@@ -110,8 +111,8 @@ def bound(denoiser: nn.Module,
                 L_t += w * _bits(q.kl(p))
                 bar.update(len(x))
             _, p, _ = look(times[-2], 0)
-            L_0 = _bits(decoder(x, Gaussian(p.mean, _decoder_std(schedule, times, x))))
-            parts.append(torch.stack([_bits(_prior_gap(schedule, x, times[0])), L_t, L_0]))
+            L_0 = _bits(decoder(x, Gaussian(p.mean, decoder_std(schedule, times, x))))
+            parts.append(torch.stack([_bits(prior_gap(schedule, x, times[0])), L_t, L_0]))
             bar.update(len(x))
     parts = torch.cat(parts, 1)
     each = parts.sum(0)
@@ -188,7 +189,7 @@ def flow_bits(denoiser: nn.Module,
     _check(schedule, x0, y, times, batch_size, width is not None, 1)
     if width is not None and not width > 0: raise ValueError(f'width = {width} is not allowed; allowed: a number above 0, or None for data that were not rounded')
     each = []
-    with torch.inference_mode(False), _evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='flow', unit='step', disable=not progress) as bar:
+    with torch.inference_mode(False), evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='flow', unit='step', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             if width: x = x + width * (torch.special.ndtr(noise.draw(x.shape[1:]).double()) - 0.5).to(x)
             nats = -_log_density(denoiser, schedule, x, labels, times, probes, noise, bar)
@@ -218,12 +219,12 @@ def rate_distortion(denoiser: nn.Module,
     times = schedule.times(schedule.T) if times is None else times
     _check(schedule, x0, y, times, batch_size, True, 2)
     bits, error = torch.zeros(2, len(times), dtype=torch.float64)
-    with _evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='rate and distortion', unit='look', disable=not progress) as bar:
+    with evaluating(denoiser), tqdm(total=len(x0) * (len(times) - 1), desc='rate and distortion', unit='look', disable=not progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
-            bits[0] += _bits(_prior_gap(schedule, x, times[0])).sum()
+            bits[0] += _bits(prior_gap(schedule, x, times[0])).sum()
             for j, (t, s) in enumerate(zip(times, times[1:])):
-                guess, p, q = _look(denoiser, schedule, x, labels, posterior, t, s, noise.draw(x.shape[1:]))
-                nats = q.kl(p) if s else decoder_nll(x, Gaussian(p.mean, _decoder_std(schedule, times, x)))
+                guess, p, q = predicted_and_true_posterior(denoiser, x, labels, schedule.at(t, x), schedule.at(s, x), noise.draw(x.shape[1:]).to(x), posterior)
+                nats = q.kl(p) if s else decoder_nll(x, Gaussian(p.mean, decoder_std(schedule, times, x)))
                 bits[j + 1] += _bits(nats).sum()
                 error[j] += (guess - x).square().flatten(1).mean(1).cpu().double().sum()
                 bar.update(len(x))
@@ -324,11 +325,11 @@ def _converse(coder, denoiser, schedule, shape, times, posterior, seed, x0=None,
     x = _relay(coder, Gaussian(blank, blank + 1), x0 is not None and Gaussian(top.signal * x0, top.noise) or None, seed, times[0], patience)
     for t, s in zip(times, times[1:]):
         level, to = schedule.at(t, x), schedule.at(s, x)
-        with _evaluating(denoiser): guess = denoiser(x, level).x0
+        with evaluating(denoiser): guess = denoiser(x, level).x0
         yield Frame(t, x, guess)
         p = posterior(guess, x, level, to)
         if s: x = _relay(coder, p, None if x0 is None else q_posterior(x0, x, level, to), seed, s, patience)
-        else: x = _grays(coder, Gaussian(p.mean, _decoder_std(schedule, times, x)), x0)
+        else: x = _grays(coder, Gaussian(p.mean, decoder_std(schedule, times, x)), x0)
     yield Frame(0, x, x)
 
 # %% ../nbs/16_likelihood.ipynb #a15c6220

@@ -8,12 +8,35 @@ import math
 from typing import Callable
 import torch
 from torch import Tensor, nn
+from .denoiser import evaluating
 from .noising import Gaussian, q_posterior, q_sample
 from .schedule import Level, Schedule
 
 # %% auto #0
-__all__ = ['uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'draw_level', 'loss_at', 'diffusion_loss', 'decoder_nll',
-           'vlb_terms']
+__all__ = ['check_float_images', 'check_bound_times', 'normal_like', 'uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight',
+           'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss', 'normal_cdf', 'decoder_nll', 'prior_gap',
+           'predicted_and_true_posterior', 'bits_per_dimension', 'vlb_terms']
+
+# %% ../nbs/06_loss.ipynb #66f73e85
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_float_images(x0: Tensor):
+    if not x0.is_floating_point():
+        raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from bytes')
+
+def check_bound_times(times: list[int]):
+    "Refuse times on which there is no bound"
+    if times[-1:] != [0]:
+        raise ValueError(f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}')
+    if len(times) < 3: raise ValueError(f'the bound needs at least 2 steps, not times = {times}')
+
+# %% ../nbs/06_loss.ipynb #474588fe
+#| code-fold: true
+#| code-summary: "Plumbing: noise from a generator on its own device"
+def normal_like(x: Tensor, generator: torch.Generator | None=None) -> Tensor:
+    "Standard normal noise like x, drawn where the generator lives (on the CPU if none)"
+    device = generator.device if generator else 'cpu'
+    return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 # %% ../nbs/06_loss.ipynb #1ec2c7fd
 def uniform(level: Level) -> Tensor:
@@ -35,26 +58,32 @@ def min_snr(gamma: float = 5.  # the ceiling
     return lambda level: level.snr.clamp(max=gamma)
 
 def vlb_weight(schedule: Schedule) -> Callable[[Level], Tensor]:
-    "The weight that makes the loss L_{t-1} of the variational bound, in nats a dimension (eq-snr-difference); at t = 1, that of L_0's Gaussian, 1 / (2 std^2)"
-    first = 0.5 / _decoder_std(schedule, schedule.times(schedule.T), torch.zeros(1, dtype=torch.float64))**2
-    return lambda level: (0.5 * (schedule.at(level.t - 1, level.signal).snr - level.snr)).where(level.t.view_as(level.snr) > 1, first)
+    """The weight of L_{t-1} in the variational bound, in nats a dimension (eq-snr-difference);
+    at t = 1 that of L_0's Gaussian, 1 / (2 std^2)"""
+    std = decoder_std(schedule, schedule.times(schedule.T), torch.zeros(1, dtype=torch.float64))
+    def weight(level: Level) -> Tensor:
+        before = schedule.at(level.t - 1, level.signal)
+        is_first = (level.t == 1).view_as(level.snr)
+        return torch.where(is_first, 1 / (2 * std**2), 0.5 * (before.snr - level.snr))
+    return weight
 
 # %% ../nbs/06_loss.ipynb #9b89e5b7
-def _decoder_std(schedule, times, like):
-    "The last step's own std is 0, which no data survives: the step before lends its std (as in Ho et al.'s code)"
-    if len(times) < 3: raise ValueError(f'the bound needs at least 2 steps, not times = {times}')
-    return q_posterior(like, like, schedule.at(times[-3], like), schedule.at(times[-2], like)).std
+def decoder_std(schedule: Schedule, times: list[int], like: Tensor) -> Tensor:
+    "The std of L_0: that of the step before the last (as in Ho et al.'s code)"
+    check_bound_times(times)
+    t, s = schedule.at(times[-3], like), schedule.at(times[-2], like)
+    return q_posterior(like, like, t, s).std
 
 # %% ../nbs/06_loss.ipynb #e2035882
 def draw_level(schedule: Schedule,
                x0: Tensor,   # images in [-1, 1] (B,...)
                generator: torch.Generator | None=None # torch's own if none
               ) -> tuple[Level, Tensor]: # a random level for each image, and noise like `x0`
-    "What chance decides in one step of training (Ho et al. 2020, algorithm 1)"
-    if not x0.is_floating_point(): raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from bytes')
+    "The two random draws of a training step (Ho et al. 2020, algorithm 1)"
+    check_float_images(x0)
     device = generator.device if generator else 'cpu'
     t = torch.randint(1, schedule.T + 1, (len(x0),), generator=generator, device=device)
-    return schedule.at(t, x0), torch.randn(x0.shape, generator=generator, device=device, dtype=x0.dtype).to(x0.device)
+    return schedule.at(t, x0), normal_like(x0, generator)
 
 def loss_at(denoiser: nn.Module,        # x_t, level, y -> Prediction
             x0: Tensor,                 # images in [-1, 1] (B,...)
@@ -64,9 +93,10 @@ def loss_at(denoiser: nn.Module,        # x_t, level, y -> Prediction
             *,
             weight: Callable[[Level], Tensor]=uniform # of the squared error in x0, by level
            ) -> Tensor:                 # (B,)
-    "The weighted squared error of a denoiser at given levels with given noise, one number an image (eq-simple)"
-    error = denoiser(q_sample(x0, level, eps), level, y).x0 - x0
-    return weight(level).flatten().to(x0) * error.square().flatten(1).mean(1)
+    "The weighted squared error at given levels with given noise, one number an image (eq-simple)"
+    x_t = q_sample(x0, level, eps)
+    error = denoiser(x_t, level, y).x0 - x0
+    return weight(level).flatten().to(error) * error.square().flatten(1).mean(1)
 
 # %% ../nbs/06_loss.ipynb #793f3fc3
 def diffusion_loss(denoiser: nn.Module,        # x_t, level, y -> Prediction
@@ -74,79 +104,67 @@ def diffusion_loss(denoiser: nn.Module,        # x_t, level, y -> Prediction
                    x0: Tensor,                 # images in [-1, 1] (B,...)
                    y: Tensor | None=None,      # labels (B,)
                    *,
-                   weight: Callable[[Level], Tensor]=uniform, # of the squared error in x0, by level
+                   weight: Callable[[Level], Tensor]=uniform, # of the squared error in x0
                    generator: torch.Generator | None=None     # draws t and eps; torch's own if none
                   ) -> Tensor:                 # (B,), each at its own random t
-    "The weighted squared error of a denoiser at a random level, one number an image (eq-simple; Ho et al. 2020, eq. 14 and algorithm 1)"
+    "The weighted squared error at a random level (eq-simple; Ho et al. 2020, eq. 14)"
     level, eps = draw_level(schedule, x0, generator)
     return loss_at(denoiser, x0, level, eps, y, weight=weight)
 
 # %% ../nbs/06_loss.ipynb #49645ad2
+def normal_cdf(z: Tensor) -> Tensor:
+    "The standard Gaussian's distribution function, exact in both tails"
+    return 0.5 * torch.erfc(-z / math.sqrt(2))
+
 def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 (B,...)
                 p: Gaussian   # over x_0, before it is cut into 256 bins
                ) -> Tensor:   # (B,...)
-    "L_0 of each pixel in nats: a Gaussian's mass in the bin of each of the 256 gray values (eq-decoder; Ho et al. 2020, eq. 13)"
-    lower = ((x0 - 1/255 - p.mean) / p.std).masked_fill(x0 < -0.999, -torch.inf)
-    upper = ((x0 + 1/255 - p.mean) / p.std).masked_fill(x0 > 0.999, torch.inf)
-    lower, upper = lower.where(lower < 0, -upper), upper.where(lower < 0, -lower)  # above the mean: the mirrored bin, where digits are not lost
-    cdf = lambda z: 0.5 * torch.erfc(-z / math.sqrt(2))
-    return -(cdf(upper) - cdf(lower)).clamp(min=1e-12).log()
-
-# %% ../nbs/06_loss.ipynb #c2178545
-class _evaluating:
-    "No gradients and eval mode inside, for a module and its parts; their modes as they were outside"
-    def __init__(self, module: nn.Module):
-        self.parts = list(module.modules())
-        self.telling = self.parts if any(m.training for m in self.parts) else _outer(module)
-
-    def __enter__(self):
-        self.gradients, self.training = torch.is_grad_enabled(), []
-        for m in self.telling:
-            if m.training: self.training = [m for m in self.parts if m.training]; break
-        for m in self.training: m.training = False
-        if self.gradients: torch.set_grad_enabled(False)
-
-    def __exit__(self, *error):
-        if self.gradients: torch.set_grad_enabled(True)
-        for m in self.training: m.training = True
-
-def _outer(module):
-    "A network and what is wrapped round it: whoever puts the network into train mode later is seen by these few"
-    out = [module]
-    while len(inner := list(out[-1].children())) == 1: out += inner
-    return out
+    "L_0 of each pixel in nats: the mass in a gray value's bin (eq-decoder; Ho et al. 2020, eq. 13)"
+    a = (x0 - 1/255 - p.mean) / p.std
+    b = (x0 + 1/255 - p.mean) / p.std
+    a = a.masked_fill(x0 < -0.999, -torch.inf)
+    b = b.masked_fill(x0 > 0.999, torch.inf)
+    a, b = a.where(a < 0, -b), b.where(a < 0, -a)  # above the mean: the mirrored bin
+    return -(normal_cdf(b) - normal_cdf(a)).clamp(min=1e-12).log()
 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
-def _prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
+def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     "L_T: what x_T still knows of each pixel, in nats (eq-prior-gap)"
     _, signal, noise = schedule.at(t, x0).to(x0)
-    return Gaussian(signal * x0, noise).kl(Gaussian(torch.zeros_like(x0), torch.ones_like(x0)))
+    q = Gaussian(signal * x0, noise)
+    p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
+    return q.kl(p)
 
-def _look(denoiser, schedule, x0, y, posterior, t, s, eps) -> tuple[Tensor, Gaussian, Gaussian]:
-    "What the denoiser sees in an x_t, where the reverse step goes from there, and where it should"
-    t, s = schedule.at(t, x0), schedule.at(s, x0)
-    x_t = q_sample(x0, t, eps.to(x0))
-    guess = denoiser(x_t, t, y).x0
-    return guess, posterior(guess, x_t, t, s), q_posterior(x0, x_t, t, s)
+def predicted_and_true_posterior(denoiser, x0, y, t: Level, s: Level, eps, posterior
+                                ) -> tuple[Tensor, Gaussian, Gaussian]: # predicted x0, p, q
+    "The two Gaussians over x_s that L_{t-1} compares: p with the predicted x0, q with the true one"
+    x_t = q_sample(x0, t, eps)
+    predicted = denoiser(x_t, t, y).x0
+    return predicted, posterior(predicted, x_t, t, s), q_posterior(x0, x_t, t, s)
 
+def bits_per_dimension(nats: Tensor) -> Tensor:
+    "(B,...) nats a pixel -> (B,) bits a pixel"
+    return nats.flatten(1).mean(1) / math.log(2)
+
+# %% ../nbs/06_loss.ipynb #7c9fbebe
 def vlb_terms(denoiser: nn.Module,
               schedule: Schedule,
               x0: Tensor,             # images in [-1, 1] (B,...)
               y: Tensor | None=None,  # labels (B,)
               *,
-              posterior: Callable[..., Gaussian]=q_posterior, # x0, x_t, t, s -> Gaussian over x_s; its std is that of the reverse step
+              posterior: Callable[..., Gaussian]=q_posterior, # x0, x_t, t, s -> Gaussian over x_s
               times: list[int] | None=None,                   # T, ..., 0; every step if none
-              generator: torch.Generator | None=None          # draws the noise of each x_t; torch's own if none
+              generator: torch.Generator | None=None          # draws the noise of each x_t
              ) -> Tensor:             # (len(times), B): L_0, ..., L_{t-1}, ..., L_T
-    "The terms of the variational bound on -log p(x0), in bits per dimension; their sum is the bound (eq-vlb; Ho et al. 2020, eq. 5)"
+    """The terms of the variational bound on -log p(x0), in bits per dimension;
+    their sum is the bound (eq-vlb; Ho et al. 2020, eq. 5)"""
     times = schedule.times(schedule.T) if times is None else times
-    if times[-1:] != [0]: raise ValueError(f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}')
-    decoder_std, asking = _decoder_std(schedule, times, x0), _evaluating(denoiser)
-    to_bits = lambda nats: nats.flatten(1).mean(1) / math.log(2)
-    terms = [to_bits(_prior_gap(schedule, x0, times[0]))]
+    std, evaluation = decoder_std(schedule, times, x0), evaluating(denoiser)
+    terms = [bits_per_dimension(prior_gap(schedule, x0, times[0]))]         # L_T
     for t, s in zip(times, times[1:]):
-        eps = torch.randn(x0.shape, generator=generator, device=generator.device if generator else 'cpu', dtype=x0.dtype)
-        with asking: _, p, q = _look(denoiser, schedule, x0, y, posterior, t, s, eps)
-        if s > 0: terms.append(to_bits(q.kl(p)))
-        else: terms.append(to_bits(decoder_nll(x0, Gaussian(p.mean, decoder_std))))
+        eps, t, s = normal_like(x0, generator), schedule.at(t, x0), schedule.at(s, x0)
+        with evaluation:
+            _, p, q = predicted_and_true_posterior(denoiser, x0, y, t, s, eps, posterior)
+        L = q.kl(p) if s.t[0] > 0 else decoder_nll(x0, Gaussian(p.mean, std))
+        terms.append(bits_per_dimension(L))
     return torch.stack(terms[::-1])

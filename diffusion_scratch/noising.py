@@ -7,51 +7,58 @@ from __future__ import annotations
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .schedule import Level
+from .schedule import Level, cast_like, check_level_shape
 
 # %% auto #0
-__all__ = ['q_step', 'q_sample', 'Gaussian', 'q_posterior']
+__all__ = ['check_noising', 'check_order', 'transition', 'q_step', 'q_sample', 'Gaussian', 'q_posterior']
 
-# %% ../nbs/02_noising.ipynb #07b0f9b5
-def _transition(t: Level, s: Level) -> tuple[Tensor, Tensor]:
-    "Scale and variance of q(x_t | x_s) for s < t (eq-step)"
-    _in_order(t, s)
-    scale = t.signal / s.signal
-    return scale, t.noise**2 - scale**2 * s.noise**2
+# %% ../nbs/02_noising.ipynb #15bc5ce8
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_noising(*levels: Level, **tensors: Tensor):
+    "Refuse what would go wrong silently: shapes that broadcast, levels of another batch, bytes in place of floats"
+    (a, x), (b, y) = tensors.items()
+    if x.shape != y.shape:
+        raise ValueError(f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal')
+    if not x.is_floating_point():
+        raise TypeError(f'{a} is {x.dtype}; noise needs floating-point images, as data.to_float makes them')
+    for level in levels: check_level_shape(level, x, a)
 
-# %% ../nbs/02_noising.ipynb #f280dd41
-def _in_order(t: Level, s: Level):
+def check_order(t: Level, s: Level):
     "Refuse an s that does not come before t"
     if (s.t >= t.t).any():
         i = int((s.t >= t.t).nonzero()[0])
         raise ValueError(f's must be less than t, but s = {int(s.t[i])} and t = {int(t.t[i])}')
 
-# %% ../nbs/02_noising.ipynb #b3f1c1be
-def _check(*levels: Level, **tensors: Tensor):
-    "Refuse what would go wrong silently: shapes that broadcast, levels of another batch, bytes in place of floats"
-    (a, x), (b, y) = tensors.items()
-    if x.shape != y.shape: raise ValueError(f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal')
-    if not x.is_floating_point(): raise TypeError(f'{a} is {x.dtype}; noise needs floating-point images, as data.to_float makes them')
-    for level in levels: level.check_shape(x, a)
+# %% ../nbs/02_noising.ipynb #07b0f9b5
+def transition(t: Level,
+               s: Level  # any level before t
+              ) -> tuple[Tensor, Tensor]: # scale and var (B,1,..,1), float64
+    "Scale and variance of q(x_t | x_s), for s < t (eq-step)"
+    check_order(t, s)
+    scale = t.signal / s.signal
+    var = t.noise**2 - scale**2 * s.noise**2
+    return scale, var
 
 # %% ../nbs/02_noising.ipynb #56fce00d
 def q_step(x_prev: Tensor,  # x_s (B,...)
            level: Level,    # the level t to go to
            prev: Level,     # the level s < t that `x_prev` is at
            eps: Tensor      # standard normal noise, like `x_prev`
-          ) -> Tensor:      # x_t (B,...)
+          ) -> Tensor:      # x_t (B,...), float32 at least
     "One step of the forward process, from s to t (eq-step; Ho et al. 2020, eq. 2, where s = t - 1)"
-    _check(level, prev, x_prev=x_prev, eps=eps)
-    scale, var = _transition(level, prev)
-    return scale.to(x_prev) * x_prev + var.sqrt().to(x_prev) * eps
+    check_noising(level, prev, x_prev=x_prev, eps=eps)
+    scale, var = transition(level, prev)
+    scale, std = cast_like(x_prev, scale, var.sqrt())
+    return scale * x_prev + std * eps
 
 # %% ../nbs/02_noising.ipynb #ab5881f2
 def q_sample(x0: Tensor,    # images (B,...)
              level: Level,  # where to jump
              eps: Tensor    # standard normal noise, like `x0`
-            ) -> Tensor:    # x_t (B,...)
+            ) -> Tensor:    # x_t (B,...), float32 at least
     "Jump from the data to any noise level (eq-jump; Ho et al. 2020, eq. 4)"
-    _check(level, x0=x0, eps=eps)
+    check_noising(level, x0=x0, eps=eps)
     _, signal, noise = level.to(x0)
     return signal * x0 + noise * eps
 
@@ -75,13 +82,12 @@ def q_posterior(x0: Tensor,   # images (B,...)
                 x_t: Tensor,  # the same, noised to level t
                 t: Level,     # where `x_t` is
                 s: Level      # where to go, any s < t
-               ) -> Gaussian: # over x_s
-    """The way back if x0 were known: q(x_s | x_t, x0), eq-posterior (Ho et al. 2020, eq. 6-7, for any s < t).
-    At s = 0 it is x0 itself, with std 0"""
-    _check(t, s, x0=x0, x_t=x_t)
-    _in_order(t, s)
-    ratio = s.noise / t.noise
-    kept = t.signal / s.signal * ratio
-    share = 1 - kept * kept  # var / noise_t^2
-    from_x0, from_xt, std = s.signal * share, kept * ratio, s.noise * share.sqrt()
-    return Gaussian(from_x0.to(x0) * x0 + from_xt.to(x0) * x_t, std.to(x0))
+               ) -> Gaussian: # over x_s; at s = 0 it is x0 itself, with std 0
+    "The way back if x0 were known: q(x_s | x_t, x0) (eq-posterior; Ho et al. 2020, eq. 6-7)"
+    check_noising(t, s, x0=x0, x_t=x_t)
+    scale, var = transition(t, s)
+    from_x0 = s.signal * var / t.noise**2
+    from_xt = scale * s.noise**2 / t.noise**2
+    std = s.noise * var.sqrt() / t.noise
+    from_x0, from_xt, std = cast_like(x0, from_x0, from_xt, std)
+    return Gaussian(from_x0 * x0 + from_xt * x_t, std)

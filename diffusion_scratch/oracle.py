@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 import torch
 from torch import Tensor, nn
-from .denoiser import Prediction, _check, _eps
+from .denoiser import Prediction, check_prediction_input, eps_from_x0
 from .schedule import Level
 
 # %% auto #0
@@ -40,12 +40,12 @@ class GaussianOracle(nn.Module):
 
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:
         if y is not None: raise ValueError('a GaussianOracle knows no labels; y must be None')
-        _check(x_t, level)
+        check_prediction_input(x_t, level)
         signal, noise = (c.view(-1, 1).to(self.mean) for c in level[1:])
         z = (_rows(x_t, self.mean) - signal * self.mean) @ self.axes
         z = signal * self.variances / (signal**2 * self.variances + noise**2) * z
         x0 = (self.mean + z @ self.axes.T).view(x_t.shape).to(x_t)
-        return Prediction(x0, partial(_eps, x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/04_oracle.ipynb #469aa20c
 class MixtureOracle(nn.Module):
@@ -72,7 +72,7 @@ class MixtureOracle(nn.Module):
 
     def responsibilities(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Tensor:
         "Which mode made x_t: the posterior over modes (B,K), eq-responsibility"
-        _check(x_t, level, y)
+        check_prediction_input(x_t, level, y)
         x = _rows(x_t, self.means)
         signal, noise = (c.view(-1, 1).to(self.means) for c in level[1:])
         var = signal**2 * self.var + noise**2
@@ -94,4 +94,4 @@ class MixtureOracle(nn.Module):
         gain = r * signal * self.var / (signal**2 * self.var + noise**2)  # each mode pulls towards x_t by its width
         x0 = (r - gain * signal) @ self.means + gain.sum(1, keepdim=True) * _rows(x_t, self.means)
         x0 = x0.view(x_t.shape).to(x_t)
-        return Prediction(x0, partial(_eps, x_t, x0, level))
+        return Prediction(x0, eps_from_x0(x_t, x0, level))

@@ -19,7 +19,7 @@ import diffusion_scratch
 from .schedule import Schedule
 from .denoiser import clipped
 from .oracle import GaussianOracle
-from .sampling import Step, sample, trajectory, visits
+from .sampling import Solver, sample, trajectory
 from .solvers import ddim
 from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
 from .guidance import guided
@@ -43,7 +43,7 @@ def _model_hash(denoiser: nn.Module, schedule: Schedule) -> str:
         h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()); h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:12]
 
-def _walk_hash(schedule: Schedule, step: Step, times: list[int]) -> str:
+def _walk_hash(schedule: Schedule, step: Solver, times: list[int]) -> str:
     "Where two toy images end, by which another step, or other times, are noticed: a step is a function and has no name"
     end = sample(GaussianOracle(torch.zeros(1, 1, 1), torch.eye(1) / 4), schedule, (2, 1, 1, 1), step=step, times=times, seed=0, progress=False)
     return ' '.join(f'{v:.5g}' for v in end.flatten().tolist())
@@ -73,7 +73,7 @@ def generate(denoiser: nn.Module,
              n: int,                # images
              folder: str | Path,    # where they are kept; new, or one that this function made with the same settings
              *,
-             step: Step=ddim(),
+             step: Solver=ddim(),
              steps: int=50,         # of the reverse process
              shares: list[float] | None=None, # how often each class is asked for; none: no labels
              guidance: float=0.5,   # of labels
@@ -86,7 +86,7 @@ def generate(denoiser: nn.Module,
         if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
     folder, times, shares = Path(folder).expanduser(), schedule.times(steps), None if shares is None else [round(float(s), 6) for s in shares]
     _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
-    y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(visits(step, times)) - 1, []
+    y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(step.visits(times)) - 1, []
     with tqdm(total=n * calls, desc='drawing', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, batch):
             m, file = min(batch, n - first), folder/'images'/f'{first:08d}.safetensors'
@@ -160,7 +160,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    folder: str | Path,        # of the report; one that was stopped goes on
                    *,
                    n: int=1000,               # images to draw
-                   step: Step=ddim(),
+                   step: Solver=ddim(),
                    steps: int=50,             # of the reverse process
                    classes: int | None=None,  # that the network learned, 0 for none; those of the data if not given
                    guidance: float=0.5,       # of labels
@@ -201,7 +201,7 @@ def _bits(denoiser, schedule, data, n, classes, seed, batch, progress) -> Bound:
 
 def _accuracy(p: Tensor, y: Tensor) -> Estimate: return _wilson((p.argmax(1) == y).double().mean().item(), len(y))
 
-def _step_name(step: Step) -> str:
+def _step_name(step: Solver) -> str:
     "ddim eta=0.0: what made a step, and the numbers that it was given"
     options = {k: v for k, v in inspect.getclosurevars(step).nonlocals.items() if isinstance(v, (int, float))} if inspect.isfunction(step) else {}
     return ' '.join([getattr(step, '__qualname__', type(step).__name__).partition('.')[0], *(f'{k}={v}' for k, v in options.items())])

@@ -5,248 +5,247 @@
 # %% ../nbs/07_sampling.ipynb #a48c067b
 from __future__ import annotations
 import math, secrets
-from functools import lru_cache, partial
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from operator import index
-from typing import Callable, Iterator, NamedTuple, Sequence
-from weakref import WeakKeyDictionary
+from typing import Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .denoiser import Prediction
-from .loss import _evaluating
-from .noising import Gaussian, q_posterior, _transition
-from .schedule import Level, Schedule
+from .denoiser import Prediction, evaluating
+from .noising import Gaussian, q_posterior, transition
+from .schedule import Level, Schedule, cast_like
 
 # %% auto #0
-__all__ = ['fixed_small', 'Step', 'fixed_large', 'ancestral', 'Noise', 'Frame', 'trajectory', 'visits', 'sample']
+__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'fixed_small',
+           'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising', 'stretches',
+           'levels_between', 'rows_of', 'coefficient_table', 'Frame', 'trajectory', 'sample']
+
+# %% ../nbs/07_sampling.ipynb #496473d2
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def whole_times(schedule: Schedule, times) -> list[int]:
+    "The times of a walk as a list of whole numbers, every timestep if none are given"
+    if times is None: return schedule.times(schedule.T)
+    times = list(times)
+    try: return [index(t) for t in times]
+    except TypeError as e:
+        raise TypeError(f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}') from None
+
+def check_walk(step, times, schedule, shape, x_T, y):
+    "Refuse a walk that cannot be walked"
+    if not isinstance(step, Solver):
+        raise TypeError(f'step = {step!r} is no solver; give one such as ancestral(), ddim() or heun(), with its brackets')
+    if len(times) < 2 or times[-1] != 0:
+        raise ValueError(f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; '
+                         'Schedule.times(n) makes such a list')
+    for t, s in zip(times, times[1:]):
+        if s == t: raise ValueError(f'times must change, but {t} is followed by {s}')
+    for t in times:
+        if not 0 <= t <= schedule.T:
+            raise ValueError(f'times hold t = {t}, which is outside 1..{schedule.T}, '
+                             'the timesteps of this schedule (0 is the data itself)')
+    if len(shape) < 1 or shape[0] < 1:
+        raise ValueError(f'shape = {tuple(shape)} holds no image; the first number is how many to draw')
+    if x_T is None and times[0] != schedule.T:
+        raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: '
+                         f'give x_T, or start at {schedule.T}')
+    if x_T is not None and tuple(x_T.shape) != tuple(shape):
+        raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {tuple(shape)}')
+    if x_T is not None and not x_T.is_floating_point():
+        raise TypeError(f'x_T must be float, not {x_T.dtype}')
+    if y is not None and len(y) != shape[0]:
+        raise ValueError(f'{len(y)} labels y for {shape[0]} images')
+
+def check_seed(seed: int, first: int):
+    if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
+    if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
+
+# %% ../nbs/07_sampling.ipynb #642bed61
+#| code-fold: true
+#| code-summary: "Plumbing: where a walk starts, what was written to, how many frames it has"
+def starting_point(denoiser: nn.Module, noise: Tensor, x_T: Tensor | None) -> Tensor:
+    "A copy of x_T, or else the noise where the network's weights are; in float32 at least"
+    if x_T is None:
+        weights = next((p for p in denoiser.parameters() if p.is_floating_point()), noise)
+        [x] = cast_like(weights, noise)
+    else: [x] = cast_like(x_T, x_T.detach().clone())
+    return x
+
+def times_written(x: Tensor) -> int:
+    "How often x was written to in place, as PyTorch counts it; it does not count in inference mode"
+    return 0 if x.is_inference() else x._version
+
+def number_of_frames(step: Solver, times: list[int]) -> int:
+    visited = step.visits(times)
+    return 1 + sum(s <= t for t, s in zip(visited, visited[1:]))
 
 # %% ../nbs/07_sampling.ipynb #1b69dc62
-fixed_small = q_posterior  # the posterior's own variance: right if the data were a single point (eq-total-variance)
+def fixed_small(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
+    "The posterior with its own variance: right if the data were a single point (eq-total-variance)"
+    return q_posterior(x0, x_t, t, s)
 
 def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
-    "The posterior's mean with the variance of the forward step, right if the data were N(0, I) (eq-total-variance); 0 at s = 0 (Ho et al. 2020, section 3.2)"
-    _, var = _transition(t, s)
-    return Gaussian(q_posterior(x0, x_t, t, s).mean, (var.sqrt() * (s.t > 0).view(var.shape)).to(x_t))
-
-# %% ../nbs/07_sampling.ipynb #5867ad38
-Step = Callable[[Tensor, Prediction, Level, Level, dict], Gaussian]  # x_t, prediction, level t, level s, the trajectory's memory; one that looks at a time more than once says so in `visits`
-
-def ancestral(variance=fixed_small  # fixed_small or fixed_large: x0, x_t, t, s -> Gaussian over x_s whose mean is linear in x0 and x_t
-             ) -> Step:
-    "The reverse step of DDPM: the posterior, with the predicted x0 in x0's place (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
-    factors = partial(_factors, variance)
-    def step(x_t, prediction, t, s, memory):
-        of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std)
-    return step
-
-# %% ../nbs/07_sampling.ipynb #b4882f9e
-def _factors(variance, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
-    "What the mean of a reverse step takes of x0 and of x_t, and its std (eq-ancestral), in float64"
-    one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
-    (of_x0, std), (of_xt, _) = variance(one, zero, t, s), variance(zero, one, t, s)
-    return of_x0, of_xt, std.expand_as(one)
-
-def _renoising(s: Level, t: Level) -> tuple[Tensor, Tensor]:
-    "What a jump up from s takes of x_s, and its std (eq-step)"
-    scale, var = _transition(t, s)
-    return scale, var.sqrt()
-
-class _OnWalk(Level):
-    "A level that is already where the images of a walk are, and known to fit them"
-    def to(self, images: Tensor) -> Level:
-        return self.here if (images.dtype, images.device) == self.home else super().to(images)
-
-    def check(self, x_t: Tensor):
-        if x_t.shape != self.fits: super().check(x_t)
-
-class _Walk:
-    "The levels of a trajectory of images like `x`: `levels`, one for each of its times, and the factors of all its steps"
-    @torch.inference_mode(False)  # whoever walks here later may want gradients
-    def __init__(self, schedule: Schedule, times: Sequence[int], x: Tensor):
-        self.schedule, self.times, self.made = schedule, times, WeakKeyDictionary()
-        self.one = x.new_empty([1] * x.ndim)
-        row = {t: i for i, t in enumerate(dict.fromkeys(times))}  # a time that comes again has the same level
-        there = self.at(row)
-        here = there.to(x)
-        each = {c: c.unsqueeze(1).expand(-1, len(x), *c.shape[1:]).unbind() for c in (*there, *here)}  # what is here already is cut only once
-        levels = [_OnWalk(*c) for c in zip(*map(each.get, there))]
-        for t, level, c in zip(row, levels, zip(*map(each.get, here))): level.here, level.home, level.fits = Level(*c), (x.dtype, x.device), t > 0 and x.shape
-        self.levels = [levels[row[t]] for t in times]
-
-    def at(self, times) -> Level:
-        "The levels of single images, one at each time"
-        return self.schedule.at(torch.tensor(list(times)), self.one.expand(len(times), *self.one.shape[1:]))
-
-    @torch.inference_mode(False)
-    def factors(self, f, *levels: Level) -> dict[tuple, tuple[Tensor, ...]]:
-        "f of each stretch of the walk that goes the way of this one, down or up, made at once and kept as long as `f`; nothing where the walk has no such stretch"
-        if f not in self.made:
-            n, way = len(levels), lambda times: [(a < b) - (a > b) for a, b in zip(times, times[1:])]
-            stretches = {tuple(map(id, self.levels[i:i+n])): self.times[i:i+n] for i in range(len(self.times) - n + 1)}
-            if not (this := stretches.get(tuple(map(id, levels)))): return {}
-            alike = {k: v for k, v in stretches.items() if way(v) == way(this)}
-            made = f(*map(self.at, zip(*alike.values())))
-            self.made[f] = dict(zip(alike, zip(*(c.to(self.one).unbind() for c in made))))
-        return self.made[f]
-
-@lru_cache(maxsize=8)
-def _walk(schedule, times: tuple, shape: tuple, dtype, device) -> _Walk:
-    "The walk of images of this shape (B,...), kept for the next batch that goes the same way"
-    return _Walk(schedule, times, torch.empty((), dtype=dtype, device=device).expand(shape))
-
-def _along(memory: dict, f, like: Tensor, *levels: Level) -> tuple[Tensor, ...]:
-    "The factors f(t, s) of a step, or those of more levels than two, `like` the images"
-    if f not in memory and 'walk' in memory: memory[f] = memory['walk'].factors(f, *levels)
-    return memory.get(f, {}).get(tuple(map(id, levels))) or tuple(c.to(like) for c in f(*levels))
+    """The posterior's mean with the variance of the forward step: right if the data were N(0, I)
+    (eq-total-variance); 0 at s = 0 (Ho et al. 2020, section 3.2)"""
+    _, var = transition(t, s)
+    std = var.sqrt() * (s.t > 0).view_as(var)
+    return Gaussian(q_posterior(x0, x_t, t, s).mean, *cast_like(x_t, std))
 
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
-def _first_stream(seed: int) -> int:
-    "Which of torch's 2^32 streams is that of a seed's image 0 (eq-streams): the fraction of the golden ratio in 64 bits, of whose multiples the upper 32 count"
-    return (seed + 1) * 0x9E3779B97F4A7C15 % 2**64 >> 32
-
-def _whole(shape: tuple) -> int:
-    "How many numbers to make for an image: torch makes them sixteen at a time"
-    return 16 * math.ceil(math.prod(shape) / 16)
+def first_stream(seed: int) -> int:
+    "Which of torch's 2^32 streams belongs to a seed's image 0 (eq-streams)"
+    golden = 0x9E3779B97F4A7C15              # the fraction of the golden ratio, in 64 bits
+    return (seed + 1) * golden % 2**64 >> 32
 
 class Noise:
-    "Standard normal noise in which image i depends on (seed, i) alone, whatever the batch and the device"
+    "Standard normal noise in which image i depends on (seed, i) alone, at any batch size"
     def __init__(self,
                  seed: int | None,  # 0..2^64-1; a fresh one if none
                  n: int,            # images
                  first: int=0       # number of the first image
                 ):
         seed = secrets.randbits(64) if seed is None else index(seed)
-        if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
-        if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
-        k = _first_stream(seed) + first
-        self.streams = [torch.Generator().manual_seed(i % 2**32) for i in range(k, k + n)]
+        check_seed(seed, first)
+        k = first_stream(seed) + first
+        self.streams = [torch.Generator().manual_seed((k + i) % 2**32) for i in range(n)]
 
     def draw(self, shape: tuple  # of one image
-            ) -> Tensor:         # (n, *shape), float32
-        return self._made(shape, 1)[:, 0].contiguous()
+            ) -> Tensor:         # (n, *shape), float32, on the CPU
+        "The next noise of each image. Its stream advances by whole blocks of 16 numbers"
+        size = math.prod(shape)
+        rows = torch.empty(len(self.streams), 16 * math.ceil(size / 16))
+        for row, stream in zip(rows, self.streams): row.normal_(generator=stream)
+        return rows[:, :size].reshape(-1, *shape)
 
-    def draws(self, shape: tuple, # of one image
-              n: int,             # how many
-              like: Tensor=torch.empty(0)  # whose device and precision
-             ) -> Iterator[Tensor]: # each (n, *shape)
-        "The same as `n` times `draw`, made and moved some megabytes at a time, which costs small images less"
-        block = max(1, 2**20 // max(1, len(self.streams) * _whole(shape)))
-        for done in range(0, n, block): yield from self._made(shape, min(block, n - done)).to(like).unbind(1)
+# %% ../nbs/07_sampling.ipynb #188737aa
+class Coefficients(NamedTuple):
+    "Of one step, or of n steps: what x_s takes of each of four things (eq-coefficients)"
+    x0: Tensor        # of the predicted image (n,)
+    x_t: Tensor       # of the current x_t (n,)
+    previous: Tensor  # of the image predicted one step before (n,)
+    std: Tensor       # of fresh noise (n,)
 
-    def _made(self, shape, n):
-        "(images, n, *shape)"
-        noise = torch.empty(len(self.streams), n, _whole(shape), dtype=torch.float32, device='cpu')
-        for image, stream in zip(noise, self.streams): image.normal_(generator=stream)
-        return noise[..., :math.prod(shape)].view(*noise.shape[:2], *shape)
+class Solver(ABC):
+    "A reverse step: a name, its parameters as data, and a rule for its coefficients"
+    @abstractmethod
+    def coefficients(self,
+                     t: Level,  # where n steps start, in the order of the walk (n,)
+                     s: Level   # where they end (n,)
+                    ) -> Coefficients: ...
+
+    def visits(self, times: list[int]) -> list[int]:
+        "The times at which the denoiser is evaluated; a solver may visit some of them twice"
+        return list(times)
+
+    def __repr__(self):
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = (f'{k}={getattr(v, "__name__", v)}' for k, v in values.items())
+        return f'{type(self).__name__}({", ".join(options)})'
+
+# %% ../nbs/07_sampling.ipynb #5867ad38
+@dataclass(frozen=True, repr=False)
+class ancestral(Solver):
+    "The reverse step of DDPM (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
+    variance: Callable=fixed_small # or fixed_large: x0, x_t, t, s -> Gaussian, linear in x0 and x_t
+
+    def coefficients(self, t: Level, s: Level) -> Coefficients:
+        one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
+        of_x0, std = self.variance(one, zero, t, s)
+        of_x_t, _ = self.variance(zero, one, t, s)
+        return Coefficients(of_x0, of_x_t, zero, std)
+
+# %% ../nbs/07_sampling.ipynb #77bb957b
+def renoising(t: Level, s: Level) -> Coefficients:
+    "The forward step from t up to s (eq-step)"
+    scale, var = transition(s, t)
+    zero = torch.zeros_like(scale)
+    return Coefficients(zero, scale, zero, var.sqrt())
+
+def stretches(times: list[int]) -> list[list[int]]:
+    "A walk cut into stretches that only fall, or only rise: [9, 5, 7, 0] -> [9, 5], [5, 7], [7, 0]"
+    cut = [times[:2]]
+    for before, t, s in zip(times, times[1:], times[2:]):
+        if (s > t) == (t > before): cut[-1].append(s)
+        else: cut.append([t, s])
+    return cut
+
+def levels_between(schedule: Schedule, times: list[int]) -> tuple[Level, Level]:
+    "The levels t at which the steps of a walk start, and s at which they end"
+    at = lambda i: schedule.at(torch.tensor(i), torch.empty(len(i)))
+    return at(times[:-1]), at(times[1:])
+
+def rows_of(columns: Coefficients) -> list[Coefficients]:
+    "One row for each step, as plain numbers"
+    numbers = (c.tolist() for c in torch.broadcast_tensors(*columns))
+    return [Coefficients(*row) for row in zip(*numbers)]
+
+def coefficient_table(step: Solver, schedule: Schedule, times: list[int]) -> list[Coefficients]:
+    "The coefficients of a walk, one row for each step, formed in float64"
+    table = []
+    for stretch in stretches(times):
+        t, s = levels_between(schedule, stretch)
+        rises = stretch[1] > stretch[0]
+        table += rows_of(renoising(t, s) if rises else step.coefficients(t, s))
+    return table
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):
     "One moment of a reverse trajectory"
     t: int      # timestep, T..0
-    x: Tensor   # x_t (B,...); the walk goes on from here, so change it in place to take part
-    x0: Tensor  # the image the denoiser sees in it; at t = 0, x itself
+    x: Tensor   # x_t (B,...); write to it in place to change the walk
+    x0: Tensor  # the predicted image; at t = 0, x itself
 
 # %% ../nbs/07_sampling.ipynb #ff432240
 def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                schedule: Schedule,
                shape: tuple,                 # of the batch (B,...)
                *,
-               step: Step=ancestral(),
-               times: list[int] | None=None, # T, ..., 0; every step if none. Where they go up, noise is added
+               step: Solver=ancestral(),
+               times: list[int] | None=None, # T, ..., 0; every step if none
                x_T: Tensor | None=None,      # where to start (B,...); noise if none
                y: Tensor | None=None,        # labels (B,)
-               seed: int | None=None,        # image i depends on (seed, i) alone; fresh noise if none
-               first: int=0                  # number of the first image: a large set can be drawn in parts
-              ) -> Iterator[Frame]:          # one frame for each call of the denoiser, then the result at t = 0
-    "The reverse process, step by step (eq-ancestral; Ho et al. 2020, algorithm 2). The only place that draws noise"
-    times = _timesteps(schedule, times)
-    _check(times, schedule, shape, x_T, y)
-    times, noise = visits(step, times), Noise(seed, shape[0], first)
-    x = noise.draw(shape[1:])  # drawn even where x_T replaces it, so that no later step repeats the numbers that may have made x_T
-    x = x.to(**_home(denoiser)) if x_T is None else x_T.detach().clone()
-    y = None if y is None else y.to(x.device)
-    walk, asking = _walk(schedule, tuple(times), x.shape, x.dtype, x.device), _evaluating(denoiser)
-    memory, noise = dict(walk=walk), noise.draws(shape[1:], len(times) - 1, like=x.new_empty(0))
-    for now, then, t, s in zip(times, times[1:], walk.levels, walk.levels[1:]):
-        if then > now:  # back up: eq-step
-            scale, std = _along(memory, _renoising, x, t, s)
-            x = scale * x + std * next(noise)
-            continue
-        with asking: prediction = denoiser(x, t, y)
-        seen = _writes(x)
-        yield Frame(now, x, prediction.x0)
-        if _writes(x) != seen:      # whoever watches has changed x
-            with asking: prediction = denoiser(x, t, y)
-        p = step(x, prediction, t, s, memory)
-        x = p.mean if _surely_zero(p.std) else p.sample(next(noise))
+               seed: int | None=None,        # image i depends on (seed, i) alone; fresh if none
+               first: int=0                  # number of the first image
+              ) -> Iterator[Frame]:          # one for each call of the denoiser, then the result
+    "The reverse process, step by step (eq-coefficients; Ho et al. 2020, algorithm 2)"
+    times = whole_times(schedule, times)
+    check_walk(step, times, schedule, shape, x_T, y)
+    noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
+    x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
+    x0, y = torch.zeros_like(x), None if y is None else y.to(x.device)
+    times = step.visits(times)
+    for t, s, c in zip(times, times[1:], coefficient_table(step, schedule, times)):
+        previous = x0
+        if s <= t:                                           # downwards: call the denoiser
+            level, written = schedule.at(t, x), times_written(x)
+            with evaluation: x0 = denoiser(x, level, y).x0
+            yield Frame(t, x, x0)
+            if times_written(x) != written:                  # the caller has changed x
+                with evaluation: x0 = denoiser(x, level, y).x0
+        x = c.x0 * x0 + c.x_t * x + c.previous * previous
+        if c.std: x = x + c.std * noise.draw(shape[1:]).to(x)
     yield Frame(0, x, x)
 
-# %% ../nbs/07_sampling.ipynb #e4dfab8f
-def _home(module):
-    "Where the network's weights live: device and dtype for the first noise"
-    p = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    return dict(device=p.device, dtype=p.dtype)
-
-def visits(step: Step,
-           times: list[int]  # of the walk
-          ) -> list[int]:    # in the order of the frames
-    "The times at which `step` wants the denoiser asked: those of the walk, unless it says otherwise (chapter 10's `heun` asks twice)"
-    return getattr(step, 'visits', list)(times)
-
-def _timesteps(schedule, times):
-    "The times of a walk as a list of whole numbers, every timestep if none are given"
-    if times is None: return schedule.times(schedule.T)
-    times = list(times)
-    try: return [index(t) for t in times]
-    except TypeError as e: raise TypeError(f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}') from None
-
-def _frames(step, times):
-    "How many frames a walk has"
-    times = visits(step, times)
-    return 1 + sum(s <= t for t, s in zip(times, times[1:]))
-
-def _writes(x):
-    "How often x was written to in place, as PyTorch counts it; it does not in inference mode"
-    return 0 if x.is_inference() else x._version
-
-_NONE = torch.zeros(())  # the std of a step that draws nothing
-
-def _surely_zero(std):
-    "Is this std a plain 0, as of a step that draws nothing? One that may live on a GPU, or differ between images, is not waited for"
-    return std is _NONE or not (isinstance(std, Tensor) and (std.ndim or not std.is_cpu)) and not std
-
-# %% ../nbs/07_sampling.ipynb #6b2e41f4
-def _check(times, schedule, shape, x_T, y):
-    "Refuse a walk that cannot be walked"
-    if len(times) < 2 or times[-1] != 0: raise ValueError(f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; Schedule.times(n) makes such a list')
-    for t, s in zip(times, times[1:]):
-        if s == t: raise ValueError(f'times must change, but {t} is followed by {s}')
-    for t in times:
-        if not 0 <= t <= schedule.T: raise ValueError(f'times hold t = {t}, which is outside 1..{schedule.T}, the timesteps of this schedule (0 is the data itself)')
-    if len(shape) < 1 or shape[0] < 1: raise ValueError(f'shape = {tuple(shape)} holds no image; the first number is how many to draw')
-    if x_T is None and times[0] != schedule.T: raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: give x_T, or start at {schedule.T}')
-    if x_T is not None and tuple(x_T.shape) != tuple(shape): raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {tuple(shape)}')
-    if x_T is not None and not x_T.is_floating_point(): raise TypeError(f'x_T must be float, not {x_T.dtype}')
-    if y is not None and len(y) != shape[0]: raise ValueError(f'{len(y)} labels y for {shape[0]} images')
-
 # %% ../nbs/07_sampling.ipynb #8219e021
-def sample(denoiser: nn.Module,
+def sample(denoiser: nn.Module,          # x_t, level, y -> Prediction
            schedule: Schedule,
            shape: tuple,                 # of the batch (B,C,H,W)
            *,
-           step: Step=ancestral(),
-           times: list[int] | None=None, # T, ..., 0; every step if none. Where they go up, noise is added
+           step: Solver=ancestral(),
+           times: list[int] | None=None, # T, ..., 0; every step if none
            x_T: Tensor | None=None,      # where to start (B,...); noise if none
            y: Tensor | None=None,        # labels (B,)
-           seed: int | None=None,        # image i depends on (seed, i) alone, to the network's rounding (below 1e-3); fresh noise if none
+           seed: int | None=None,        # image i depends on (seed, i) alone, up to rounding (1e-3)
            first: int=0,                 # number of the first image
            progress: bool=True           # show a progress bar
           ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
-    times = _timesteps(schedule, times)
-    frames = trajectory(denoiser, schedule, shape, step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
-    if progress: frames = tqdm(frames, total=_frames(step, times), desc='sampling', unit='frame')
+    times = whole_times(schedule, times)
+    options = dict(step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
+    frames = trajectory(denoiser, schedule, shape, **options)
+    if progress and isinstance(step, Solver):
+        frames = tqdm(frames, total=number_of_frames(step, times), desc='sampling', unit='frame')
     with torch.no_grad():
         for frame in frames: pass
     return frame.x

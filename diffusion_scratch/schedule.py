@@ -11,8 +11,72 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['Level', 'trailing', 'leading', 'linspace', 'log_snr', 'Schedule', 'linear_betas', 'cosine_betas', 'sigmoid_betas',
+__all__ = ['check_level_shape', 'check_betas', 'check_timesteps', 'check_number_of_steps', 'check_spacing', 'check_falling',
+           'check_length', 'check_zero_terminal', 'cast_like', 'Level', 'trailing', 'leading', 'linspace', 'log_snr',
+           'distinct_timesteps', 'Schedule', 'linear_betas', 'betas_from', 'cosine_betas', 'sigmoid_betas',
            'zero_terminal_snr']
+
+# %% ../nbs/01_schedule.ipynb #a163064d
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_level_shape(level: Level,
+                      images: Tensor, # (B,...)
+                      name: str       # what the message calls them
+                     ):
+    "Refuse images that a level does not fit: it holds one number for each image, with a dimension for each of theirs"
+    shape = (images.shape[0],) + (1,)*(images.ndim - 1)
+    if level.signal.shape != shape:
+        raise ValueError(f'the level has shape {tuple(level.signal.shape)}, but {name} {tuple(images.shape)} '
+                         f'needs {shape}: make it by schedule.at(t, {name})')
+
+def check_betas(betas: Tensor):
+    "Refuse what is no vector of variances in (0, 1); the last may be 1"
+    if betas.ndim != 1 or len(betas) == 0:
+        raise ValueError(f'betas must be a vector (T,) with T >= 1, not of shape {tuple(betas.shape)}')
+    bad = ~((betas > 0) & (betas < 1))
+    bad[-1] &= betas[-1] != 1
+    if bad.any():
+        i = int(bad.nonzero()[0])
+        raise ValueError(f'beta_{i+1} = {betas[i]:.6g} is outside (0, 1); '
+                         'every beta must lie inside, and only the last may be exactly 1')
+
+def check_timesteps(t: Tensor, T: int, n: int):
+    "Refuse timesteps that are not whole, not one or one for each of `n` images, or outside 0..T"
+    if t.is_floating_point(): raise ValueError(f't must be whole numbers 0..{T}, not {t.dtype}')
+    if t.ndim > 1 or t.ndim and len(t) != n:
+        raise ValueError(f't has shape {tuple(t.shape)}; give one timestep, or one for each of the {n} images')
+    for extreme in (int(t.min()), int(t.max())) if t.numel() else ():
+        if not 0 <= extreme <= T:
+            raise ValueError(f't = {extreme} is outside 1..{T} (0 is the data itself)')
+
+def check_number_of_steps(n: int, T: int):
+    if not isinstance(n, Integral):
+        raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{T}')
+    if not 1 <= n <= T: raise ValueError(f'n = {n} steps are outside 1..{T}')
+
+def check_spacing(spacing: Callable):
+    if not callable(spacing):
+        raise ValueError(f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, '
+                         'linspace or log_snr, or a function (schedule, n) -> n timesteps')
+
+def check_falling(times: list[int], n: int, T: int):
+    if len(times) != n + 1 or times[0] > T or any(s >= t for t, s in zip(times, times[1:])):
+        raise ValueError(f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {T}..1')
+
+def check_length(T: int):
+    if T < 1: raise ValueError(f'T = {T} is not a number of steps; it must be at least 1')
+
+def check_zero_terminal(T: int):
+    if T < 2:
+        raise ValueError('T = 1 is too short: alpha_bar_1 stays and alpha_bar_T becomes 0, so T must be at least 2')
+
+# %% ../nbs/01_schedule.ipynb #4b00467d
+def cast_like(images: Tensor,       # (B,...)
+              *coefficients: Tensor
+             ) -> list[Tensor]:
+    "Coefficients where the images are, in their precision, but in float32 at least"
+    precision = torch.promote_types(images.dtype, torch.float32)
+    return [c.to(device=images.device, dtype=precision) for c in coefficients]
 
 # %% ../nbs/01_schedule.ipynb #1312d627
 class Level(NamedTuple):
@@ -35,24 +99,8 @@ class Level(NamedTuple):
     def to(self,
            images: Tensor  # (B,...)
           ) -> Level:
-        "The same where `images` are, with signal and noise in their precision"
-        return Level(self.t.to(images.device), self.signal.to(images), self.noise.to(images))
-
-    def check(self,
-              x_t: Tensor  # (B,...)
-             ):
-        "Refuse an x_t that nobody can be asked about: the data itself, or one that this level does not fit"
-        if 0 in self.t.tolist(): raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
-        self.check_shape(x_t, 'x_t')
-
-    def check_shape(self,
-                    images: Tensor, # (B,...)
-                    name: str       # what the message calls them
-                   ):
-        "Refuse images that this level does not fit, one number for each, with a dimension for each of theirs"
-        shape = (images.shape[0],) + (1,)*(images.ndim - 1)
-        if self.signal.shape != shape:
-            raise ValueError(f'the level has shape {tuple(self.signal.shape)}, but {name} {tuple(images.shape)} needs {shape}: make it by schedule.at(t, {name})')
+        "The same where `images` are, in their precision, but in float32 at least"
+        return Level(self.t.to(images.device), *cast_like(images, self.signal, self.noise))
 
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:
@@ -60,7 +108,7 @@ def trailing(schedule: Schedule, n: int) -> Tensor:
     return torch.linspace(schedule.T, 0, n + 1, dtype=torch.float64)[:-1]
 
 def leading(schedule: Schedule, n: int) -> Tensor:
-    "From 1 upwards in equal strides of whole steps, so that the walk seldom starts at T and `sample` wants an x_T (eq-spacing)"
+    "From 1 upwards in equal strides of whole steps: it seldom starts at T (eq-spacing)"
     return torch.arange(n - 1, -1, -1, dtype=torch.float64) * (schedule.T // n) + 1
 
 def linspace(schedule: Schedule, n: int) -> Tensor:
@@ -68,37 +116,43 @@ def linspace(schedule: Schedule, n: int) -> Tensor:
     return torch.linspace(schedule.T - 1, 0, n, dtype=torch.float64).round() + 1
 
 def log_snr(schedule: Schedule, n: int) -> Tensor:
-    "From T to 1, evenly in the log of the signal-to-noise ratio, as far as whole timesteps allow (eq-spacing)"
-    t = torch.arange(1, schedule.T + 1, dtype=torch.float64)
-    lam = 2 * (schedule.signal / schedule.noise)[1:].log()
-    if lam[-1].isinf(): lam[-1] = lam[-2:][0]        # zero terminal SNR: T is reached in one more stride
-    times = np.interp(torch.linspace(lam[-1], lam[0], n, dtype=torch.float64), lam.flip(0), t.flip(0)).round()
-    rank = torch.arange(n)
-    shifted = (torch.from_numpy(times) + rank).clamp(max=schedule.T).flip(0).cummax(0)[0].flip(0)  # falling times: where two would meet, the earlier makes room
-    return torch.cat([t[-1:], (shifted - rank)[1:]])
+    "From T to 1, evenly in log SNR, as far as whole timesteps allow (eq-spacing)"
+    t = torch.arange(1, schedule.T + 1)
+    log_snr_t = schedule.at(t, t).log_snr
+    if log_snr_t[-1].isinf():                  # zero terminal SNR: one more stride to T
+        log_snr_t[-1] = log_snr_t[-2:][0]
+    wanted = torch.linspace(log_snr_t[-1], log_snr_t[0], n, dtype=torch.float64)
+    times = np.interp(wanted, log_snr_t.flip(0), t.flip(0))
+    return distinct_timesteps(times, schedule.T)
+
+# %% ../nbs/01_schedule.ipynb #690071a8
+#| code-fold: true
+#| code-summary: "Plumbing: whole timesteps, none of them twice"
+def distinct_timesteps(times: np.ndarray,  # (n,), falling
+                       T: int
+                      ) -> Tensor:         # (n,), whole and falling from T
+    "Falling times, rounded; where two would meet, the earlier one makes room"
+    rank = torch.arange(len(times))
+    shifted = (torch.from_numpy(times.round()) + rank).clamp(max=T)
+    shifted = shifted.flip(0).cummax(0)[0].flip(0)
+    return torch.cat([torch.tensor([float(T)], dtype=torch.float64), (shifted - rank)[1:]])
 
 # %% ../nbs/01_schedule.ipynb #d7e51a8a
 class Schedule:
     """The noise levels of a diffusion process with T steps (Ho et al. 2020, section 2; eq-alpha-bar).
 
-    Its tables are float64 and stay on the CPU: coefficients are formed there in double precision,
-    and only the finished coefficient is cast to the images' dtype and device. They are not to be
-    written to, since samplers keep what they made of them: other numbers are another schedule.
+    Its tables are float64 and stay on the CPU: coefficients are formed there in double
+    precision, and only the finished coefficient is cast, to float32 at least.
     """
     def __init__(self,
-                 betas  # variance added by each step (T,), in (0, 1); the last may be 1 (zero terminal SNR)
+                 betas  # variance added by each step (T,), in (0, 1); the last may be 1
                 ):
         betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu().clone()
-        if betas.ndim != 1 or len(betas) == 0:
-            raise ValueError(f'betas must be a vector (T,) with T >= 1, not of shape {tuple(betas.shape)}')
-        bad = ~((betas > 0) & (betas < 1))
-        bad[-1] &= betas[-1] != 1
-        if bad.any():
-            i = int(bad.nonzero()[0])
-            raise ValueError(f'beta_{i+1} = {betas[i]:.6g} is outside (0, 1); every beta must lie inside, and only the last may be exactly 1')
+        check_betas(betas)
         self.betas = betas
-        self.alpha_bar = torch.cat([betas.new_ones(1), (1 - betas).cumprod(0)])
-        self.signal, self.noise = self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+        self.alpha_bar = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
+        self.signal = self.alpha_bar.sqrt()
+        self.noise = (1 - self.alpha_bar).sqrt()
 
     @property
     def T(self) -> int: return len(self.betas)
@@ -109,48 +163,41 @@ class Schedule:
           ) -> Level:
         "The levels of the images of `like` at `t`; raises ValueError outside 0..T"
         t = torch.as_tensor(t).cpu()
-        if t.is_floating_point(): raise ValueError(f't must be whole numbers 0..{self.T}, not {t.dtype}')
-        if t.ndim > 1 or t.ndim and len(t) != len(like):
-            raise ValueError(f't has shape {tuple(t.shape)}; give one timestep, or one for each of the {len(like)} images')
-        for extreme in (int(t.min()), int(t.max())) if t.numel() else ():
-            if not 0 <= extreme <= self.T: raise ValueError(f't = {extreme} is outside 1..{self.T} (0 is the data itself)')
-        t, shape = t.long().expand(len(like)), (-1, *[1]*(like.ndim - 1))
+        check_timesteps(t, self.T, len(like))
+        t = t.long().expand(len(like))
+        shape = (-1,) + (1,)*(like.ndim - 1)
         return Level(t, self.signal[t].view(shape), self.noise[t].view(shape))
 
     def times(self,
               n: int,  # number of steps, 1..T
-              spacing: Callable[[Schedule, int], Tensor]=trailing  # or `leading`, `linspace`, `log_snr`: schedule, n -> n falling timesteps, rounded here
+              spacing: Callable[[Schedule, int], Tensor]=trailing  # schedule, n -> n falling timesteps
              ) -> list[int]:
         "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
-        if not isinstance(n, Integral): raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{self.T}')
-        if not 1 <= n <= self.T: raise ValueError(f'n = {n} steps are outside 1..{self.T}')
-        if not callable(spacing): raise ValueError(f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, linspace or log_snr, or a function (schedule, n) -> n timesteps')
-        times = [*torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long().tolist(), 0]
-        if len(times) != n + 1 or times[0] > self.T or any(s >= t for t, s in zip(times, times[1:])):
-            raise ValueError(f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {self.T}..1')
+        check_number_of_steps(n, self.T)
+        check_spacing(spacing)
+        times = torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long()
+        times = [*times.tolist(), 0]
+        check_falling(times, n, self.T)
         return times
 
     def __repr__(self):
-        return f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, alpha_bar_T={self.alpha_bar[-1]:.3g})'
+        return (f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, '
+                f'alpha_bar_T={self.alpha_bar[-1]:.3g})')
 
 # %% ../nbs/01_schedule.ipynb #15ee5ed6
 def linear_betas(T: int = 1000,        # number of steps
                  start: float = 1e-4,  # beta_1
                  end: float = 0.02     # beta_T
                 ) -> Tensor:           # (T,), float64
-    "Betas on a straight line (Ho et al. 2020, section 4; eq-linear). Made for T = 1000, not rescaled for another T"
-    _check_steps(T)
+    "Betas on a straight line (Ho et al. 2020, section 4; eq-linear), made for T = 1000"
+    check_length(T)
     return torch.linspace(start, end, T, dtype=torch.float64)
 
-# %% ../nbs/01_schedule.ipynb #17e3d5c2
-def _check_steps(T):
-    if T < 1: raise ValueError(f'T = {T} is not a number of steps; it must be at least 1')
-
 # %% ../nbs/01_schedule.ipynb #f710861e
-def _betas_from(alpha_bar: Tensor,       # (T+1,), decreasing from 1
-                max_beta: float = 0.999  # ceiling
-               ) -> Tensor:
-    "The betas of a given alpha_bar, kept below `max_beta` (Nichol & Dhariwal 2021, section 3.2; eq-betas-from)"
+def betas_from(alpha_bar: Tensor,       # (T+1,), decreasing from 1
+               max_beta: float = 0.999  # ceiling
+              ) -> Tensor:              # (T,)
+    "The betas of a given alpha_bar (Nichol & Dhariwal 2021, section 3.2; eq-betas-from)"
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 # %% ../nbs/01_schedule.ipynb #e506e77b
@@ -158,10 +205,10 @@ def cosine_betas(T: int = 1000,     # number of steps
                  s: float = 0.008   # offset that keeps beta_1 from vanishing
                 ) -> Tensor:        # (T,), float64
     "Betas whose alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17; eq-cosine)"
-    _check_steps(T)
+    check_length(T)
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
     f = torch.cos((u + s) / (1 + s) * torch.pi / 2)**2
-    return _betas_from(f / f[0])
+    return betas_from(f / f[0])
 
 # %% ../nbs/01_schedule.ipynb #0a6f69c4
 def sigmoid_betas(T: int = 1000,       # number of steps
@@ -170,16 +217,17 @@ def sigmoid_betas(T: int = 1000,       # number of steps
                   tau: float = 1.      # temperature: a larger one is closer to a straight line
                  ) -> Tensor:          # (T,), float64
     "Betas whose alpha_bar falls as a sigmoid (Jabri et al. 2022; eq-sigmoid)"
-    _check_steps(T)
-    u = torch.linspace(start, end, T + 1, dtype=torch.float64) / tau
-    f = torch.sigmoid(-u)
-    return _betas_from((f - f[-1]) / (f[0] - f[-1]))
+    check_length(T)
+    argument = torch.linspace(start, end, T + 1, dtype=torch.float64)
+    g = torch.sigmoid(-argument / tau)
+    return betas_from((g - g[-1]) / (g[0] - g[-1]))
 
 # %% ../nbs/01_schedule.ipynb #04ed518c
 def zero_terminal_snr(betas: Tensor  # (T,), T >= 2
                      ) -> Tensor:    # (T,), float64; the last is 1
-    "Betas whose signal is shifted and stretched so that nothing of the image is left at T (Lin et al. 2024, algorithm 1; eq-zero-terminal)"
+    """Betas whose signal is shifted and stretched so that nothing of the image is left at T
+    (Lin et al. 2024, algorithm 1; eq-zero-terminal)"""
     signal = Schedule(betas).alpha_bar.sqrt()
-    if len(signal) < 3: raise ValueError('T = 1 is too short: alpha_bar_1 stays and alpha_bar_T becomes 0, so T must be at least 2')
+    check_zero_terminal(len(signal) - 1)
     signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
-    return _betas_from(signal**2, max_beta=1.)
+    return betas_from(signal**2, max_beta=1.)

@@ -4,106 +4,83 @@
 
 # %% ../nbs/10_solvers.ipynb #622cec73
 from __future__ import annotations
-from functools import partial
+from dataclasses import dataclass
 from typing import Callable
 import torch
 from torch import Tensor
-from .noising import Gaussian, _in_order
-from .sampling import Step, _NONE, _along
+from .sampling import Coefficients, Solver
 from .schedule import Level
 
 # %% auto #0
-__all__ = ['ddim', 'dpm_solver_pp', 'exponential', 'trapezoid', 'heun']
+__all__ = ['check_eta', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', 'trapezoid', 'heun']
+
+# %% ../nbs/10_solvers.ipynb #08d1318a
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_eta(eta: float):
+    if not 0 <= eta <= 1:
+        raise ValueError(f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step')
 
 # %% ../nbs/10_solvers.ipynb #7b871cae
-def ddim(eta: float=0.  # how much of the ancestral step's noise: 0 is none, so that the start alone decides; 1 is `ancestral`
-        ) -> Step:
+@dataclass(frozen=True, repr=False)
+class ddim(Solver):
     "The reverse step of DDIM (eq-ddim; Song et al. 2021, eq. 12 and 16)"
-    factors = partial(_family, _share(eta))
-    def step(x_t, prediction, t, s, memory):
-        of_x0, of_xt, std = _along(memory, factors, x_t, t, s)
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, prediction.x0), std if eta else _NONE)
-    return step
+    eta: float=0.  # 0: deterministic; 1: as much noise as `ancestral`; raises ValueError outside 0..1
 
-# %% ../nbs/10_solvers.ipynb #d1dcf70c
-def _share(eta):
-    if not 0 <= eta <= 1: raise ValueError(f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step')
-    return eta
+    def __post_init__(self): check_eta(self.eta)
 
-def _family(eta: float, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
-    "What a step takes of x0 and of x_t, and its std (eq-family, eq-eta, eq-ddim), in float64"
-    if eta: _in_order(t, s)
-    ratio = s.noise / t.noise
-    kept = t.signal / s.signal * ratio   # the root of SNR_t / SNR_s
-    fresh = 1 - kept * kept
-    of_xt = ratio * (1 - eta**2 * fresh).sqrt()
-    return s.signal - of_xt * t.signal, of_xt, eta * s.noise * fresh.sqrt()
+    def coefficients(self, t: Level, s: Level) -> Coefficients:
+        var = self.eta**2 * s.noise**2 * (1 - t.snr / s.snr)      # eq-eta
+        k = (s.noise**2 - var).sqrt() / t.noise
+        x0 = s.signal - k * t.signal
+        return Coefficients(x0=x0, x_t=k, previous=torch.zeros_like(k), std=var.sqrt())
 
 # %% ../nbs/10_solvers.ipynb #d45295d0
-def dpm_solver_pp(eta: float=0.  # 0: DPM-Solver++ 2M; 1: its stochastic variant, SDE-DPM-Solver++ 2M
-                 ) -> Step:
-    "The step of `ddim` with the prediction carried on to the middle of the step (eq-multistep, eq-multistep-sde; Lu et al. 2022, algorithm 2)"
-    first, factors = ddim(eta), partial(_carried, eta)
-    def step(x_t, prediction, t, s, memory):
-        x0, (x0_before, before, arrived) = prediction.x0, memory.get('dpm_solver_pp', (None,)*3)
-        memory['dpm_solver_pp'] = x0, t, s.t
-        if arrived is None or not _same(arrived, t.t): return first(x_t, prediction, t, s, memory)
-        of_x0, of_before, of_xt, std = _along(memory, factors, x_t, before, t, s)
-        carried = torch.addcmul(of_xt * x_t, of_before, x0_before)
-        return Gaussian(torch.addcmul(carried, of_x0, x0), std if eta else _NONE)
-    return step
-
-# %% ../nbs/10_solvers.ipynb #ee7541bd
-def _same(t: Tensor, s: Tensor) -> bool:
-    "Are these the same times? A walk has one tensor for each, which spares the look inside"
-    return t is s or torch.equal(t, s)
-
-def _length(t: Level, s: Level) -> Tensor:
-    "How far s is from t in log(signal/noise)"
+def step_length(t: Level, s: Level) -> Tensor:
+    "The length h of a step from t to s in log(signal/noise)"
     return (s.signal / s.noise).log() - (t.signal / t.noise).log()
 
-def _carried(eta: float, before: Level, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "What a step takes of x0, of the x0 before and of x_t, and its std: `_family` of D (eq-multistep), where D is x0 at an infinite step"
-    of_D, of_xt, std = _family(eta, t, s)
-    ahead = (_length(t, s) / (2 * _length(before, t))).where(s.noise > 0, 0.)
-    return of_D * (1 + ahead), -of_D * ahead, of_xt, std
+@dataclass(frozen=True, repr=False)
+class dpm_solver_pp(Solver):
+    "DPM-Solver++ 2M (eq-multistep, eq-multistep-sde; Lu et al. 2022, algorithm 2)"
+    eta: float=0.  # 0: deterministic; 1: SDE-DPM-Solver++ 2M; raises ValueError outside 0..1
+
+    def __post_init__(self): check_eta(self.eta)
+
+    def coefficients(self, t: Level, s: Level) -> Coefficients:
+        D, x_t, _, std = ddim(self.eta).coefficients(t, s)
+        h = step_length(t, s)
+        r = torch.zeros_like(h)                    # the first step has no earlier prediction
+        r[1:] = h[1:] / (2 * h[:-1])
+        r = r.where(s.noise > 0, 0.)               # the last step is infinitely long: D is x0
+        return Coefficients(x0=D * (1 + r), x_t=x_t, previous=-D * r, std=std)
 
 # %% ../nbs/10_solvers.ipynb #e8cd11f4
 def exponential(h: Tensor) -> Tensor:
-    "x0 on a straight line in log(signal/noise) within a step of length h (eq-heun-rules)"
-    return 1 + torch.expm1(-h) / h
+    "c(h) for x0 on a straight line in log(signal/noise) (eq-heun-rules)"
+    return 1 - (1 - torch.exp(-h)) / h
 
 def trapezoid(h: Tensor) -> Tensor:
-    "The mean of the slopes in noise/signal (eq-heun-rules; Karras et al. 2022, algorithm 1). Wild at long steps"
-    return torch.expm1(h) / 2
+    "c(h) for the mean of two slopes (eq-heun-rules; Karras et al. 2022, algorithm 1)"
+    return (torch.exp(h) - 1) / 2
 
-def heun(rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: length of a step -> how much of the change in x0 to add
-        ) -> Step:
-    "A step of `ddim`, corrected by a second look from where it ends (eq-heun). `trajectory` visits each time twice, so n steps ask 2n - 1 times"
-    factors = partial(_predicted, rule)
-    def step(x_t, prediction, t, s, memory):
-        x0, (x0_before, gain, arrived) = prediction.x0, memory.pop('heun', (None,)*3)
-        if arrived is not None and _same(arrived, t.t):
-            if not _same(t.t, s.t): _looked_once(t, s)
-            return Gaussian(torch.addcmul(x_t, gain, x0 - x0_before), _NONE)
-        of_x0, of_xt, gain = _along(memory, factors, x_t, t, s)
-        memory['heun'] = x0, gain, s.t
-        return Gaussian(torch.addcmul(of_xt * x_t, of_x0, x0), _NONE)
-    step.visits = _twice
-    return step
+@dataclass(frozen=True, repr=False)
+class heun(Solver):
+    "A step of `ddim`, corrected by a second prediction where it ends (eq-heun): 2n - 1 calls for n steps"
+    rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: h -> c(h)
 
-# %% ../nbs/10_solvers.ipynb #70c85a07
-def _predicted(rule, t: Level, s: Level) -> tuple[Tensor, Tensor, Tensor]:
-    "The factors of DDIM, and what to add of the change in x0 (eq-heun): nothing where a rule knows none, at an infinite step"
-    if (t.t == s.t).any(): _looked_once(t, s)
-    of_x0, of_xt, _ = _family(0., t, s)
-    return of_x0, of_xt, (s.signal * rule(_length(t, s))).nan_to_num(0., posinf=0.)
+    def visits(self, times: list[int]) -> list[int]:
+        "T, a, a, b, b, ..., 0; times that go up are visited once"
+        out = list(times[:1])
+        for t, s in zip(times, times[1:]):
+            out += [s] if s == 0 or s > t else [s, s]
+        return out
 
-def _looked_once(t: Level, s: Level):
-    raise ValueError(f'heun() looks at each time twice, but this loop went from t = {int(t.t[0])} to {int(s.t[0])}: let `trajectory` walk, or visit heun().visits(times)')
-
-def _twice(times: list[int]) -> list[int]:
-    "T, a, a, b, b, ..., 0"
-    out = list(times[:1])
-    for t, s in zip(times, times[1:]): out += [s] if s == 0 or s > t else [s, s]
-    return out
+    def coefficients(self, t: Level, s: Level) -> Coefficients:
+        move = ddim().coefficients(t, s)
+        h = step_length(t, s)
+        c = torch.zeros_like(h)
+        c[1:] = s.signal[1:] * self.rule(h[:-1])
+        c = c.where(t.t == s.t, 0.)                # only rows that stay are corrections
+        c = c.nan_to_num(0., posinf=0.)            # after an infinite step a rule may know no correction
+        return Coefficients(x0=move.x0 + c, x_t=move.x_t, previous=-c, std=move.std)

@@ -6,7 +6,7 @@ from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import V, X0, Denoiser, Prediction, clipped
 from diffusion_scratch.noising import Gaussian, q_posterior, q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
-from diffusion_scratch.sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory
+from diffusion_scratch.sampling import Frame, Noise, Solver, ancestral, fixed_large, fixed_small, sample, trajectory
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
 
 LINEAR = Schedule(linear_betas())

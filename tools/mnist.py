@@ -24,7 +24,7 @@ from diffusion_scratch.features import Features, digit_classifier
 from diffusion_scratch.likelihood import bound
 from diffusion_scratch.pretrained import SHIPPED, find, save
 from diffusion_scratch.report import Report, evaluate_model, generate, reference
-from diffusion_scratch.sampling import ancestral, visits
+from diffusion_scratch.sampling import ancestral
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from diffusion_scratch.training import atomic
 
