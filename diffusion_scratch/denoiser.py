@@ -22,10 +22,14 @@ __all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'che
 def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
     "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
     if 0 in level.t.tolist():
-        raise ValueError('t = 0 is the data itself: there is no noise to predict; t must lie in 1..T')
+        raise ValueError(
+            't = 0 is the data itself: there is no noise to predict; t must lie in 1..T'
+        )
     check_level_shape(level, x_t, 'x_t')
     if y is not None and y.shape[:1] != x_t.shape[:1]:
-        raise ValueError(f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images')
+        raise ValueError(
+            f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images'
+        )
 
 def check_signal_left(level: Level):
     "Refuse to read an image from noise where nothing of it is left"
@@ -56,21 +60,26 @@ def call_network(net: nn.Module,
     try: out = net(x, t) if y is None else net(x, t, y)
     except TypeError:
         if y is None or takes_arguments(net, 3): raise
-        raise TypeError(f'{type(net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, '
-                        'or give its forward a third argument y') from None
+        raise TypeError(
+            f'{type(net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, '
+            'or give its forward a third argument y'
+        ) from None
     if not isinstance(out, Tensor):
         raise TypeError(f'the network returned a {type(out).__name__}; '
                         f'it must return a tensor of shape {tuple(x_t.shape)}')
     if out.shape != x_t.shape:
-        raise ValueError(f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; '
-                         'the shapes must be equal')
+        raise ValueError(
+            f'the network returned {tuple(out.shape)} for an input of {tuple(x_t.shape)}; '
+            'the shapes must be equal'
+        )
     return out.to(x_t)
 
 # %% ../nbs/03_denoiser.ipynb #0ae99869
 #| code-fold: true
 #| code-summary: "Plumbing: eval mode and no gradients for a while"
 class evaluating:
-    "No gradients and eval mode inside `with`, for a module and its parts; afterwards each has its own mode again"
+    """No gradients and eval mode inside `with`, for a module and its parts; afterwards each has
+    its own mode again"""
     def __init__(self, module: nn.Module):
         self.parts = list(module.modules())
 
@@ -86,7 +95,8 @@ class evaluating:
 
 # %% ../nbs/03_denoiser.ipynb #ca426bb5
 class Prediction(NamedTuple):
-    "What a denoiser predicts from x_t: image and noise, with x_t = signal * x0 + noise * eps"
+    """What a denoiser predicts from x_t: image and noise, with x_t = signal * x0 +
+    noise * eps"""
     x0: Tensor   # (B,...)
     eps: Tensor  # (B,...)
 
@@ -108,8 +118,12 @@ def eps_from_x0(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
 class Parameterization:
     "A coordinate system for a denoiser's belief"
     name: str
-    target: Callable[[Tensor, Tensor, Level], Tensor]       # x0, eps, level -> what the network should return
-    predict: Callable[[Tensor, Tensor, Level], Prediction]  # the network's output, x_t, level -> Prediction
+    target: Callable[
+        [Tensor, Tensor, Level], Tensor
+    ]  # x0, eps, level -> what the network should return
+    predict: Callable[
+        [Tensor, Tensor, Level], Prediction
+    ]  # the network's output, x_t, level -> Prediction
 
     def __repr__(self): return self.name.upper()
 
@@ -144,8 +158,8 @@ PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 class Denoiser(nn.Module):
     "Any network `net(x_t, t)` or `net(x_t, t, y)`, and what its output means"
     def __init__(self,
-                 net: nn.Module,   # returns a tensor shaped like x_t; y is left out when there is none
-                 parameterization: Parameterization=EPS # meaning of its output: EPS, X0 or V
+                 net: nn.Module,  # returns a tensor shaped like x_t; no y, no third argument
+                 parameterization: Parameterization=EPS # what it predicts: EPS, X0 or V
                 ):
         super().__init__()
         self.net, self.parameterization = net, parameterization

@@ -28,12 +28,19 @@ class edited(nn.Module):
                  change: Callable[[Tensor, Level], Tensor]  # the predicted images (B,...), their level -> the images to go on with (B,...)
                 ):
         super().__init__()
-        if not callable(change): raise TypeError(f'change = {change!r} is not a function of images and their level')
+        if not callable(change):
+            raise TypeError(
+                f'change = {change!r} is not a function of images and their level'
+            )
         self.denoiser, self.training, self.change = denoiser, denoiser.training, change
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.change(self.denoiser(x_t, level, y).x0, level)
-        if x0.shape != x_t.shape: raise ValueError(f'the change returned {tuple(x0.shape)} for images {tuple(x_t.shape)}; the shapes must be equal')
+        if x0.shape != x_t.shape:
+            raise ValueError(
+                f'the change returned {tuple(x0.shape)} for images {tuple(x_t.shape)};'
+                ' the shapes must be equal'
+            )
         return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/12_editing.ipynb #6ed5b942
@@ -47,15 +54,29 @@ class inpaint(edited):
         super().__init__(denoiser, self._paste)
         known, mask = (_kept(torch.as_tensor(z)) for z in (known, mask))
         check_known(known, 'known')
-        if mask.dtype != torch.bool: raise TypeError(f'mask is {mask.dtype}; it must be torch.bool, True where a pixel is known')
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f'mask is {mask.dtype}; it must be torch.bool, True where a pixel is'
+                ' known'
+            )
         if mask.ndim != known.ndim or any(m not in (1, k) for m, k in zip(mask.shape, known.shape)):
-            raise ValueError(f'mask has shape {tuple(mask.shape)}, but known {tuple(known.shape)}; each number must be the same, or 1')
-        if not ((known.abs() <= 1) | ~mask).all(): raise ValueError(f'some known pixels are outside [-1, 1]: they lie in {_range(known[mask.expand_as(known)])}; data.to_float makes images from bytes')
-        self.register_buffer('known', known, persistent=False); self.register_buffer('mask', mask, persistent=False)
+            raise ValueError(
+                f'mask has shape {tuple(mask.shape)}, but known {tuple(known.shape)};'
+                ' each number must be the same, or 1'
+            )
+        if not ((known.abs() <= 1) | ~mask).all():
+            raise ValueError(
+                'some known pixels are outside [-1, 1]: they lie in'
+                f' {_range(known[mask.expand_as(known)])}; data.to_float makes images'
+                ' from bytes'
+            )
+        self.register_buffer('known', known, persistent=False)
+        self.register_buffer('mask', mask, persistent=False)
 
     def _paste(self, x0, level):
         _check_fits(self.known, x0)
-        if self.known.device != x0.device: self.known, self.mask = self.known.to(x0.device), self.mask.to(x0.device)
+        if self.known.device != x0.device:
+            self.known, self.mask = self.known.to(x0.device), self.mask.to(x0.device)
         return torch.where(self.mask, self.known.to(x0), x0)
 
 # %% ../nbs/12_editing.ipynb #bf85f805
@@ -64,12 +85,22 @@ def _kept(x: Tensor) -> Tensor:
     with torch.inference_mode(False): return x.detach().clone()
 
 def check_known(known: Tensor, name: str):
-    if not known.is_floating_point(): raise TypeError(f'{name} is {known.dtype}; it must be float, as data.to_float makes it from bytes')
-    if known.ndim < 2 or len(known) == 0: raise ValueError(f'{name} has shape {tuple(known.shape)}; give a batch (B,...), or (1,...) for the same in every image')
+    if not known.is_floating_point():
+        raise TypeError(
+            f'{name} is {known.dtype}; it must be float, as data.to_float makes it from bytes'
+        )
+    if known.ndim < 2 or len(known) == 0:
+        raise ValueError(
+            f'{name} has shape {tuple(known.shape)}; give a batch (B,...), or (1,...) for the same'
+            ' in every image'
+        )
 
 def _check_fits(known: Tensor, x0: Tensor, name: str='known', what: str='the images are'):
     if known.shape[1:] != x0.shape[1:] or len(known) not in (1, len(x0)):
-        raise ValueError(f'{name} has shape {tuple(known.shape)}, but {what} {tuple(x0.shape)}; only the first number may differ, and be 1')
+        raise ValueError(
+            f'{name} has shape {tuple(known.shape)}, but {what} {tuple(x0.shape)}; only the first'
+            ' number may differ, and be 1'
+        )
 
 def _range(x: Tensor) -> str: return f'{x.min():.4g}..{x.max():.4g}'
 
@@ -80,9 +111,13 @@ def resampled(times: list[int],  # T, ..., 0, falling
              ) -> list[int]:
     "Times that walk each stretch of `jump` steps `repeats` times over, with a jump back up in between (Lugmayr et al. 2022, algorithm 1)"
     times, jump, repeats = falling_times(times), index(jump), index(repeats)
-    if jump < 1 or repeats < 1: raise ValueError(f'jump = {jump} and repeats = {repeats} must both be at least 1')
+    if jump < 1 or repeats < 1:
+        raise ValueError(
+            f'jump = {jump} and repeats = {repeats} must both be at least 1'
+        )
     out = times[:1]
-    for stretch in (times[i:i + jump + 1] for i in range(0, len(times) - 1, jump)): out += stretch[1:] + stretch * (repeats - 1)
+    for stretch in (times[i : i + jump + 1] for i in range(0, len(times) - 1, jump)):
+        out += stretch[1:] + stretch * (repeats - 1)
     return out
 
 # %% ../nbs/12_editing.ipynb #9c51f893
@@ -98,17 +133,24 @@ def falling_times(times) -> list[int]:
 def check_invertible(step, schedule, times, x0, y):
     "Refuse a walk that has no way back"
     check_known(x0, 'x0')
-    if y is not None and len(y) != len(x0): raise ValueError(f'{len(y)} labels y for {len(x0)} images')
+    if y is not None and len(y) != len(x0):
+        raise ValueError(f'{len(y)} labels y for {len(x0)} images')
     if step.visits(times) != times:
-        raise ValueError('this step asks more than once a time; invert() walks by steps that ask once, '
-                         'such as ddim() and dpm_solver_pp()')
+        raise ValueError(
+            'this step asks more than once a time; invert() walks by steps that ask once, '
+            'such as ddim() and dpm_solver_pp()'
+        )
     if not schedule.signal[times[0]]:
-        raise ValueError(f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find '
-                         f'the noise of a picture: start at {times[0] - 1}')
+        raise ValueError(
+            f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find '
+            f'the noise of a picture: start at {times[0] - 1}'
+        )
     down = step.coefficients(*levels_between(schedule, [max(2, times[0]), 1]))
     if down.std.any():
-        raise ValueError('this step draws noise, which has no way back; invert() walks by steps without chance, '
-                         'such as ddim() and dpm_solver_pp()')
+        raise ValueError(
+            'this step draws noise, which has no way back; invert() walks by steps without chance, '
+            'such as ddim() and dpm_solver_pp()'
+        )
 
 # %% ../nbs/12_editing.ipynb #a212c972
 class steered(nn.Module):
@@ -121,46 +163,86 @@ class steered(nn.Module):
                  least: float=0.05                        # the smallest signal to divide by; 0 for an exact denoiser
                 ):
         super().__init__()
-        if not callable(loss): raise TypeError(f'loss = {loss!r} is not a function of images')
-        if not callable(scale) and not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
-        if not 0 <= least <= 1: raise ValueError(f'least = {least} is outside 0..1, as no signal is')
-        self.denoiser, self.training, self.loss, self.scale, self.least = denoiser, denoiser.training, loss, scale, least
+        if not callable(loss):
+            raise TypeError(f'loss = {loss!r} is not a function of images')
+        if not callable(scale) and not math.isfinite(scale):
+            raise ValueError(f'scale = {scale} is not a finite number')
+        if not 0 <= least <= 1:
+            raise ValueError(f'least = {least} is outside 0..1, as no signal is')
+        self.denoiser, self.training, self.loss, self.scale, self.least = (
+            denoiser,
+            denoiser.training,
+            loss,
+            scale,
+            least,
+        )
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
-        watched = x_t.requires_grad and torch.is_grad_enabled()         # by another `steered` around this one: it needs the graph after us
+        # by another `steered` around this one: it needs the graph after us
+        watched = x_t.requires_grad and torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t if watched else _plain(x_t).detach().requires_grad_()
-            x0 = self.denoiser(x, Level(*map(_plain, level)), None if y is None else _plain(y)).x0
-            slope, = torch.autograd.grad(_per_image(self.loss, x0), x, retain_graph=watched, allow_unused=True)
-        if slope is None: raise ValueError('the loss does not depend on x0, or the denoiser not on x_t: there is nothing to steer by')
+            x0 = self.denoiser(
+                x, Level(*map(_plain, level)), None if y is None else _plain(y)
+            ).x0
+            (slope,) = torch.autograd.grad(
+                _per_image(self.loss, x0), x, retain_graph=watched, allow_unused=True
+            )
+        if slope is None:
+            raise ValueError(
+                'the loss does not depend on x0, or the denoiser not on x_t: there is'
+                ' nothing to steer by'
+            )
         scale = self.scale(level) if callable(self.scale) else self.scale
-        factor = scale * (level.noise**2 / level.signal.clamp(min=self.least)).nan_to_num(posinf=0.)
+        factor = scale * (
+            level.noise**2 / level.signal.clamp(min=self.least)
+        ).nan_to_num(posinf=0.0)
         x0 = (x0 if watched else x0.detach()) - factor.to(x_t) * slope
         return Prediction(x0, eps_from_x0(x_t, x0, level))
 
 # %% ../nbs/12_editing.ipynb #7ee6fe0c
-def _plain(x: Tensor) -> Tensor: return x.clone() if x.is_inference() else x  # inference mode marks its tensors, and gradients refuse them
+# inference mode marks its tensors, and gradients refuse them
+def _plain(x: Tensor) -> Tensor: return x.clone() if x.is_inference() else x
 
 def _per_image(loss, x0: Tensor) -> Tensor:
     "The sum of a loss over a batch, in which no image sees another"
-    if not x0.requires_grad: raise ValueError('the denoiser lets no gradient through (was its network run under no_grad?); steering needs one')
+    if not x0.requires_grad:
+        raise ValueError(
+            'the denoiser lets no gradient through (was its network run under no_grad?); steering'
+            ' needs one'
+        )
     l = loss(x0)
-    if not isinstance(l, Tensor) or l.shape != x0.shape[:1]: raise ValueError(f'the loss returned {f"shape {tuple(l.shape)}" if isinstance(l, Tensor) else type(l).__name__}; it must return one number for each of the {len(x0)} images, ({len(x0)},)')
-    if not l.requires_grad: raise ValueError('the loss is not differentiable: its result has no gradient (was it detached, rounded, or compared?)')
+    if not isinstance(l, Tensor) or l.shape != x0.shape[:1]:
+        raise ValueError(
+            'the loss returned'
+            f' {f"shape {tuple(l.shape)}" if isinstance(l, Tensor) else type(l).__name__}; it must'
+            f' return one number for each of the {len(x0)} images, ({len(x0)},)'
+        )
+    if not l.requires_grad:
+        raise ValueError(
+            'the loss is not differentiable: its result has no gradient (was it detached, rounded,'
+            ' or compared?)'
+        )
     return l.sum()
 
 # %% ../nbs/12_editing.ipynb #7eeed678
 class View(NamedTuple):
     "What can be known of an image: a linear map A, and its pseudo-inverse"
-    measure: Callable[[Tensor], Tensor]  # A: images (B,C,H,W) -> what is known of them (B,...)
-    lift: Callable[[Tensor], Tensor]     # A^+: the smallest images of which that is known
+    measure: Callable[
+        [Tensor], Tensor
+    ]  # A: images (B,C,H,W) -> what is known of them (B,...)
+    lift: Callable[[Tensor], Tensor]  # A^+: the smallest images of which that is known
 
 def pooled(k: int  # the side of a block
           ) -> View:
     "Images k times smaller, each pixel the mean of a block (eq-view)"
-    if index(k) < 1: raise ValueError(f'k = {k} is not a number of pixels; it must be at least 1')
+    if index(k) < 1:
+        raise ValueError(f'k = {k} is not a number of pixels; it must be at least 1')
     def measure(x):
-        if x.shape[-2] % k or x.shape[-1] % k: raise ValueError(f'images {tuple(x.shape)} cannot be cut into blocks of {k} x {k} pixels')
+        if x.shape[-2] % k or x.shape[-1] % k:
+            raise ValueError(
+                f'images {tuple(x.shape)} cannot be cut into blocks of {k} x {k} pixels'
+            )
         return F.avg_pool2d(x, k)
     return View(measure, lambda y: y.repeat_interleave(k, -2).repeat_interleave(k, -1))
 
@@ -169,7 +251,10 @@ def gray(weights: tuple=(0.299, 0.587, 0.114)  # of the colours; these are ITU-R
     "Images without their colours (eq-view)"
     w = _kept(torch.as_tensor(weights, dtype=torch.float32)).view(1, -1, 1, 1)
     if not w.square().sum() > 0: raise ValueError(f'weights = {weights} weigh nothing')
-    return View(lambda x: (x * w.to(x)).sum(1, keepdim=True), lambda y: y * (w / w.square().sum()).to(y))
+    return View(
+        lambda x: (x * w.to(x)).sum(1, keepdim=True),
+        lambda y: y * (w / w.square().sum()).to(y),
+    )
 
 # %% ../nbs/12_editing.ipynb #868c057b
 class consistent(edited):
@@ -181,9 +266,15 @@ class consistent(edited):
                 ):
         super().__init__(denoiser, self._agree)
         known = _kept(torch.as_tensor(known)); check_known(known, 'known')
-        if not known.isfinite().all(): raise ValueError('some of what is known is not finite')
+        if not known.isfinite().all():
+            raise ValueError('some of what is known is not finite')
         off = view.measure(view.lift(known)) - known
-        if off.abs().max() > 1e-3 * max(1, known.abs().max()): raise ValueError(f'no image agrees with what is known: the nearest is off by {off.abs().max():.3g}. Is view.lift the pseudo-inverse of view.measure?')
+        if off.abs().max() > 1e-3 * max(1, known.abs().max()):
+            raise ValueError(
+                'no image agrees with what is known: the nearest is off by'
+                f' {off.abs().max():.3g}. Is view.lift the pseudo-inverse of'
+                ' view.measure?'
+            )
         self.register_buffer('known', known, persistent=False); self.view = view
 
     def _agree(self, x0, level):
@@ -209,7 +300,7 @@ def invert(denoiser: nn.Module,
         level = schedule.at(1, x0)
         _, signal, noise = level.to(x0)
         x = signal * x0
-        x = x + noise * denoiser(x, level, y).eps                 # eq-invert: the step from 0 to 1
+        x = x + noise * denoiser(x, level, y).eps  # eq-invert: the step from 0 to 1
         upwards = [1, *(t for t in reversed(times) if t > 1)]
         for t, c in zip(upwards, rows_of(step.coefficients(*levels_between(schedule, upwards)))):
             x0 = denoiser(x, schedule.at(t, x), y).x0
@@ -225,9 +316,20 @@ def interpolate(a: Tensor,        # noise, such as `invert` finds (n,...), or on
     "Between two noises on the circle through both (eq-slerp; Shoemake 1985)"
     w = torch.as_tensor(w, dtype=a.dtype, device=a.device).reshape(-1)
     n = max(len(a), len(b), len(w))
-    if a.shape[1:] != b.shape[1:] or any(len(z) not in (1, n) for z in (a, b, w)): raise ValueError(f'a {tuple(a.shape)}, b {tuple(b.shape)} and w {tuple(w.shape)} do not fit: images of one shape, each n times or once')
+    if a.shape[1:] != b.shape[1:] or any(len(z) not in (1, n) for z in (a, b, w)):
+        raise ValueError(
+            f'a {tuple(a.shape)}, b {tuple(b.shape)} and w {tuple(w.shape)} do not fit:'
+            ' images of one shape, each n times or once'
+        )
     u, v = (F.normalize(z.flatten(1), dim=1) for z in (a, b))
     angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
-    if (angle > 3.1).any() or not (a.flatten(1).any(1).all() and b.flatten(1).any(1).all()): raise ValueError('a and b are opposite, or one is 0: there is no one way between them')
-    share = lambda w: torch.where(angle < 1e-3, w, (w * angle).sin() / angle.clamp(min=1e-3).sin()).view(-1, *[1]*(a.ndim - 1))
+    if (angle > 3.1).any() or not (
+        a.flatten(1).any(1).all() and b.flatten(1).any(1).all()
+    ):
+        raise ValueError(
+            'a and b are opposite, or one is 0: there is no one way between them'
+        )
+    share = lambda w: torch.where(
+        angle < 1e-3, w, (w * angle).sin() / angle.clamp(min=1e-3).sin()
+    ).view(-1, *[1] * (a.ndim - 1))
     return share(1 - w) * a + share(w) * b

@@ -22,7 +22,14 @@ def drop_labels(y: Tensor,     # labels (B,), long
                ) -> Tensor:    # (B,)
     "Replace each label by NULL with probability `p`, so that one network learns with and without labels (eq-cfg-dropout; Ho & Salimans 2022, algorithm 1)"
     if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
-    drop = torch.rand(y.shape, generator=generator, device=generator.device if generator else 'cpu') < p
+    drop = (
+        torch.rand(
+            y.shape,
+            generator=generator,
+            device=generator.device if generator else 'cpu',
+        )
+        < p
+    )
     return y.masked_fill(drop.to(y.device), NULL)
 
 # %% ../nbs/11_guidance.ipynb #55720708
@@ -35,13 +42,29 @@ class guided(nn.Module):
                 ):
         super().__init__()
         y = torch.as_tensor(y)
-        if y.ndim != 1: raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
-        if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
-        self.denoiser, self.training, self.y, self.scale = denoiser, denoiser.training, y, scale
+        if y.ndim != 1:
+            raise ValueError(
+                f'y has shape {tuple(y.shape)}; give one label for each image, (B,)'
+            )
+        if not math.isfinite(scale):
+            raise ValueError(f'scale = {scale} is not a finite number')
+        self.denoiser, self.training, self.y, self.scale = (
+            denoiser,
+            denoiser.training,
+            y,
+            scale,
+        )
 
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:
-        if y is not None: raise ValueError('guided() holds its labels already: give y there, not to the sampler too')
-        if len(self.y) != len(x_t): raise ValueError(f'guided() holds {len(self.y)} labels for a batch of {len(x_t)}')
+        if y is not None:
+            raise ValueError(
+                'guided() holds its labels already: give y there, not to the'
+                ' sampler too'
+            )
+        if len(self.y) != len(x_t):
+            raise ValueError(
+                f'guided() holds {len(self.y)} labels for a batch of {len(x_t)}'
+            )
         cond = self.denoiser(x_t, level, self.y.to(x_t.device))
         if self.scale == 0: return cond
         free = self.denoiser(x_t, level)

@@ -22,12 +22,17 @@ __all__ = ['check_float_images', 'check_bound_times', 'normal_like', 'uniform', 
 #| code-summary: "Plumbing: checks of input"
 def check_float_images(x0: Tensor):
     if not x0.is_floating_point():
-        raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from bytes')
+        raise TypeError(
+            f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from'
+            ' bytes'
+        )
 
 def check_bound_times(times: list[int]):
     "Refuse times on which there is no bound"
     if times[-1:] != [0]:
-        raise ValueError(f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}')
+        raise ValueError(
+            f'the bound is on the data, at t = 0: times must end at 0, not with {times[-3:]}'
+        )
     if len(times) < 3: raise ValueError(f'the bound needs at least 2 steps, not times = {times}')
 
 # %% ../nbs/06_loss.ipynb #474588fe
@@ -40,7 +45,8 @@ def normal_like(x: Tensor, generator: torch.Generator | None=None) -> Tensor:
 
 # %% ../nbs/06_loss.ipynb #1ec2c7fd
 def uniform(level: Level) -> Tensor:
-    "Every level's error in eps counts the same: L_simple (eq-simple; Ho et al. 2020, eq. 14)"
+    """Every level's error in eps counts the same: L_simple
+    (eq-simple; Ho et al. 2020, eq. 14)"""
     return level.snr
 
 def x0_weight(level: Level) -> Tensor:
@@ -48,7 +54,8 @@ def x0_weight(level: Level) -> Tensor:
     return torch.ones_like(level.snr)
 
 def v_weight(level: Level) -> Tensor:
-    "Every level's error in v counts the same: SNR + 1 (eq-error-weights; Salimans & Ho 2022, section 4)"
+    """Every level's error in v counts the same: SNR + 1
+    (eq-error-weights; Salimans & Ho 2022, section 4)"""
     return 1 / level.noise**2
 
 # %% ../nbs/06_loss.ipynb #ff2b78dc
@@ -58,9 +65,11 @@ def min_snr(gamma: float = 5.  # the ceiling
     return lambda level: level.snr.clamp(max=gamma)
 
 def vlb_weight(schedule: Schedule) -> Callable[[Level], Tensor]:
-    """The weight of L_{t-1} in the variational bound, in nats a dimension (eq-snr-difference);
+    """The weight of L_{t-1} in the bound, in nats a dimension (eq-snr-difference);
     at t = 1 that of L_0's Gaussian, 1 / (2 std^2)"""
-    std = decoder_std(schedule, schedule.times(schedule.T), torch.zeros(1, dtype=torch.float64))
+    std = decoder_std(
+        schedule, schedule.times(schedule.T), torch.zeros(1, dtype=torch.float64)
+    )
     def weight(level: Level) -> Tensor:
         before = schedule.at(level.t - 1, level.signal)
         is_first = (level.t == 1).view_as(level.snr)
@@ -78,7 +87,7 @@ def decoder_std(schedule: Schedule, times: list[int], like: Tensor) -> Tensor:
 def draw_level(schedule: Schedule,
                x0: Tensor,   # images in [-1, 1] (B,...)
                generator: torch.Generator | None=None # torch's own if none
-              ) -> tuple[Level, Tensor]: # a random level for each image, and noise like `x0`
+              ) -> tuple[Level, Tensor]: # a random level for each image, and noise
     "The two random draws of a training step (Ho et al. 2020, algorithm 1)"
     check_float_images(x0)
     device = generator.device if generator else 'cpu'
@@ -91,9 +100,10 @@ def loss_at(denoiser: nn.Module,        # x_t, level, y -> Prediction
             eps: Tensor,                # standard normal noise, like `x0`
             y: Tensor | None=None,      # labels (B,)
             *,
-            weight: Callable[[Level], Tensor]=uniform # of the squared error in x0, by level
+            weight: Callable[[Level], Tensor]=uniform # of the error in x0, by level
            ) -> Tensor:                 # (B,)
-    "The weighted squared error at given levels with given noise, one number an image (eq-simple)"
+    """The weighted squared error at given levels with given noise, one number an image
+    (eq-simple)"""
     x_t = q_sample(x0, level, eps)
     error = denoiser(x_t, level, y).x0 - x0
     return weight(level).flatten().to(error) * error.square().flatten(1).mean(1)
@@ -104,8 +114,8 @@ def diffusion_loss(denoiser: nn.Module,        # x_t, level, y -> Prediction
                    x0: Tensor,                 # images in [-1, 1] (B,...)
                    y: Tensor | None=None,      # labels (B,)
                    *,
-                   weight: Callable[[Level], Tensor]=uniform, # of the squared error in x0
-                   generator: torch.Generator | None=None     # draws t and eps; torch's own if none
+                   weight: Callable[[Level], Tensor]=uniform, # of the error in x0
+                   generator: torch.Generator | None=None     # draws t and eps
                   ) -> Tensor:                 # (B,), each at its own random t
     "The weighted squared error at a random level (eq-simple; Ho et al. 2020, eq. 14)"
     level, eps = draw_level(schedule, x0, generator)
@@ -119,7 +129,8 @@ def normal_cdf(z: Tensor) -> Tensor:
 def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 (B,...)
                 p: Gaussian   # over x_0, before it is cut into 256 bins
                ) -> Tensor:   # (B,...)
-    "L_0 of each pixel in nats: the mass in a gray value's bin (eq-decoder; Ho et al. 2020, eq. 13)"
+    """L_0 of each pixel in nats: the mass in a gray value's bin
+    (eq-decoder; Ho et al. 2020, eq. 13)"""
     a = (x0 - 1/255 - p.mean) / p.std
     b = (x0 + 1/255 - p.mean) / p.std
     a = a.masked_fill(x0 < -0.999, -torch.inf)
@@ -135,9 +146,9 @@ def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
     return q.kl(p)
 
-def predicted_and_true_posterior(denoiser, x0, y, t: Level, s: Level, eps, posterior
-                                ) -> tuple[Tensor, Gaussian, Gaussian]: # predicted x0, p, q
-    "The two Gaussians over x_s that L_{t-1} compares: p with the predicted x0, q with the true one"
+def predicted_and_true_posterior(denoiser, x0, y, t: Level, s: Level, eps, posterior):
+    """The two Gaussians over x_s that L_{t-1} compares: p with the predicted x0, q
+    with the true one"""
     x_t = q_sample(x0, t, eps)
     predicted = denoiser(x_t, t, y).x0
     return predicted, posterior(predicted, x_t, t, s), q_posterior(x0, x_t, t, s)
@@ -152,9 +163,9 @@ def vlb_terms(denoiser: nn.Module,
               x0: Tensor,             # images in [-1, 1] (B,...)
               y: Tensor | None=None,  # labels (B,)
               *,
-              posterior: Callable[..., Gaussian]=q_posterior, # x0, x_t, t, s -> Gaussian over x_s
-              times: list[int] | None=None,                   # T, ..., 0; every step if none
-              generator: torch.Generator | None=None          # draws the noise of each x_t
+              posterior: Callable=q_posterior,       # x0, x_t, t, s -> Gaussian over x_s
+              times: list[int] | None=None,          # T, ..., 0; every step if none
+              generator: torch.Generator | None=None # draws the noise of each x_t
              ) -> Tensor:             # (len(times), B): L_0, ..., L_{t-1}, ..., L_T
     """The terms of the variational bound on -log p(x0), in bits per dimension;
     their sum is the bound (eq-vlb; Ho et al. 2020, eq. 5)"""
@@ -164,7 +175,9 @@ def vlb_terms(denoiser: nn.Module,
     for t, s in zip(times, times[1:]):
         eps, t, s = normal_like(x0, generator), schedule.at(t, x0), schedule.at(s, x0)
         with evaluation:
-            _, p, q = predicted_and_true_posterior(denoiser, x0, y, t, s, eps, posterior)
+            _, p, q = predicted_and_true_posterior(
+                denoiser, x0, y, t, s, eps, posterior
+            )
         L = q.kl(p) if s.t[0] > 0 else decoder_nll(x0, Gaussian(p.mean, std))
         terms.append(bits_per_dimension(L))
     return torch.stack(terms[::-1])

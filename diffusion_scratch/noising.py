@@ -16,12 +16,17 @@ __all__ = ['check_noising', 'check_order', 'transition', 'q_step', 'q_sample', '
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_noising(*levels: Level, **tensors: Tensor):
-    "Refuse what would go wrong silently: shapes that broadcast, levels of another batch, bytes in place of floats"
+    """Refuse what would go wrong silently: shapes that broadcast, levels of another batch, bytes
+    in place of floats"""
     (a, x), (b, y) = tensors.items()
     if x.shape != y.shape:
-        raise ValueError(f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal')
+        raise ValueError(
+            f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal'
+        )
     if not x.is_floating_point():
-        raise TypeError(f'{a} is {x.dtype}; noise needs floating-point images, as data.to_float makes them')
+        raise TypeError(
+            f'{a} is {x.dtype}; noise needs floating-point images, as data.to_float makes them'
+        )
     for level in levels: check_level_shape(level, x, a)
 
 def check_order(t: Level, s: Level):
@@ -46,7 +51,8 @@ def q_step(x_prev: Tensor,  # x_s (B,...)
            prev: Level,     # the level s < t that `x_prev` is at
            eps: Tensor      # standard normal noise, like `x_prev`
           ) -> Tensor:      # x_t (B,...), float32 at least
-    "One step of the forward process, from s to t (eq-step; Ho et al. 2020, eq. 2, where s = t - 1)"
+    """One step of the forward process, from s to t (eq-step; Ho et al. 2020, eq. 2,
+    where s = t - 1)"""
     check_noising(level, prev, x_prev=x_prev, eps=eps)
     scale, var = transition(level, prev)
     scale, std = cast_like(x_prev, scale, var.sqrt())
@@ -83,7 +89,8 @@ def q_posterior(x0: Tensor,   # images (B,...)
                 t: Level,     # where `x_t` is
                 s: Level      # where to go, any s < t
                ) -> Gaussian: # over x_s; at s = 0 it is x0 itself, with std 0
-    "The way back if x0 were known: q(x_s | x_t, x0) (eq-posterior; Ho et al. 2020, eq. 6-7)"
+    """The way back if x0 were known: q(x_s | x_t, x0)
+    (eq-posterior; Ho et al. 2020, eq. 6-7)"""
     check_noising(t, s, x0=x0, x_t=x_t)
     scale, var = transition(t, s)
     from_x0 = s.signal * var / t.noise**2

@@ -30,15 +30,22 @@ def whole_times(schedule: Schedule, times) -> list[int]:
     times = list(times)
     try: return [index(t) for t in times]
     except TypeError as e:
-        raise TypeError(f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}') from None
+        raise TypeError(
+            f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}'
+        ) from None
 
 def check_walk(step, times, schedule, shape, x_T, y):
     "Refuse a walk that cannot be walked"
     if not isinstance(step, Solver):
-        raise TypeError(f'step = {step!r} is no solver; give one such as ancestral(), ddim() or heun(), with its brackets')
+        raise TypeError(
+            f'step = {step!r} is no solver; give one such as ancestral(), ddim() or heun(), with'
+            ' its brackets'
+        )
     if len(times) < 2 or times[-1] != 0:
-        raise ValueError(f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; '
-                         'Schedule.times(n) makes such a list')
+        raise ValueError(
+            f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; '
+            'Schedule.times(n) makes such a list'
+        )
     for t, s in zip(times, times[1:]):
         if s == t: raise ValueError(f'times must change, but {t} is followed by {s}')
     for t in times:
@@ -46,7 +53,9 @@ def check_walk(step, times, schedule, shape, x_T, y):
             raise ValueError(f'times hold t = {t}, which is outside 1..{schedule.T}, '
                              'the timesteps of this schedule (0 is the data itself)')
     if len(shape) < 1 or shape[0] < 1:
-        raise ValueError(f'shape = {tuple(shape)} holds no image; the first number is how many to draw')
+        raise ValueError(
+            f'shape = {tuple(shape)} holds no image; the first number is how many to draw'
+        )
     if x_T is None and times[0] != schedule.T:
         raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: '
                          f'give x_T, or start at {schedule.T}')
@@ -82,12 +91,13 @@ def number_of_frames(step: Solver, times: list[int]) -> int:
 
 # %% ../nbs/07_sampling.ipynb #1b69dc62
 def fixed_small(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
-    "The posterior with its own variance: right if the data were a single point (eq-total-variance)"
+    """The posterior with its own variance: right if the data were a single point
+    (eq-total-variance)"""
     return q_posterior(x0, x_t, t, s)
 
 def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
-    """The posterior's mean with the variance of the forward step: right if the data were N(0, I)
-    (eq-total-variance); 0 at s = 0 (Ho et al. 2020, section 3.2)"""
+    """The posterior with the variance of the forward step, but 0 at s = 0: right if
+    the data were N(0, I) (eq-total-variance; Ho et al. 2020, section 3.2)"""
     _, var = transition(t, s)
     std = var.sqrt() * (s.t > 0).view_as(var)
     return Gaussian(q_posterior(x0, x_t, t, s).mean, *cast_like(x_t, std))
@@ -95,11 +105,12 @@ def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
 # %% ../nbs/07_sampling.ipynb #b7d81dc7
 def first_stream(seed: int) -> int:
     "Which of torch's 2^32 streams belongs to a seed's image 0 (eq-streams)"
-    golden = 0x9E3779B97F4A7C15              # the fraction of the golden ratio, in 64 bits
+    golden = 0x9E3779B97F4A7C15  # the fraction of the golden ratio, in 64 bits
     return (seed + 1) * golden % 2**64 >> 32
 
 class Noise:
-    "Standard normal noise in which image i depends on (seed, i) alone, at any batch size"
+    """Standard normal noise in which image i depends on
+    (seed, i) alone, at any batch size"""
     def __init__(self,
                  seed: int | None,  # 0..2^64-1; a fresh one if none
                  n: int,            # images
@@ -108,11 +119,14 @@ class Noise:
         seed = secrets.randbits(64) if seed is None else index(seed)
         check_seed(seed, first)
         k = first_stream(seed) + first
-        self.streams = [torch.Generator().manual_seed((k + i) % 2**32) for i in range(n)]
+        self.streams = [
+            torch.Generator().manual_seed((k + i) % 2**32) for i in range(n)
+        ]
 
     def draw(self, shape: tuple  # of one image
             ) -> Tensor:         # (n, *shape), float32, on the CPU
-        "The next noise of each image. Its stream advances by whole blocks of 16 numbers"
+        """The next noise of each image. Its stream advances by whole blocks of 16
+        numbers"""
         size = math.prod(shape)
         rows = torch.empty(len(self.streams), 16 * math.ceil(size / 16))
         for row, stream in zip(rows, self.streams): row.normal_(generator=stream)
@@ -120,7 +134,8 @@ class Noise:
 
 # %% ../nbs/07_sampling.ipynb #188737aa
 class Coefficients(NamedTuple):
-    "Of one step, or of n steps: what x_s takes of each of four things (eq-coefficients)"
+    """Of one step, or of n steps: what x_s takes of each of four things
+    (eq-coefficients)"""
     x0: Tensor        # of the predicted image (n,)
     x_t: Tensor       # of the current x_t (n,)
     previous: Tensor  # of the image predicted one step before (n,)
@@ -135,7 +150,8 @@ class Solver(ABC):
                     ) -> Coefficients: ...
 
     def visits(self, times: list[int]) -> list[int]:
-        "The times at which the denoiser is evaluated; a solver may visit some of them twice"
+        """The times at which the denoiser is evaluated; a solver may visit some of
+        them twice"""
         return list(times)
 
     def __repr__(self):
@@ -147,7 +163,9 @@ class Solver(ABC):
 @dataclass(frozen=True, repr=False)
 class ancestral(Solver):
     "The reverse step of DDPM (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
-    variance: Callable=fixed_small # or fixed_large: x0, x_t, t, s -> Gaussian, linear in x0 and x_t
+    variance: Callable = (
+        fixed_small  # or fixed_large: x0, x_t, t, s -> Gaussian, linear in x0 and x_t
+    )
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
         one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
@@ -163,7 +181,8 @@ def renoising(t: Level, s: Level) -> Coefficients:
     return Coefficients(zero, scale, zero, var.sqrt())
 
 def stretches(times: list[int]) -> list[list[int]]:
-    "A walk cut into stretches that only fall, or only rise: [9, 5, 7, 0] -> [9, 5], [5, 7], [7, 0]"
+    """A walk cut into stretches that only fall, or only rise: [9, 5, 7, 0] -> [9, 5],
+    [5, 7], [7, 0]"""
     cut = [times[:2]]
     for before, t, s in zip(times, times[1:], times[2:]):
         if (s > t) == (t > before): cut[-1].append(s)
@@ -180,7 +199,10 @@ def rows_of(columns: Coefficients) -> list[Coefficients]:
     numbers = (c.tolist() for c in torch.broadcast_tensors(*columns))
     return [Coefficients(*row) for row in zip(*numbers)]
 
-def coefficient_table(step: Solver, schedule: Schedule, times: list[int]) -> list[Coefficients]:
+def coefficient_table(step: Solver,
+                      schedule: Schedule,
+                      times: list[int]     # T, ..., 0
+                     ) -> list[Coefficients]:
     "The coefficients of a walk, one row for each step, formed in float64"
     table = []
     for stretch in stretches(times):
@@ -205,9 +227,9 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                times: list[int] | None=None, # T, ..., 0; every step if none
                x_T: Tensor | None=None,      # where to start (B,...); noise if none
                y: Tensor | None=None,        # labels (B,)
-               seed: int | None=None,        # image i depends on (seed, i) alone; fresh if none
+               seed: int | None=None,        # image i depends on (seed, i) alone
                first: int=0                  # number of the first image
-              ) -> Iterator[Frame]:          # one for each call of the denoiser, then the result
+              ) -> Iterator[Frame]:          # one for each call, then the result
     "The reverse process, step by step (eq-coefficients; Ho et al. 2020, algorithm 2)"
     times = whole_times(schedule, times)
     check_walk(step, times, schedule, shape, x_T, y)
@@ -217,7 +239,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     times = step.visits(times)
     for t, s, c in zip(times, times[1:], coefficient_table(step, schedule, times)):
         previous = x0
-        if s <= t:                                           # downwards: call the denoiser
+        if s <= t:  # downwards: call the denoiser
             level, written = schedule.at(t, x), times_written(x)
             with evaluation: x0 = denoiser(x, level, y).x0
             yield Frame(t, x, x0)
@@ -236,16 +258,18 @@ def sample(denoiser: nn.Module,          # x_t, level, y -> Prediction
            times: list[int] | None=None, # T, ..., 0; every step if none
            x_T: Tensor | None=None,      # where to start (B,...); noise if none
            y: Tensor | None=None,        # labels (B,)
-           seed: int | None=None,        # image i depends on (seed, i) alone, up to rounding (1e-3)
+           seed: int | None=None,        # image i depends on (seed, i), up to 1e-3
            first: int=0,                 # number of the first image
            progress: bool=True           # show a progress bar
-          ) -> Tensor:                   # images (B,...), in [-1, 1] if the denoiser is `clipped`
+          ) -> Tensor:                   # images (B,...), in [-1, 1] if `clipped`
     "Draw a batch of images: the last frame of a `trajectory`"
     times = whole_times(schedule, times)
     options = dict(step=step, times=times, x_T=x_T, y=y, seed=seed, first=first)
     frames = trajectory(denoiser, schedule, shape, **options)
     if progress and isinstance(step, Solver):
-        frames = tqdm(frames, total=number_of_frames(step, times), desc='sampling', unit='frame')
+        frames = tqdm(
+            frames, total=number_of_frames(step, times), desc='sampling', unit='frame'
+        )
     with torch.no_grad():
         for frame in frames: pass
     return frame.x

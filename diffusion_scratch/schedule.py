@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Callable, NamedTuple
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
@@ -23,16 +24,21 @@ def check_level_shape(level: Level,
                       images: Tensor, # (B,...)
                       name: str       # what the message calls them
                      ):
-    "Refuse images that a level does not fit: it holds one number for each image, with a dimension for each of theirs"
+    """Refuse images that a level does not fit: it holds one number for each image, with a
+    dimension for each of theirs"""
     shape = (images.shape[0],) + (1,)*(images.ndim - 1)
     if level.signal.shape != shape:
-        raise ValueError(f'the level has shape {tuple(level.signal.shape)}, but {name} {tuple(images.shape)} '
-                         f'needs {shape}: make it by schedule.at(t, {name})')
+        raise ValueError(
+            f'the level has shape {tuple(level.signal.shape)}, but {name} {tuple(images.shape)} '
+            f'needs {shape}: make it by schedule.at(t, {name})'
+        )
 
 def check_betas(betas: Tensor):
     "Refuse what is no vector of variances in (0, 1); the last may be 1"
     if betas.ndim != 1 or len(betas) == 0:
-        raise ValueError(f'betas must be a vector (T,) with T >= 1, not of shape {tuple(betas.shape)}')
+        raise ValueError(
+            f'betas must be a vector (T,) with T >= 1, not of shape {tuple(betas.shape)}'
+        )
     bad = ~((betas > 0) & (betas < 1))
     bad[-1] &= betas[-1] != 1
     if bad.any():
@@ -44,7 +50,9 @@ def check_timesteps(t: Tensor, T: int, n: int):
     "Refuse timesteps that are not whole, not one or one for each of `n` images, or outside 0..T"
     if t.is_floating_point(): raise ValueError(f't must be whole numbers 0..{T}, not {t.dtype}')
     if t.ndim > 1 or t.ndim and len(t) != n:
-        raise ValueError(f't has shape {tuple(t.shape)}; give one timestep, or one for each of the {n} images')
+        raise ValueError(
+            f't has shape {tuple(t.shape)}; give one timestep, or one for each of the {n} images'
+        )
     for extreme in (int(t.min()), int(t.max())) if t.numel() else ():
         if not 0 <= extreme <= T:
             raise ValueError(f't = {extreme} is outside 1..{T} (0 is the data itself)')
@@ -56,19 +64,26 @@ def check_number_of_steps(n: int, T: int):
 
 def check_spacing(spacing: Callable):
     if not callable(spacing):
-        raise ValueError(f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, '
-                         'linspace or log_snr, or a function (schedule, n) -> n timesteps')
+        raise ValueError(
+            f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, '
+            'linspace or log_snr, or a function (schedule, n) -> n timesteps'
+        )
 
 def check_falling(times: list[int], n: int, T: int):
     if len(times) != n + 1 or times[0] > T or any(s >= t for t, s in zip(times, times[1:])):
-        raise ValueError(f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {T}..1')
+        raise ValueError(
+            f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {T}..1'
+        )
 
 def check_length(T: int):
     if T < 1: raise ValueError(f'T = {T} is not a number of steps; it must be at least 1')
 
 def check_zero_terminal(T: int):
     if T < 2:
-        raise ValueError('T = 1 is too short: alpha_bar_1 stays and alpha_bar_T becomes 0, so T must be at least 2')
+        raise ValueError(
+            'T = 1 is too short: alpha_bar_1 stays and alpha_bar_T becomes 0, so T must be at'
+            ' least 2'
+        )
 
 # %% ../nbs/01_schedule.ipynb #4b00467d
 def cast_like(images: Tensor,       # (B,...)
@@ -100,7 +115,9 @@ class Level(NamedTuple):
            images: Tensor  # (B,...)
           ) -> Level:
         "The same where `images` are, in their precision, but in float32 at least"
-        return Level(self.t.to(images.device), *cast_like(images, self.signal, self.noise))
+        return Level(
+            self.t.to(images.device), *cast_like(images, self.signal, self.noise)
+        )
 
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:
@@ -139,7 +156,7 @@ def distinct_timesteps(times: np.ndarray,  # (n,), falling
 
 # %% ../nbs/01_schedule.ipynb #d7e51a8a
 class Schedule:
-    """The noise levels of a diffusion process with T steps (Ho et al. 2020, section 2; eq-alpha-bar).
+    """The noise levels of a process with T steps (eq-alpha-bar; Ho et al. 2020, section 2).
 
     Its tables are float64 and stay on the CPU: coefficients are formed there in double
     precision, and only the finished coefficient is cast, to float32 at least.
@@ -159,7 +176,7 @@ class Schedule:
 
     def at(self,
            t: Tensor | int,  # timesteps (B,) or one for all, 0..T
-           like: Tensor      # a batch (B, ...): gives the batch size and the number of dimensions
+           like: Tensor      # a batch (B,...): tells the batch size and the shape
           ) -> Level:
         "The levels of the images of `like` at `t`; raises ValueError outside 0..T"
         t = torch.as_tensor(t).cpu()
@@ -168,21 +185,23 @@ class Schedule:
         shape = (-1,) + (1,)*(like.ndim - 1)
         return Level(t, self.signal[t].view(shape), self.noise[t].view(shape))
 
-    def times(self,
-              n: int,  # number of steps, 1..T
-              spacing: Callable[[Schedule, int], Tensor]=trailing  # schedule, n -> n falling timesteps
-             ) -> list[int]:
-        "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
-        check_number_of_steps(n, self.T)
-        check_spacing(spacing)
-        times = torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long()
-        times = [*times.tolist(), 0]
-        check_falling(times, n, self.T)
-        return times
-
     def __repr__(self):
         return (f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, '
                 f'alpha_bar_T={self.alpha_bar[-1]:.3g})')
+
+# %% ../nbs/01_schedule.ipynb #ddf9a213
+@patch
+def times(self: Schedule,
+          n: int,  # number of steps, 1..T
+          spacing: Callable=trailing # or leading, linspace, log_snr: schedule, n -> n timesteps
+         ) -> list[int]:
+    "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
+    check_number_of_steps(n, self.T)
+    check_spacing(spacing)
+    times = torch.as_tensor(spacing(self, n), dtype=torch.float64).round().long()
+    times = [*times.tolist(), 0]
+    check_falling(times, n, self.T)
+    return times
 
 # %% ../nbs/01_schedule.ipynb #15ee5ed6
 def linear_betas(T: int = 1000,        # number of steps
@@ -197,14 +216,16 @@ def linear_betas(T: int = 1000,        # number of steps
 def betas_from(alpha_bar: Tensor,       # (T+1,), decreasing from 1
                max_beta: float = 0.999  # ceiling
               ) -> Tensor:              # (T,)
-    "The betas of a given alpha_bar (Nichol & Dhariwal 2021, section 3.2; eq-betas-from)"
+    """The betas of a given alpha_bar (Nichol & Dhariwal 2021, section 3.2;
+    eq-betas-from)"""
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta)
 
 # %% ../nbs/01_schedule.ipynb #e506e77b
 def cosine_betas(T: int = 1000,     # number of steps
                  s: float = 0.008   # offset that keeps beta_1 from vanishing
                 ) -> Tensor:        # (T,), float64
-    "Betas whose alpha_bar falls as a squared cosine (Nichol & Dhariwal 2021, eq. 17; eq-cosine)"
+    """Betas whose alpha_bar falls as a squared cosine
+    (Nichol & Dhariwal 2021, eq. 17; eq-cosine)"""
     check_length(T)
     u = torch.linspace(0, 1, T + 1, dtype=torch.float64)
     f = torch.cos((u + s) / (1 + s) * torch.pi / 2)**2
@@ -214,7 +235,7 @@ def cosine_betas(T: int = 1000,     # number of steps
 def sigmoid_betas(T: int = 1000,       # number of steps
                   start: float = -3.,  # the sigmoid's argument at t = 0
                   end: float = 3.,     # and at t = T
-                  tau: float = 1.      # temperature: a larger one is closer to a straight line
+                  tau: float = 1.      # temperature: larger is closer to a line
                  ) -> Tensor:          # (T,), float64
     "Betas whose alpha_bar falls as a sigmoid (Jabri et al. 2022; eq-sigmoid)"
     check_length(T)
@@ -225,8 +246,8 @@ def sigmoid_betas(T: int = 1000,       # number of steps
 # %% ../nbs/01_schedule.ipynb #04ed518c
 def zero_terminal_snr(betas: Tensor  # (T,), T >= 2
                      ) -> Tensor:    # (T,), float64; the last is 1
-    """Betas whose signal is shifted and stretched so that nothing of the image is left at T
-    (Lin et al. 2024, algorithm 1; eq-zero-terminal)"""
+    """Betas whose signal is shifted and stretched so that none is left at T
+    (eq-zero-terminal; Lin et al. 2024, algorithm 1)"""
     signal = Schedule(betas).alpha_bar.sqrt()
     check_zero_terminal(len(signal) - 1)
     signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])

@@ -19,13 +19,15 @@ __all__ = ['check_eta', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', '
 #| code-summary: "Plumbing: checks of input"
 def check_eta(eta: float):
     if not 0 <= eta <= 1:
-        raise ValueError(f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step')
+        raise ValueError(
+            f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step'
+        )
 
 # %% ../nbs/10_solvers.ipynb #7b871cae
 @dataclass(frozen=True, repr=False)
 class ddim(Solver):
     "The reverse step of DDIM (eq-ddim; Song et al. 2021, eq. 12 and 16)"
-    eta: float=0.  # 0: deterministic; 1: as much noise as `ancestral`; raises ValueError outside 0..1
+    eta: float=0.  # 0: deterministic; 1: as much noise as `ancestral`
 
     def __post_init__(self): check_eta(self.eta)
 
@@ -43,16 +45,16 @@ def step_length(t: Level, s: Level) -> Tensor:
 @dataclass(frozen=True, repr=False)
 class dpm_solver_pp(Solver):
     "DPM-Solver++ 2M (eq-multistep, eq-multistep-sde; Lu et al. 2022, algorithm 2)"
-    eta: float=0.  # 0: deterministic; 1: SDE-DPM-Solver++ 2M; raises ValueError outside 0..1
+    eta: float=0.  # 0: deterministic; 1: SDE-DPM-Solver++ 2M
 
     def __post_init__(self): check_eta(self.eta)
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
         D, x_t, _, std = ddim(self.eta).coefficients(t, s)
         h = step_length(t, s)
-        r = torch.zeros_like(h)                    # the first step has no earlier prediction
+        r = torch.zeros_like(h)  # the first step has no earlier prediction
         r[1:] = h[1:] / (2 * h[:-1])
-        r = r.where(s.noise > 0, 0.)               # the last step is infinitely long: D is x0
+        r = r.where(s.noise > 0, 0.)  # the last step is infinitely long: D is x0
         return Coefficients(x0=D * (1 + r), x_t=x_t, previous=-D * r, std=std)
 
 # %% ../nbs/10_solvers.ipynb #e8cd11f4
@@ -66,7 +68,8 @@ def trapezoid(h: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class heun(Solver):
-    "A step of `ddim`, corrected by a second prediction where it ends (eq-heun): 2n - 1 calls for n steps"
+    """A step of `ddim`, corrected by a second prediction where it ends
+    (eq-heun): 2n - 1 calls for n steps"""
     rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: h -> c(h)
 
     def visits(self, times: list[int]) -> list[int]:
@@ -81,6 +84,6 @@ class heun(Solver):
         h = step_length(t, s)
         c = torch.zeros_like(h)
         c[1:] = s.signal[1:] * self.rule(h[:-1])
-        c = c.where(t.t == s.t, 0.)                # only rows that stay are corrections
-        c = c.nan_to_num(0., posinf=0.)            # after an infinite step a rule may know no correction
+        c = c.where(t.t == s.t, 0.)      # only rows that stay are corrections
+        c = c.nan_to_num(0., posinf=0.)  # an infinite step may have none
         return Coefficients(x0=move.x0 + c, x_t=move.x_t, previous=-c, std=move.std)
