@@ -140,6 +140,7 @@ def check_invertible(step, schedule, times, x0, y):
             'this step asks more than once a time; invert() walks by steps that ask once, '
             'such as ddim() and dpm_solver_pp()'
         )
+    if times[0] > schedule.T: schedule.at(times[0], x0)
     if not schedule.signal[times[0]]:
         raise ValueError(
             f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find '

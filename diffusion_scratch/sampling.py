@@ -130,7 +130,7 @@ class Noise:
         size = math.prod(shape)
         rows = torch.empty(len(self.streams), 16 * math.ceil(size / 16))
         for row, stream in zip(rows, self.streams): row.normal_(generator=stream)
-        return rows[:, :size].reshape(-1, *shape)
+        return rows[:, :size].reshape(-1, *shape).contiguous()
 
 # %% ../nbs/07_sampling.ipynb #188737aa
 class Coefficients(NamedTuple):

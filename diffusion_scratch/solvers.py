@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Callable
 import torch
 from torch import Tensor
+from .noising import check_order
 from .sampling import Coefficients, Solver
 from .schedule import Level
 
 # %% auto #0
-__all__ = ['check_eta', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', 'trapezoid', 'heun']
+__all__ = ['check_eta', 'check_visited_twice', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', 'trapezoid', 'heun']
 
 # %% ../nbs/10_solvers.ipynb #08d1318a
 #| code-fold: true
@@ -23,6 +24,15 @@ def check_eta(eta: float):
             f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step'
         )
 
+def check_visited_twice(t: Level, s: Level):
+    "Refuse a walk in which a time is not visited twice: heun would have no prediction to correct with"
+    for i, (start, end) in enumerate(zip(t.t.tolist(), s.t.tolist())):
+        stays = i + 1 < len(s.t) and s.t[i + 1] == end
+        if 0 < end < start and not stays:
+            after = int(s.t[i + 1]) if i + 1 < len(s.t) else end
+            raise ValueError(f'heun() looks at each time twice, but this loop went from t = {end} to {after}: '
+                             'let `trajectory` walk, or visit heun().visits(times)')
+
 # %% ../nbs/10_solvers.ipynb #7b871cae
 @dataclass(frozen=True, repr=False)
 class ddim(Solver):
@@ -32,6 +42,7 @@ class ddim(Solver):
     def __post_init__(self): check_eta(self.eta)
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
+        if self.eta: check_order(t, s)
         var = self.eta**2 * s.noise**2 * (1 - t.snr / s.snr)      # eq-eta
         k = (s.noise**2 - var).sqrt() / t.noise
         x0 = s.signal - k * t.signal
@@ -80,6 +91,7 @@ class heun(Solver):
         return out
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
+        check_visited_twice(t, s)
         move = ddim().coefficients(t, s)
         h = step_length(t, s)
         c = torch.zeros_like(h)

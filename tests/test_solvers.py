@@ -1,5 +1,6 @@
 "Few steps: each solver against its paper's formula, the exact flow, and diffusers, frame by frame"
 import itertools, json, math
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from unittest.mock import patch
@@ -7,13 +8,12 @@ import diffusers, numpy as np, pytest, scipy.integrate, torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import nn
 from tqdm import tqdm
-from diffusion_scratch import solvers
 from diffusion_scratch.data import mnist_mini
-from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Prediction, clipped
+from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, clipped
 from diffusion_scratch.guidance import guided
-from diffusion_scratch.noising import q_posterior
+from diffusion_scratch.noising import Gaussian, q_posterior
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
-from diffusion_scratch.sampling import Noise, ancestral, fixed_large, sample, trajectory
+from diffusion_scratch.sampling import Coefficients, Noise, Solver, ancestral, coefficient_table, fixed_large, sample, trajectory
 from diffusion_scratch.schedule import Level, Schedule, cosine_betas, leading, linear_betas, linspace, log_snr, trailing, zero_terminal_snr
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, exponential, heun, trapezoid
 from diffusion_scratch.unet import UNet
@@ -36,11 +36,16 @@ def level(lam, t=1, n=1):
     "Any level, by its log(signal/noise)"
     a = 1 / (1 + math.exp(-2 * lam))
     return Level(torch.full((n,), t), *(torch.full((n, 1), c, dtype=torch.float64).sqrt() for c in (a, 1 - a)))
-def last(step, lams, x, beliefs):
-    "What `step` says at the end of a walk along `lams`, if the predictions are `beliefs`"
-    memory = {}
-    for i, x0 in enumerate(beliefs): p = step(x, Prediction(x0, None), level(lams[i], 90 - i, len(x)), level(lams[i+1], 89 - i, len(x)), memory)
-    return p
+def one_step(step, x_t, x0, t, s):
+    "Where a solver goes from x_t, for each image at its own levels"
+    c = step.coefficients(t, s)
+    return Gaussian(c.x0 * x0 + c.x_t * x_t, c.std)
+def last(step, lams, x, predictions):
+    "Where `step` goes at the end of a walk along `lams`, if the last two predictions are these"
+    levels = [level(lam, 9 - i) for i, lam in enumerate(lams)]
+    ends = [Level(*(torch.stack([l[k].flatten()[0] for l in part]) for k in range(3))) for part in (levels[:-1], levels[1:])]
+    c = Coefficients(*(z[-1] for z in step.coefficients(*ends)))
+    return Gaussian(c.x0 * predictions[-1] + c.x_t * x + c.previous * predictions[-2], c.std)
 
 # ------------------------------------------------------------ one step of DDIM
 @pytest.mark.parametrize('eta', [0., 0.3, 1., 1, 0])
@@ -50,7 +55,7 @@ def test_ddim_is_the_papers_formula(eta):
     at, as_ = t.alpha_bar.numpy(), s.alpha_bar.numpy()
     eps = (x_t.numpy() - np.sqrt(at) * x0.numpy()) / np.sqrt(1 - at)
     sigma = eta * np.sqrt((1 - as_) / (1 - at)) * np.sqrt(1 - at / as_)
-    p = ddim(eta)(x_t, Prediction(x0, None), t, s, {})
+    p = one_step(ddim(eta), x_t, x0, t, s)
     np.testing.assert_allclose(p.mean, np.sqrt(as_) * x0.numpy() + np.sqrt(1 - as_ - sigma**2) * eps, rtol=0, atol=1e-9)   # 1 - alpha_bar_1 is 1e-4: 1e-16 over it, times eps
     np.testing.assert_allclose(p.std.expand(300, 1), sigma, rtol=0, atol=1e-9)
 
@@ -58,7 +63,7 @@ def test_ddim_is_the_papers_formula(eta):
 def test_every_member_of_the_family_keeps_the_marginals(eta):
     "eq-family: with the true image and the true noise, x_s has the mean and the variance of level s"
     _, x0, t, s = pairs()
-    step = lambda x_t: ddim(eta)(x_t, Prediction(x0, None), t, s, {})
+    step = lambda x_t: one_step(ddim(eta), x_t, x0, t, s)
     mean, shift = step(t.signal * x0).mean, step(t.signal * x0 + t.noise).mean
     torch.testing.assert_close(mean, s.signal * x0, rtol=0, atol=1e-12)
     torch.testing.assert_close((shift - mean)**2 + step(x0).std**2, (s.noise**2).expand(300, 3), rtol=1e-9, atol=1e-12)
@@ -67,7 +72,7 @@ def test_every_member_of_the_family_keeps_the_marginals(eta):
 def test_ancestral_is_ddim_with_eta_1(schedule):
     "eq-ddim: the same Gaussian, for one step, whatever the levels; and the same images, from the same seed"
     x_t, x0, t, s = pairs(schedule=schedule)
-    ours, theirs, truth = ddim(1.)(x_t, Prediction(x0, None), t, s, {}), ancestral()(x_t, Prediction(x0, None), t, s, {}), q_posterior(x0, x_t, t, s)
+    ours, theirs, truth = one_step(ddim(1.), x_t, x0, t, s), one_step(ancestral(), x_t, x0, t, s), q_posterior(x0, x_t, t, s)
     for a, b in ((ours, theirs), (ours, truth)):
         torch.testing.assert_close(a.mean, b.mean, rtol=0, atol=1e-12); torch.testing.assert_close(a.std, b.std, rtol=0, atol=1e-12)
     x_T = torch.randn(4, 2, generator=gen(), dtype=torch.float64)
@@ -83,7 +88,7 @@ def test_the_last_frame_is_the_last_prediction_bit_for_bit(name, schedule, dtype
     x_T = torch.randn(3, 2, generator=gen()).to(dtype)
     for times in ([schedule.T, 0], [schedule.T, 400, 0], [schedule.T, 900, 30, 1, 0]):
         frames = list(trajectory(HILLS, schedule, (3, 2), step=STEPS[name], times=times, x_T=x_T, seed=0))
-        assert torch.equal(frames[-1].x, frames[-2].x0) and frames[-1].x.dtype == dtype and all(f.x.isfinite().all() for f in frames)
+        assert torch.equal(frames[-1].x, frames[-2].x0) and frames[-1].x.dtype == torch.promote_types(dtype, torch.float32) and all(f.x.isfinite().all() for f in frames)
 
 @pytest.mark.parametrize('name', STEPS)
 def test_one_point_is_drawn_exactly_by_one_step_and_by_many(name):
@@ -91,16 +96,6 @@ def test_one_point_is_drawn_exactly_by_one_step_and_by_many(name):
     point = torch.tensor([[0.3, -0.9]])
     for times in ([1000, 0], [1000, 999, 10, 0], LINEAR.times(40, log_snr)):
         torch.testing.assert_close(draw(MixtureOracle(point), step=STEPS[name], times=times, seed=0), point.expand(4, 2), rtol=0, atol=1e-6)
-
-@pytest.mark.parametrize('name', ['ddim', 'ddim(0.5)', 'dpm_solver_pp', 'dpm_solver_pp(1)'])
-def test_a_step_needs_no_walk(name):
-    "The factors of a walk are made together; a step that is asked alone makes its own, and says the same"
-    def both(x_t, prediction, t, s, memory):
-        mine = memory.setdefault('mine', {})
-        p, alone = STEPS[name](x_t, prediction, t, s, memory), STEPS[name](x_t, prediction, t, s, mine)
-        assert torch.equal(p.mean, alone.mean) and torch.equal(p.std.expand_as(x_t), alone.std.expand_as(x_t))
-        return p
-    assert torch.equal(draw(step=both, times=LINEAR.times(9), seed=1), draw(step=STEPS[name], times=LINEAR.times(9), seed=1))
 
 @pytest.mark.parametrize('name', STEPS)
 def test_a_step_has_no_state(name):
@@ -115,21 +110,6 @@ def test_an_image_depends_on_its_seed_and_number_alone(name):
     kw = dict(step=STEPS[name], times=LINEAR.times(6), seed=5)
     whole = draw(shape=(6, 2), **kw)
     torch.testing.assert_close(torch.cat([draw(shape=(2, 2), **kw), draw(shape=(4, 2), first=2, **kw)]), whole, rtol=0, atol=1e-6)   # matrix products of other sizes
-
-@pytest.mark.parametrize('name', STEPS)
-def test_factors_are_formed_once_for_a_walk(name):
-    calls, family = [], solvers._family
-    with patch.object(solvers, '_family', lambda *a: calls.append(a) or family(*a)):
-        draw(step=MAKE[name](), times=LINEAR.times(30), seed=0)
-    assert len(calls) == (2 if name.startswith('dpm') else 1)   # those of a first step, which has nothing to carry on, and of all others
-
-@pytest.mark.parametrize('name', STEPS)
-def test_noise_is_made_only_where_it_is_used(name):
-    drawn, draws = [], Noise.draws
-    def counting(self, *a, **options):
-        for z in draws(self, *a, **options): drawn.append(1); yield z
-    with patch.object(Noise, 'draws', counting): draw(step=STEPS[name], times=LINEAR.times(12), seed=0)
-    assert len(drawn) == (0 if name in CALM else 12)
 
 @pytest.mark.parametrize('name', CALM)
 def test_without_chance_the_start_alone_decides(name):
@@ -166,15 +146,11 @@ def test_the_multistep_formulas(eta):
     torch.testing.assert_close(p.std.expand(5, 1).double(), std.expand(5, 1), rtol=1e-12, atol=1e-12)
 
 @pytest.mark.parametrize('eta', [0., 0.4, 1.])
-def test_the_first_step_is_ddims_and_so_is_one_after_a_break(eta):
-    "A look from elsewhere is no neighbour: only the step that ended here lends its prediction"
-    x_t, x0, t, s = pairs()
-    want = ddim(eta)(x_t, Prediction(x0, None), t, s, {})
-    memory = {}
-    for _ in range(2):
-        p = dpm_solver_pp(eta)(x_t, Prediction(x0, None), t, s, memory)
-        dpm_solver_pp(eta)(x_t, Prediction(x0 + 7, None), t, s, memory)                     # it ends at s, and the next look is at t again
-        torch.testing.assert_close(p.mean, want.mean, rtol=0, atol=0); torch.testing.assert_close(p.std, want.std, rtol=0, atol=0)
+def test_the_first_step_is_ddims_and_so_is_one_after_a_jump_up(eta):
+    "A prediction from before the jump is no neighbour"
+    walk = [1000, 700, 800, 500, 0]
+    ours, ddims = (coefficient_table(step, LINEAR, walk) for step in (dpm_solver_pp(eta), ddim(eta)))
+    assert ours[0] == ddims[0] and ours[2] == ddims[2] and ours[1].std > 0 and ours[1].x0 == 0
 
 def test_the_flow_is_an_average_of_predictions():
     "eq-variation by quadrature along the exact path of a Gaussian, which eq-gaussian-flow knows; eq-flow by its slope"
@@ -210,7 +186,7 @@ def test_heun_takes_a_step_looks_and_corrects():
         assert [f.t for f in frames] == [900, 500, 500, 120, 120, 0]
         for first, second, after in (frames[:3], frames[2:5]):
             t, s = LINEAR.at(first.t, x_T), LINEAR.at(second.t, x_T)
-            euler = ddim()(first.x, Prediction(first.x0, None), t, s, {}).mean
+            euler = one_step(ddim(), first.x, first.x0, t, s).mean
             h = (s.log_snr - t.log_snr) / 2
             torch.testing.assert_close(second.x, euler, rtol=0, atol=1e-12)
             torch.testing.assert_close(after.x, euler + s.signal * rule(h) * (second.x0 - first.x0), rtol=0, atol=1e-10)
@@ -236,12 +212,11 @@ def test_the_progress_bar_counts_both_looks(capsys):
 
 def test_heun_refuses_a_loop_that_looks_once():
     "It would be DDIM, without a word"
-    memory, step, x = {}, heun(), torch.zeros(2, 2)
-    at = lambda t: LINEAR.at(t, x)
-    step(x, HILLS(x, at(10)), at(10), at(5), memory)
-    with pytest.raises(ValueError, match=r'heun\(\) looks at each time twice, but this loop went from t = 5 to 2'): step(x, HILLS(x, at(5)), at(5), at(2), memory)
-    with pytest.raises(ValueError, match='looks at each time twice'): heun()(x, HILLS(x, at(5)), at(5), at(5), {})
-    with pytest.raises(ValueError, match='looks at each time twice'): draw(step=lambda *a: step(*a), times=[1000, 500, 0], seed=0)    # a wrapper that hides `visits`
+    with pytest.raises(ValueError, match=r'heun\(\) looks at each time twice, but this loop went from t = 5 to 2'): coefficient_table(heun(), LINEAR, [10, 5, 2, 0])
+    @dataclass(frozen=True, repr=False)
+    class hidden(Solver):                                            # a wrapper that hides `visits`
+        def coefficients(self, t, s): return heun().coefficients(t, s)
+    with pytest.raises(ValueError, match='looks at each time twice'): draw(step=hidden(), times=[1000, 500, 0], seed=0)
 
 @pytest.mark.parametrize('times, visits', [([9, 0], [9, 0]), ([9, 4, 0], [9, 4, 4, 0]), ([9, 4, 1, 0], [9, 4, 4, 1, 1, 0]), ([9, 4, 7, 2, 0], [9, 4, 4, 7, 2, 2, 0]), (range(3, -1, -1), [3, 2, 2, 1, 1, 0])])
 def test_which_times_heun_visits(times, visits):
@@ -350,7 +325,8 @@ RIVALS = {'DDPM fixed_small': (ancestral(), DDPMScheduler, dict(variance_type='f
 @torch.no_grad()
 def theirs(scheduler, times, visits, options, seed):
     "The x of every moment, on our scale, with our float64 tables and our noise; their timesteps count from 0"
-    fresh = Noise(seed, 2).draws(SHAPE[1:], len(times) + 1)
+    noise = Noise(seed, 2)
+    fresh = (noise.draw(SHAPE[1:]) for _ in range(len(times) + 1))
     scheduler.alphas_cumprod = LINEAR.alpha_bar[1:]
     if isinstance(scheduler, (DDPMScheduler, DDIMScheduler)): scheduler.set_timesteps(len(times) - 1)
     else: scheduler.set_timesteps(timesteps=[t - 1 for t in times[:-1]])
@@ -375,7 +351,7 @@ def difference(name, kind, clip, n):
     if make is DPMSolverMultistepScheduler: config = dict(config, thresholding=clip, sample_max_value=1.)                  # with a ceiling of 1 that is clipping
     else: config = dict(config, clip_sample=clip)
     if make is DDIMScheduler: options = dict(options, use_clipped_model_output=True)                                       # the noise made to agree with the clipped image
-    field = theirs(make(trained_betas=LINEAR.betas.tolist(), prediction_type=word, **config), times, getattr(step, 'visits', list)(times), dict(options), seed=7)
+    field = theirs(make(trained_betas=LINEAR.betas.tolist(), prediction_type=word, **config), times, step.visits(times), dict(options), seed=7)
     denoiser = Denoiser(NET, parameterization)
     ours = [f.x for f in trajectory(clipped(denoiser) if clip else denoiser, LINEAR, SHAPE, step=step, times=times, seed=7)]
     assert len(ours) == len(field) and ours[0].dtype == torch.float64
@@ -395,7 +371,7 @@ def test_multistep_walks_of_diffusers_on_other_times():
     odd = [1000, *sorted(torch.randperm(998, generator=gen())[:9].add(2).tolist(), reverse=True), 1, 0]
     for times, name in itertools.product((LINEAR.times(15, log_snr), odd), ('DPM-Solver++ 2M', 'SDE-DPM-Solver++ 2M', 'Heun')):
         step, make, config, options, _ = RIVALS[name]
-        field = theirs(make(trained_betas=LINEAR.betas.tolist(), prediction_type='v_prediction', **config), times, getattr(step, 'visits', list)(times), dict(options), seed=3)
+        field = theirs(make(trained_betas=LINEAR.betas.tolist(), prediction_type='v_prediction', **config), times, step.visits(times), dict(options), seed=3)
         ours = [f.x for f in trajectory(Denoiser(NET, V), LINEAR, SHAPE, step=step, times=times, seed=3)]
         assert max((a - b).abs().max() / b.abs().max() for a, b in zip(ours, field)) < (1e-12 if name == 'Heun' else 2e-5)   # float32, through steps of very unequal length
 
@@ -405,7 +381,8 @@ def test_their_ddpm_adds_noise_at_the_end_where_ours_does_not():
     scheduler = DDPMScheduler(trained_betas=LINEAR.betas.tolist(), prediction_type='v_prediction', variance_type='fixed_large', timestep_spacing='trailing', clip_sample=False)
     field = theirs(scheduler, times, times, {}, seed=7)
     ours = [f.x for f in trajectory(Denoiser(NET, V), LINEAR, SHAPE, step=ancestral(fixed_large), times=times, seed=7)]
-    *_, z = Noise(7, 2).draws(SHAPE[1:], 6)
+    noise = Noise(7, 2)
+    *_, z = (noise.draw(SHAPE[1:]) for _ in range(6))
     torch.testing.assert_close(ours[-2], field[-2], rtol=0, atol=1e-12)
     torch.testing.assert_close(field[-1] - ours[-1], (1 - LINEAR.alpha_bar[times[-2]]).sqrt() * z.double(), rtol=0, atol=1e-9)
 
@@ -432,9 +409,9 @@ def test_times_that_are_no_walk(name, times, error, match):
     with pytest.raises(error, match=match): draw(step=STEPS[name], times=times, seed=0)
 
 def test_a_noisy_step_does_not_go_up():
-    x = torch.zeros(2, 2)
+    x = torch.zeros(2)
     for step in (ddim(0.5), dpm_solver_pp(1)):
-        with pytest.raises(ValueError, match='s must be less than t, but s = 500 and t = 100'): step(x, Prediction(x, x), LINEAR.at(100, x), LINEAR.at(500, x), {})
+        with pytest.raises(ValueError, match='s must be less than t, but s = 500 and t = 100'): step.coefficients(LINEAR.at(100, x), LINEAR.at(500, x))
 
 # ------------------------------------------------------------ the table of chapter 10
 if __name__ == '__main__':
