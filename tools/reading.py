@@ -1,10 +1,11 @@
-"""Does the printed page read? Checks of what a reader of the site sees, and of how dense the code is.
+"""Does the printed page read? Checks of what a reader of the site sees; how dense the code is.
 
-    python tools/reading.py [--root DIR] [PREFIX ...]        # problems, their number a file; fails if any
-    python tools/reading.py [--root DIR] --counts            # only their number a file
-    python tools/reading.py [--root DIR] --table [MODULE ...]
+    python tools/reading.py [PREFIX ...]          # problems, their number a file; fails if any
+    python tools/reading.py --counts [PREFIX ...] # only their number a file
+    python tools/reading.py --table [MODULE ...]  # width of lines, syntax and guards a line
 
-A PREFIX is the beginning of a file's name or path: `07`, `tests/test_data`. Without one, all files.
+`--root DIR` looks at another checkout. A PREFIX is the beginning of a file's name or path, such as
+`07` or `tests/test_data`. Without one, all files are checked.
 A code cell of a chapter is of one of four kinds:
 
 - open      printed whole: plain cells and `#| exports`
@@ -76,8 +77,8 @@ def imports(tree: ast.AST) -> Iterator[Import]:
         if isinstance(node, ast.Import):
             for a in node.names: yield Import(a.name, '', a.asname or a.name.split('.')[0])
         elif isinstance(node, ast.ImportFrom):
-            parts = [PACKAGE if node.level else '', node.module or '']
-            for a in node.names: yield Import('.'.join(filter(None, parts)), a.name, a.asname or a.name)
+            module = '.'.join(filter(None, [PACKAGE if node.level else '', node.module]))
+            for a in node.names: yield Import(module, a.name, a.asname or a.name)
 
 
 def private_names(tree: ast.AST) -> Iterator[str]:
@@ -88,8 +89,8 @@ def private_names(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Attribute) and PRIVATE.match(node.attr):
             if ast.unparse(node.value).split('.')[0] in ours: yield ast.unparse(node)
         elif isinstance(node, ast.Call) and len(node.args) > 1:
-            module, name = ast.unparse(node.args[0]), getattr(node.args[1], 'value', None)
-            if module in ours and isinstance(name, str) and PRIVATE.match(name): yield f'{module}.{name}'
+            place, name = ast.unparse(node.args[0]), getattr(node.args[1], 'value', None)
+            if place in ours and PRIVATE.match(str(name)): yield f'{place}.{name}'
 
 
 # ---------------------------------------------------------------- chapters
@@ -110,7 +111,8 @@ class Cell:
         if o.keys() & {'export', 'exporti', 'hide', 'default_exp'}: return 'hidden'
         if 'false' in (o.get('echo'), o.get('include')): return 'hidden'
         if o.get('code-fold') != 'true': return 'open'
-        return 'plumbing' if re.match(r'["\']?Plumbing: \w', o.get('code-summary', '')) else 'folded'
+        says_why = re.match(r'["\']?Plumbing: \w', o.get('code-summary', ''))
+        return 'plumbing' if says_why else 'folded'
 
     @property
     def exported(self) -> bool: return bool(self.options.keys() & {'export', 'exporti', 'exports'})
@@ -133,15 +135,16 @@ class Cell:
         "Functions and classes -> their text, with the comments above them"
         found, end, lines = {}, 0, self.source.splitlines()
         for node in self.tree.body:
-            if isinstance(node, DEFINITIONS): found[node.name] = '\n'.join(lines[end:node.end_lineno])
+            text = '\n'.join(lines[end:node.end_lineno])
+            if isinstance(node, DEFINITIONS): found[node.name] = text
             end = node.end_lineno
         return found
 
     @cached_property
     def names(self) -> set[str]:
         "What it defines or assigns for the cells that follow"
-        return self.definitions.keys() | {name for node in self.tree.body
-                                          if not isinstance(node, DEFINITIONS) for name in bound(node)}
+        others = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
+        return self.definitions.keys() | {name for node in others for name in bound(node)}
 
     @cached_property
     def methods(self) -> set[str]:
@@ -162,17 +165,19 @@ class Cell:
 
 
 def bound(tree: ast.AST) -> Iterator[str]:
-    "All names that some code binds, in functions too: variables, parameters, functions, classes"
+    "Variables, parameters, functions and classes of some code, in functions too; no methods"
+    methods = {f for n in ast.walk(tree) if isinstance(n, ast.ClassDef) for f in n.body}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): yield node.id
         elif isinstance(node, ast.arg): yield node.arg
-        elif isinstance(node, DEFINITIONS): yield node.name
+        elif isinstance(node, DEFINITIONS) and node not in methods: yield node.name
 
 
 class Chapter:
     def __init__(self, file: str, cells: list[Cell]):
         self.file, self.cells = file, cells
-        self.module = next((c.options['default_exp'] for c in cells if 'default_exp' in c.options), None)
+        modules = [c.options['default_exp'] for c in cells if 'default_exp' in c.options]
+        self.module = modules[0] if modules else None
         self.imports = {i.here: i for c in cells for i in imports(c.tree)}
         self.open = [c for c in cells if c.kind == 'open']
 
@@ -189,11 +194,11 @@ def read(root: Path) -> list[Chapter]:
 
 # ---------------------------------------------------------------- the rules for a chapter
 def places(name: str, chapter: Chapter, book: list[Chapter]) -> list[tuple[str, Cell]]:
-    "(file, cell) of the definitions of a name: in this chapter, or in that of the module it is from"
+    "(file, cell) where a name is defined: in this chapter, or in that of the module it is from"
     if name.startswith('self.'):
         method = name.removeprefix('self.')
-        found = [(ch, c) for ch in book for c in ch.cells if method in c.methods]
-        return [(ch.file, c) for ch, c in found if ch is chapter] or [(ch.file, c) for ch, c in found]
+        found = [(ch.file, c) for ch in book for c in ch.cells if method in c.methods]
+        return [(file, c) for file, c in found if file == chapter.file] or found
     for _ in book:  # a module may have imported the name itself
         here = [(chapter.file, c) for c in chapter.cells if name in c.names]
         origin = chapter.imports.get(name)
@@ -211,8 +216,8 @@ def not_shown(chapter: Chapter, book: list[Chapter]) -> Iterator[tuple[str, str]
             if name in bound(cell.tree) or hasattr(builtins, name): continue
             found = places(name, chapter, book)
             if found and all(c.kind == 'hidden' for _, c in found):
-                file, hidden = found[0]
-                yield 'taught', f'cell {cell.number} calls {name}, hidden in {file}, cell {hidden.number}'
+                where = f'{found[0][0]}, cell {found[0][1].number}'
+                yield 'taught', f'cell {cell.number} calls {name}, hidden in {where}'
 
 
 def badly_folded(chapter: Chapter) -> Iterator[tuple[str, str]]:
@@ -224,7 +229,7 @@ def badly_folded(chapter: Chapter) -> Iterator[tuple[str, str]]:
         if cell.kind not in ('hidden', 'plumbing'): continue
         for name, text in cell.definitions.items():
             if cell.exported and cell.kind == 'hidden': yield 'hidden', f'{where} defines {name}'
-            if EQUATION.search(text): yield 'formula', f'{where}, {cell.kind}, has the formula {name}'
+            if EQUATION.search(text): yield 'formula', f'{where}, {cell.kind}, has formula {name}'
 
 
 def too_long(chapter: Chapter) -> Iterator[tuple[str, str]]:
@@ -233,7 +238,8 @@ def too_long(chapter: Chapter) -> Iterator[tuple[str, str]]:
         limit = WIDTH_OPEN if cell.kind == 'open' else WIDTH
         for i, line in enumerate(cell.lines, 1):
             if len(line) > limit:
-                yield 'width', f'cell {cell.number}, line {i}: {len(line)} characters, {limit} allowed'
+                where = f'cell {cell.number}, line {i}'
+                yield 'width', f'{where}: {len(line)} characters, {limit} allowed'
     for cell in chapter.open:
         if cell.size > LONGEST and not cell.names & LONG.keys():
             yield 'size', f'cell {cell.number} has {cell.size} lines, {LONGEST} allowed'
@@ -265,7 +271,8 @@ def file_problems(file: Path, root: Path) -> Iterator[Problem]:
 
 def problems(root: Path, prefixes: tuple[str, ...] = ()) -> list[Problem]:
     "All that is wrong in the files whose name or path begins so"
-    def wanted(file: str) -> bool: return file.startswith(prefixes) or Path(file).name.startswith(prefixes)
+    def wanted(file: str) -> bool:
+        return any(name.startswith(prefixes or '') for name in (file, Path(file).name))
     book = read(root)
     found = [p for ch in book if wanted(ch.file) for p in chapter_problems(ch, book)]
     files = [f for f in python_files(root) if wanted(f.relative_to(root).as_posix())]
@@ -274,10 +281,17 @@ def problems(root: Path, prefixes: tuple[str, ...] = ()) -> list[Problem]:
 
 def counts(found: list[Problem]) -> str:
     "How many problems a file has of each kind"
-    n = Counter((p.file, p.rule) for p in found)
-    rows = [[file, *(n[file, rule] or '.' for rule in RULES)] for file in dict.fromkeys(p.file for p in found)]
-    rows.append(['all', *(sum(p.rule == rule for p in found) for rule in RULES)])
-    return '\n'.join(f'{name:36}' + ''.join(f'{x:>10}' for x in row) for name, *row in [['', *RULES], *rows])
+    n, files = Counter((p.file, p.rule) for p in found), dict.fromkeys(p.file for p in found)
+    rows = [['', *RULES]]
+    rows += [[file, *(n[file, rule] or '.' for rule in RULES)] for file in files]
+    rows += [['all', *(sum(p.rule == rule for p in found) for rule in RULES)]]
+    return columns(rows, 36, 10)
+
+
+def columns(rows: list[list], first: int, other: int) -> str:
+    "Rows of a table as lines; widths of the first column and the others"
+    return '\n'.join(f'{name:{first}}' + ''.join(f'{x:>{other}}' for x in row)
+                     for name, *row in rows)
 
 
 # ---------------------------------------------------------------- the table
@@ -305,7 +319,8 @@ class Density(NamedTuple):
         nodes = [n for n in ast.walk(tree) if isinstance(n, (ast.stmt, ast.expr))]
         statements = [n for n in nodes if isinstance(n, ast.stmt)]
         documented = [n for n in (tree, *statements) if isinstance(n, (ast.Module, *DEFINITIONS))]
-        docs = set().union(*(span(n.body[0]) for n in documented if ast.get_docstring(n) is not None))
+        strings = [n.body[0] for n in documented if ast.get_docstring(n) is not None]
+        docs = set().union(*map(span, strings))
         lines = [line.rstrip() for i, line in enumerate(code.splitlines(), 1)
                  if i not in docs and line.strip() and not line.lstrip().startswith('#')]
         guards = [s for s in statements if is_guard(s)]
@@ -326,24 +341,25 @@ def table(root: Path, modules: list[str] = ()) -> str:
     folder = root/PACKAGE
     each = {f.stem: Density.of(f.read_text(encoding='utf-8')) for f in sorted(folder.glob('*.py'))
             if f.name not in ('_modidx.py', '__init__.py')}
-    total = lambda ds: Density(*map(sum, zip(*ds)))
-    rows = [[name, *d.row()] for name, d in each.items()]
+    total = lambda densities: Density(*map(sum, zip(*densities)))
+    rows = [['', 'lines', 'mean width', f'over {WIDTH}', 'nodes/line', 'guard lines', 'guards']]
+    rows += [[name, *d.row()] for name, d in each.items()]
     if modules: rows.append(['chosen', *total(each[m] for m in modules).row()])
     rows.append(['all', *total(each.values()).row()])
-    head = ['', 'lines', 'mean width', f'over {WIDTH}', 'nodes/line', 'guard lines', 'guard stmts']
-    return '\n'.join(f'{name:14}' + ''.join(f'{x:>13}' for x in row) for name, *row in [head, *rows])
+    return columns(rows, 14, 13)
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('names', nargs='*', metavar='PREFIX', help='files whose names begin so; all if none')
+    ap.add_argument('names', nargs='*', metavar='PREFIX',
+                    help='files whose names begin so; all if none')
     ap.add_argument('--root', type=Path, default=ROOT, help='the folder of the project')
     ap.add_argument('--counts', action='store_true', help='only the number of problems a file')
     ap.add_argument('--table', action='store_true', help='how dense the modules named are, and all')
     args = ap.parse_args()
     root = args.root.resolve()
     if args.table: print(table(root, args.names)); return
-    found = problems(root, tuple(args.names) or ('',))
+    found = problems(root, tuple(args.names))
     if not args.counts:
         for p in found: print(f'{p.file}, {p.text} [{p.rule}]')
     print(counts(found) if found else 'the printed page reads')
