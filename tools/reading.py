@@ -144,7 +144,8 @@ class Cell:
     def names(self) -> set[str]:
         "What it defines or assigns for the cells that follow"
         others = [node for node in self.tree.body if not isinstance(node, DEFINITIONS)]
-        return self.definitions.keys() | {name for node in others for name in bound(node)}
+        assigned = {n.id for node in others for n in ast.walk(node) if is_stored(n)}
+        return self.definitions.keys() | assigned
 
     @cached_property
     def methods(self) -> set[str]:
@@ -164,11 +165,15 @@ class Cell:
         return [n for n in dict.fromkeys(names) if re.fullmatch(r'\w+|self\._\w+', n)]
 
 
+def is_stored(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
 def bound(tree: ast.AST) -> Iterator[str]:
     "Variables, parameters, functions and classes of some code, in functions too; no methods"
     methods = {f for n in ast.walk(tree) if isinstance(n, ast.ClassDef) for f in n.body}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store): yield node.id
+        if is_stored(node): yield node.id
         elif isinstance(node, ast.arg): yield node.arg
         elif isinstance(node, DEFINITIONS) and node not in methods: yield node.name
 
