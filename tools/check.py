@@ -1,9 +1,10 @@
-"""Check that what is derived from the notebooks is in step with them: the library, clean metadata, README.md.
-And that imports have cells of their own: to build the site, nbdev runs the cells that import, and no others.
+"""Check that what is derived from the notebooks is in step with them.
 
     python tools/check.py
 
-The work is done in a copy, so nothing here is changed and the tree need be neither clean nor under git.
+That is the library, clean metadata and README.md. And imports have cells of their own, so that a
+page can fold them away. The work is done in a copy: nothing here is changed, and the tree need be
+neither clean nor under git.
 """
 import ast, json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -20,8 +21,10 @@ def files(folder: Path, pattern: str) -> dict[str, str]:
 
 def compare(name: str, here: dict, there: dict, advice: str) -> list[str]:
     "What differs between the files here and those made anew"
-    return ([f'{name}/{f} comes from no notebook: delete it' for f in sorted(here.keys() - there.keys())] +
-            [f'{name}/{f} is not what the notebooks say: {advice}' for f in sorted(there) if here.get(f) != there[f]])
+    extra = sorted(here.keys() - there.keys())
+    other = [f for f in sorted(there) if here.get(f) != there[f]]
+    return ([f'{name}/{f} comes from no notebook: delete it' for f in extra] +
+            [f'{name}/{f} is not what the notebooks say: {advice}' for f in other])
 
 
 def mixed(name: str, notebook: str) -> list[str]:
@@ -29,31 +32,44 @@ def mixed(name: str, notebook: str) -> list[str]:
     found = []
     for i, cell in enumerate(json.loads(notebook)['cells'], 1):
         source = ''.join(cell['source'])
-        if cell['cell_type'] != 'code' or re.search(r'(?m)^#\|\s*(exports?|eval:\s*false)\b', source): continue
+        if cell['cell_type'] != 'code': continue
+        if re.search(r'(?m)^#\|\s*(exports?|eval:\s*false)\b', source): continue
         try: statements = ast.parse(source).body
         except SyntaxError: continue  # magics
         imports = [isinstance(s, (ast.Import, ast.ImportFrom)) for s in statements]
-        if any(imports) and not all(imports): found.append(f'nbs/{name}, cell {i}: put its imports in a cell of their own')
+        if any(imports) and not all(imports):
+            found.append(f'nbs/{name}, cell {i}: put its imports in a cell of their own')
     return found
 
 
+def copy_tree(to: Path):
+    "What the check needs, without the library, which is made anew"
+    unneeded = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for k in KEEP:
+        if (ROOT/k).is_dir(): shutil.copytree(ROOT/k, to/k, symlinks=True, ignore=unneeded)
+        else: shutil.copy2(ROOT/k, to/k)
+    for f in (to/'diffusion_scratch').glob('*.py'): f.unlink()
+
+
 def main():
+    make_readme = [sys.executable, 'tools/build_docs.py', '--readme']
+    steps = [('diffusion_scratch', '*.py', 'run nbdev_export'),
+             ('nbs', '*.ipynb', 'run nbdev_clean'),
+             ('.', 'README.md', 'run python tools/build_docs.py --readme')]
+    problems = []
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)
-        for k in KEEP:
-            if (ROOT/k).is_dir(): shutil.copytree(ROOT/k, copy/k, symlinks=True, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
-            else: shutil.copy2(ROOT/k, copy/k)
-        for f in (copy/'diffusion_scratch').glob('*.py'): f.unlink()
-        for command in ([BIN/'nbdev_export'], [BIN/'nbdev_clean'], [sys.executable, 'tools/build_docs.py', '--readme']):
+        copy_tree(copy)
+        for command in ([BIN/'nbdev_export'], [BIN/'nbdev_clean'], make_readme):
             subprocess.run(command, cwd=copy, check=True)
-        notebooks = files(ROOT/'nbs', '*.ipynb')
-        problems = (compare('diffusion_scratch', files(ROOT/'diffusion_scratch', '*.py'), files(copy/'diffusion_scratch', '*.py'), 'run nbdev_export') +
-                    compare('nbs', notebooks, files(copy/'nbs', '*.ipynb'), 'run nbdev_clean') +
-                    compare('.', files(ROOT, 'README.md'), files(copy, 'README.md'), 'run python tools/build_docs.py --readme'))
+        for folder, pattern, advice in steps:
+            here, there = files(ROOT/folder, pattern), files(copy/folder, pattern)
+            problems += compare(folder, here, there, advice)
+    notebooks = files(ROOT/'nbs', '*.ipynb')
     problems += [p for name, text in notebooks.items() for p in mixed(name, text)]
     for p in problems: print(p, file=sys.stderr)
-    print('library, notebooks and README.md are in step' if not problems else f'{len(problems)} problem(s)', file=sys.stderr)
-    sys.exit(bool(problems))
+    if problems: sys.exit(f'{len(problems)} problem(s)')
+    print('library, notebooks and README.md are in step', file=sys.stderr)
 
 
 if __name__ == '__main__': main()

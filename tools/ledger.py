@@ -1,10 +1,11 @@
-"""The equation ledger: every numbered equation of the book, the code that implements it and the tests that check it.
+"""The equation ledger: every numbered equation of the book, its code and the tests that check it.
 
     python tools/ledger.py           # print the table
-    python tools/ledger.py --check   # the same, and fail if an equation has no test, or a test names no equation
+    python tools/ledger.py --check   # and fail if an equation has no test, or a test no equation
 
-An equation is labelled in a chapter, `$$ ... $$ {#eq-name}`. Code and tests name it, `eq-name`, in a docstring or a comment:
-code in an exported cell, tests in a cell of a chapter that asserts something, or in a function of tests/.
+An equation is labelled in a chapter, `$$ ... $$ {#eq-name}`. Code and tests name it, `eq-name`, in
+a docstring or a comment: code in an exported cell, tests in a cell of a chapter that asserts
+something, or in a function of tests/.
 """
 import argparse, ast, json, re, sys
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ ASSERTS = re.compile(r'(?m)\bassert\b|^\s*test_\w+\(|assert_close')
 class Equation:
     label: str
     number: str
-    chapter: str                              # stem of its notebook
+    chapter: str  # stem of its notebook
     code: list[str] = field(default_factory=list)
     tests: list[str] = field(default_factory=list)
 
@@ -39,13 +40,15 @@ def chapters(node) -> list[str]:
 
 def cells(file: Path):
     "(kind, source) of a notebook's cells"
-    for c in json.loads(file.read_text(encoding='utf-8'))['cells']: yield c['cell_type'], ''.join(c['source'])
+    for c in json.loads(file.read_text(encoding='utf-8'))['cells']:
+        yield c['cell_type'], ''.join(c['source'])
 
 
 def definitions(source: str):
     "(name, text) of each function, class and constant of a piece of Python"
     for node in ast.parse(source).body:
-        name = getattr(node, 'name', None) or (ast.unparse(node.targets[0]) if isinstance(node, ast.Assign) else None)
+        name = getattr(node, 'name', None)
+        if isinstance(node, ast.Assign): name = ast.unparse(node.targets[0])
         if name: yield name, ast.get_source_segment(source, node)
 
 
@@ -58,7 +61,8 @@ def read(root: Path) -> tuple[list[Equation], list[str]]:
     for i, (chapter, cs) in enumerate(notebooks.items(), 1):
         labels = [l for kind, s in cs if kind == 'markdown' for l in LABEL.findall(s)]
         for j, l in enumerate(labels, 1):
-            if l in equations: problems.append(f'{chapter}: {l} is already an equation of {equations[l].chapter}')
+            if l in equations:
+                problems.append(f'{chapter}: {l} is already an equation of {equations[l].chapter}')
             equations[l] = Equation(l, f'{i}.{j}', chapter)
 
     def name(text, where, what):
@@ -67,7 +71,8 @@ def read(root: Path) -> tuple[list[Equation], list[str]]:
             else: problems.append(f'{where} names {l}, which is no equation')
 
     for chapter, cs in notebooks.items():
-        module = next((m[1] for _, s in cs if (m := re.search(r'#\|\s*default_exp\s+(\S+)', s))), '')
+        modules = [m[1] for _, s in cs if (m := re.search(r'#\|\s*default_exp\s+(\S+)', s))]
+        module = modules[0] if modules else ''
         for i, (kind, s) in enumerate(cs):
             if kind != 'code': continue
             if EXPORTED.search(s):
@@ -76,41 +81,53 @@ def read(root: Path) -> tuple[list[Equation], list[str]]:
     for file in sorted((root/'tests').glob('test_*.py')):
         for d, text in definitions(file.read_text(encoding='utf-8')):
             if d.lower().startswith('test'): name(text, f'tests/{file.name}::{d}', 'tests')
-    problems += [f'{e.chapter}: equation {e.number} ({e.label}) has no test' for e in equations.values() if not e.tests]
+    problems += [f'{e.chapter}: equation {e.number} ({e.label}) has no test'
+                 for e in equations.values() if not e.tests]
     return list(equations.values()), problems
 
 
 def table(equations: list[Equation]) -> str:
     "The ledger for a terminal"
     names = lambda xs: ', '.join(dict.fromkeys(xs))
-    return '\n'.join(f'{e.number:5} {e.label:24} {names(e.code) or "(a step on the way)"} <- {names(e.tests)}' for e in equations)
+    return '\n'.join(f'{e.number:5} {e.label:24} {names(e.code) or "(a step on the way)"} '
+                     f'<- {names(e.tests)}' for e in equations)
 
 
 def row(e: Equation) -> str:
     "A line of the page's table, with links to the equation, the code and the chapters"
     cells = {}
-    for chapter, n in (t.split(', cell ') for t in e.tests if ', cell ' in t): cells.setdefault(chapter, []).append(n)
-    tests = [f'[{c}]({c}.ipynb) {"cells" if len(n) > 1 else "cell"} {", ".join(n)}' for c, n in cells.items()] + [f'`{t.removeprefix("tests/")}`' for t in dict.fromkeys(e.tests) if '::' in t]
+    for chapter, n in (t.split(', cell ') for t in e.tests if ', cell ' in t):
+        cells.setdefault(chapter, []).append(n)
+    tests = [f'[{c}]({c}.ipynb) {"cells" if len(n) > 1 else "cell"} {", ".join(n)}'
+             for c, n in cells.items()]
+    tests += [f'`{t.removeprefix("tests/")}`' for t in dict.fromkeys(e.tests) if '::' in t]
     code = [f'`{c.split(".", 1)[1]}`' for c in dict.fromkeys(e.code)]
     return f'| [-@{e.label}] | {", ".join(code) or "a step on the way"} | {", ".join(tests)} |'
 
 
 def page(equations: list[Equation]) -> dict:
     "The ledger as a notebook, for the site"
-    title = '# Equation ledger {.unnumbered}\n\n> Every numbered equation, the code that says the same, and the test that would fail if it did not'
-    text = (f'The book has {len(equations)} numbered equations. This page is written from the notebooks and the tests when the site is built, and the build of the book fails if a row has no test. '
-            'A test named by a chapter and a cell runs when the chapter runs; the others are in `tests/`.\n\n')
-    table = '\n'.join(['::: {.ledger}\n', '| equation | code | tests |', '| --- | --- | --- |', *map(row, equations), '\n:::'])
-    cells = [dict(cell_type='markdown', id=f'ledger{i}', metadata={}, source=s) for i, s in enumerate((title, text + table))]
+    title = ('# Equation ledger {.unnumbered}\n\n> Every numbered equation, the code that says the '
+             'same, and the test that would fail if it did not')
+    text = (f'The book has {len(equations)} numbered equations. This page is written from the '
+            'notebooks and the tests when the site is built, and the build of the book fails if a '
+            'row has no test. A test named by a chapter and a cell runs when the chapter runs; the '
+            'others are in `tests/`.\n\n')
+    lines = ['::: {.ledger}\n', '| equation | code | tests |', '| --- | --- | --- |']
+    table = '\n'.join([*lines, *map(row, equations), '\n:::'])
+    cells = [dict(cell_type='markdown', id=f'ledger{i}', metadata={}, source=s)
+             for i, s in enumerate((title, text + table))]
     return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
 
 
 def main():
-    ap = argparse.ArgumentParser(description=__doc__.split('\n')[0]); ap.add_argument('--check', action='store_true')
+    ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    ap.add_argument('--check', action='store_true')
     check = ap.parse_args().check
     equations, problems = read(ROOT)
     print(table(equations))
-    print(f'\n{len(equations)} equations, {sum(len(e.tests) for e in equations)} tests that name them')
+    tests = sum(len(e.tests) for e in equations)
+    print(f'\n{len(equations)} equations, {tests} tests that name them')
     for p in problems: print('error:', p, file=sys.stderr)
     sys.exit(bool(check and problems))
 

@@ -1,4 +1,4 @@
-"""Check a built site: every link and picture leads somewhere, and no page asks another host for anything.
+"""Check a built site: links and pictures lead somewhere, and no page asks another host for any.
 
     python tools/links.py [_site]
 """
@@ -7,8 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src'), ('link', 'href')}
-NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # <link rel=...> that a browser only notes
+LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src'),
+         ('link', 'href')}
+NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # <link rel=...>
+OTHER_HOST = re.compile(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)')
 
 
 class Page(HTMLParser):
@@ -29,22 +31,32 @@ class Page(HTMLParser):
 def remote(url: str) -> bool: return bool(urlsplit(url).netloc)
 
 
+def read(file: Path) -> str: return file.read_text(encoding='utf-8')
+
+
+def broken(site: Path, name: str, url: str, pages: dict[str, Page]) -> str:
+    "What is wrong with a link on a page, or nothing"
+    parts = urlsplit(url)
+    if parts.scheme or parts.netloc: return ''
+    target = (site/name).parent/unquote(parts.path) if parts.path else site/name
+    if target.is_dir(): target /= 'index.html'
+    if not target.exists(): return f'{name} links to {url}, which does not exist'
+    other = pages.get(target.resolve().relative_to(site.resolve()).as_posix())
+    place = unquote(parts.fragment)
+    if not place or not other or place in other.ids | {'top'}: return ''
+    return f'{name} links to {url}, but that page has no such place'
+
+
 def check(site: Path) -> list[str]:
     "What is broken in a site"
-    pages = {f.relative_to(site).as_posix(): Page(f.read_text(encoding='utf-8')) for f in site.rglob('*.html')}
+    pages = {f.relative_to(site).as_posix(): Page(read(f)) for f in site.rglob('*.html')}
     problems = []
     for name, p in pages.items():
         problems += [f'{name} asks another host for {u}' for u in p.loads if remote(u)]
-        for url in p.links + p.loads:
-            parts = urlsplit(url)
-            if parts.scheme or parts.netloc: continue
-            target = (site/name).parent/unquote(parts.path) if parts.path else site/name
-            if target.is_dir(): target /= 'index.html'
-            if not target.exists(): problems.append(f'{name} links to {url}, which does not exist'); continue
-            other = pages.get(target.resolve().relative_to(site.resolve()).as_posix())
-            if parts.fragment and other and unquote(parts.fragment) not in other.ids | {'top'}: problems.append(f'{name} links to {url}, but that page has no such place')
+        problems += filter(None, (broken(site, name, u, pages) for u in p.links + p.loads))
     for css in site.rglob('*.css'):
-        problems += [f'{css.relative_to(site)} asks another host for {u}' for u in re.findall(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)', css.read_text(encoding='utf-8'))]
+        name = css.relative_to(site)
+        problems += [f'{name} asks another host for {u}' for u in OTHER_HOST.findall(read(css))]
     return sorted(set(problems))
 
 

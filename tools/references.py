@@ -1,4 +1,7 @@
-"""What Quarto resolves and smalldocs does not: numbers of equations, figures, tables and sections, references to them, citations."""
+"""What Quarto resolves and smalldocs does not.
+
+Numbers of equations, figures, tables and sections, references to them, and citations.
+"""
 import codecs, json, re
 from pathlib import Path
 
@@ -7,10 +10,13 @@ import yaml
 from pybtex.database import parse_file
 
 KINDS = dict(eq='Equation', fig='Figure', tbl='Table', sec='Section')
-PREFIX = re.compile(r'^\d+[a-zA-Z0-9]*_')                       # what nbdev takes off a page's name
+PREFIX = re.compile(r'^\d+[a-zA-Z0-9]*_')  # what nbdev takes off a page's name
 
 def text(x): return ''.join(x) if isinstance(x, list) else (x or '')
-def page(name): return PREFIX.sub('', Path(name).name.lower()) # 01_schedule.ipynb -> schedule.ipynb
+
+def page(name):
+    "schedule.ipynb of 01_schedule.ipynb"
+    return PREFIX.sub('', Path(name).name.lower())
 
 # ---------------------------------------------------------------- bibliography
 def read_bib(path: Path) -> dict:
@@ -23,15 +29,17 @@ def latex(s: str) -> str:
 
 def surnames(e) -> str:
     "`Ho et al.` from an entry's authors"
-    ns = [' '.join(p.last_names) for p in e.persons.get('author', [])] or ['?']
-    return latex(ns[0] if len(ns) == 1 else f'{ns[0]} and {ns[1]}' if len(ns) == 2 else f'{ns[0]} et al.')
+    names = [' '.join(p.last_names) for p in e.persons.get('author', [])] or ['?']
+    if len(names) > 2: return latex(f'{names[0]} et al.')
+    return latex(' and '.join(names))
 
 def year(e) -> str: return e.fields.get('year', 'n.d.')
 
 def full_ref(e) -> str:
     "An entry of the list of references, in Markdown"
     f = e.fields
-    authors = latex('; '.join(f"{' '.join(p.last_names)}, {' '.join(p.first_names + p.middle_names)}" for p in e.persons.get('author', [])))
+    names = [(p.last_names, p.first_names + p.middle_names) for p in e.persons.get('author', [])]
+    authors = latex('; '.join(f"{' '.join(last)}, {' '.join(first)}" for last, first in names))
     title = f'[{latex(f["title"])}]({f["url"]})' if 'url' in f else latex(f['title'])
     where = f.get('booktitle') or f.get('journal') or f.get('publisher') or ''
     return f'{authors} ({year(e)}). {title}.' + (f' *{latex(where)}*.' if where else '')
@@ -43,6 +51,7 @@ HEAD = re.compile(r'^(#{2,6})[ \t]+(.*?)[ \t]*(\{[^}\n]*\})?[ \t]*$', re.M)
 TBL = re.compile(r'^:[ \t]+(.*?)[ \t]*\{#(tbl-[\w-]+)[^}\n]*\}[ \t]*$', re.M)
 REF = re.compile(r'(?<![\w`@/.])(\[)?(-)?@((?:eq|fig|tbl|sec)-[\w-]*\w)(\])?')
 CITE_GROUP = re.compile(r'\[((?:[^\[\]]*?)-?@[\w:.+/-]+[^\[\]]*)\](?!\()')
+REFS = re.compile(r'^::: *\{#refs\}\s*\n:::', re.M)
 CITE = re.compile(r'(?<![\w`@/.\[])@([\w][\w:.+/-]*\w)')
 
 def bare_title(t):
@@ -68,40 +77,43 @@ def outside_fences(f, s):
     "Apply `f` to the parts of Markdown `s` outside code blocks and callouts"
     return ''.join(p if i % 2 else f(p) for i, p in enumerate(DIVS.split(s)))
 
-def signature(doc: str) -> str:
-    "What show_doc writes, with a class called a class; a signature that says nothing is left out"
-    doc = re.sub(r'(?s)```python\n.*?```', lambda m: re.sub(r'\[(`[^`]+`)\]\([^)]*\)', r'\1', m[0]), doc)  # no links in code
-    doc = re.sub(r'```python\ndef \w+\(\n    \*args, \*\*kwargs\n\):\n```\n', '', doc)
-    return re.sub(r'(?m)^def (_*[A-Z]\w*\()', r'class \1', doc)
+CODE_BLOCK = re.compile(r'^```.*?^```', re.M | re.S)
+EQ_NAME = re.compile(r'\beq-[a-zA-Z](?:[\w-]*\w)?')
+PRINTED = re.compile(r'(?s)(<code class="sourceCode python">)(.*?)(</code>)')
 
 class Book:
     def __init__(self, bib): self.labels, self.bib, self.errors = {}, bib, []
 
-    def number(self, name, nb, chap):
-        "First pass: number every label of a chapter"
-        n = dict(eq=0, fig=0, tbl=0)
+    def number(self, name, nb, chapter):
+        "First pass: number every label of a chapter, `chapter` (None in the front matter)"
+        count, sections = dict(eq=0, fig=0, tbl=0), [0]*5
+
         def new(kind, label):
-            n[kind] += 1
-            self.add(label, kind, f'{chap}.{n[kind]}' if chap else str(n[kind]), name)
-        sec = [0]*5
+            count[kind] += 1
+            self.add(label, kind, f'{chapter}.{count[kind]}' if chapter else str(count[kind]), name)
+
+        def head(m):
+            "A heading with its number"
+            depth, attributes = len(m[1]) - 2, m[3] or ''
+            if not chapter or '.unnumbered' in attributes or '{-}' in attributes: return m[0]
+            sections[depth] += 1
+            sections[depth+1:] = [0]*(4 - depth)
+            number = '.'.join(str(x) for x in [chapter, *sections[:depth+1]])
+            label = re.search(r'#(sec-[\w-]+)', attributes)
+            if label: self.add(label[1], 'sec', number, name)
+            return f'{m[1]} {number} {m[2]} {attributes}'.rstrip()
+
         for c in nb['cells']:
             s = text(c['source'])
             if c['cell_type'] == 'code':
-                o = opts(s)
-                if str(o.get('label', '')).startswith(('fig-', 'tbl-')): new(o['label'][:3], o['label'])
+                label = str(opts(s).get('label', ''))
+                if label.startswith(('fig-', 'tbl-')): new(label[:3], label)
             elif c['cell_type'] == 'markdown':
-                bare = re.sub(r'^```.*?^```', '', s, flags=re.M | re.S)
+                bare = CODE_BLOCK.sub('', s)
                 for m in EQ.finditer(bare): new('eq', m[2])
                 for m in TBL.finditer(bare): new('tbl', m[2])
-                def head(m):
-                    d, attrs = len(m[1]) - 2, m[3] or ''
-                    if not chap or '.unnumbered' in attrs or re.search(r'\{-\}', attrs): return m[0]
-                    sec[d] += 1; sec[d+1:] = [0]*(4-d)
-                    num = '.'.join(str(x) for x in [chap, *sec[:d+1]])
-                    l = re.search(r'#(sec-[\w-]+)', attrs)
-                    if l: self.add(l[1], 'sec', num, name)
-                    return f'{m[1]} {num} {m[2]} {attrs}'.rstrip()
-                c['source'] = outside_fences(lambda p: HEAD.sub(head, p) if '.callout' not in p else p, s)
+                numbered = lambda part: part if '.callout' in part else HEAD.sub(head, part)
+                c['source'] = outside_fences(numbered, s)
 
     def add(self, label, kind, num, name):
         if label in self.labels: self.errors.append(f'{name}: label {label} is used twice')
@@ -109,73 +121,108 @@ class Book:
 
     def link(self, label, name, short=False):
         if label not in self.labels:
-            self.errors.append(f'{name}: @{label} names no label'); return f'**?@{label}**'
+            self.errors.append(f'{name}: @{label} names no label')
+            return f'**?@{label}**'
         t, num, where = self.labels[label]
-        return f'[{num if short else t}]({"" if where == name else where}#{label}){{.quarto-xref}}'
+        there = '' if where == name else where
+        return f'[{num if short else t}]({there}#{label}){{.quarto-xref}}'
 
     def cites(self, s, name, used):
+        "Citations as links; their keys are added to `used`"
         def one(key, fmt):
-            if key not in self.bib: self.errors.append(f'{name}: @{key} is not in the bibliography'); return f'**?@{key}**'
-            used.append(key) if key not in used else None
+            if key not in self.bib:
+                self.errors.append(f'{name}: @{key} is not in the bibliography')
+                return f'**?@{key}**'
+            if key not in used: used.append(key)
             return fmt(self.bib[key], key)
+
         def group(m):
-            if not re.search(r'(?<!\w)-?@', m[1]) or re.match(r'-?@(eq|fig|tbl|sec)-', m[1].strip()): return m[0]
+            if not re.search(r'(?<!\w)-?@', m[1]): return m[0]
+            if re.match(r'-?@(eq|fig|tbl|sec)-', m[1].strip()): return m[0]
             out = []
             for part in m[1].split(';'):
                 k = re.search(r'-?@([\w][\w:.+/-]*\w)', part)
                 if not k: return m[0]
-                out.append(one(k[1], lambda f, key: part.replace(k[0], f'[{surnames(f)}, {year(f)}](#ref-{key})').strip()))
+                out.append(one(k[1], lambda e, key: part.replace(
+                    k[0], f'[{surnames(e)}, {year(e)}](#ref-{key})').strip()))
             return '(' + '; '.join(out) + ')'
-        s = CITE_GROUP.sub(group, s)
-        return CITE.sub(lambda m: m[0] if re.match(r'(eq|fig|tbl|sec)-', m[1]) else
-                        one(m[1], lambda f, key: f'[{surnames(f)} ({year(f)})](#ref-{key})'), s)
+
+        def single(m):
+            if re.match(r'(eq|fig|tbl|sec)-', m[1]): return m[0]
+            return one(m[1], lambda e, key: f'[{surnames(e)} ({year(e)})](#ref-{key})')
+
+        return CITE.sub(single, CITE_GROUP.sub(group, s))
 
     def refs(self, s, name):
-        return REF.sub(lambda m: ('' if m[1] and m[4] else m[1] or '') + self.link(m[3], name, bool(m[2])) + ('' if m[1] and m[4] else m[4] or ''), s)
+        "References to labels as links; the brackets of `[@eq-a]` go"
+        def ref(m):
+            before, after = ('', '') if m[1] and m[4] else (m[1] or '', m[4] or '')
+            return before + self.link(m[3], name, bool(m[2])) + after
+        return REF.sub(ref, s)
 
-    def equations(self, s, name):
-        "Links for the equations that a docstring names, `eq-name`"
-        return re.sub(r'\beq-[a-zA-Z][\w-]*', lambda m: self.link(m[0], name) if m[0] in self.labels else m[0], s)
+    def link_code(self, html, name):
+        "A page with links on the equations that its code names in comments and docstrings"
+        def link(m):
+            if m[0] not in self.labels: return m[0]
+            title, _, where = self.labels[m[0]]
+            there = '' if where == name else Path(where).with_suffix('.html')
+            return f'<a href="{there}#{m[0]}" title="{title}">{m[0]}</a>'
+        return PRINTED.sub(lambda m: m[1] + EQ_NAME.sub(link, m[2]) + m[3], html)
 
     def resolve(self, name, nb, stored):
         "Second pass: write the numbers, the links and the list of references into a chapter"
         used = []
         for c in nb['cells']:
-            s = text(c['source'])
-            if c['cell_type'] == 'markdown':
-                def eq(m):
-                    num = self.labels[m[2]][1]
-                    return f'::: {{#{m[2]}}}\n$$\n{m[1]}\n\\tag{{{num}}}\n$$\n:::'
-                s = EQ.sub(eq, s)
-                s = TBL.sub(lambda m: f': {self.labels[m[2]][0]}: {m[1]} {{#{m[2]}}}', s)
-                s = re.sub(r'\]\(((?:\./)?[\w-]+\.ipynb)', lambda m: '](' + page(m[1]), s)
-                s = prose(lambda p: self.refs(self.cites(p, name, used), name), s)
-            elif c['cell_type'] == 'code':
-                o = opts(s)
-                lab = str(o.get('label', ''))
-                if lab in self.labels and o.get('fig-cap'):
-                    caps = o['fig-cap'] if isinstance(o['fig-cap'], list) else [o['fig-cap']]
-                    t = self.labels[lab][0]
-                    caps = [f'{t}{f"({chr(97+i)})" if len(caps) > 1 else ""}: {x}' for i, x in enumerate(caps)]
-                    caps = [re.sub(r'\$([^$]+)\$', r'\\(\1\\)', x) for x in caps]
-                    s = re.sub(r'^#\| *fig-cap:.*$', lambda m: '#| fig-cap: ' + json.dumps(caps if len(caps) > 1 else caps[0], ensure_ascii=False), s, flags=re.M)
-                for o in c.get('outputs', []):
-                    d = o.get('data', {})
-                    if 'text/html' in d:  # matplotlib's players ask a CDN for icons; styles.css draws them
-                        d['text/html'] = re.sub(r'<link[^>]*font-awesome[^>]*>', '', text(d['text/html']))
-                    if 'application/vnd.jupyter.widget-view+json' in d: d.pop('text/plain', None)
-                    if 'show_doc(' in s and 'text/markdown' in d: d['text/markdown'] = prose(lambda p: self.equations(p, name), signature(text(d['text/markdown'])))
-            c['source'] = s
+            c['source'] = text(c['source'])
+            if c['cell_type'] == 'markdown': c['source'] = self.markdown(c['source'], name, used)
+            elif c['cell_type'] == 'code': c['source'] = self.caption(c['source'])
+            for output in c.get('outputs', []): clean_output(output.get('data', {}))
         base = stored['doc_host'] + stored['doc_baseurl'].rstrip('/') + '/'
-        raw = json.dumps(nb, ensure_ascii=False).replace(base, '')      # doclinks, absolute in nbdev, made relative
-        raw = re.sub(r'\[(`_[\w.]+`)\]\([^)]*\)', r'\1', raw)              # nbdev links private names, which have no place on a page
-        raw = re.sub(r'\[\[(`[^`\]]+`)\]\([^)]*\)\]', r'[\1]', raw)       # and names within a link
-        raw = re.sub(r'(\w+\.html#\w+)\.\w+', r'\1', raw)              # a method is documented with its class
+        raw = json.dumps(nb, ensure_ascii=False)
+        for pattern, replacement in [
+                (re.escape(base), ''),                            # links of nbdev's made relative
+                (r'\[(`_[\w.]+`)\]\([^)]*\)', r'\1'),             # private names have no place
+                (r'\[\[(`[^`\]]+`)\]\([^)]*\)\]', r'[\1]'),       # names within a link
+                (r'(\w+\.html#\w+)\.\w+', r'\1')]:                # a method stands in its class
+            raw = re.sub(pattern, replacement, raw)
         nb = json.loads(raw)
-        if used:
-            items = '\n\n'.join(f'::: {{#ref-{k}}}\n{full_ref(self.bib[k])}\n:::' for k in sorted(used, key=lambda k: (surnames(self.bib[k]), year(self.bib[k]))))
-            for c in nb['cells']:
-                if c['cell_type'] == 'markdown' and re.search(r'^::: *\{#refs\}\s*\n:::', c['source'], re.M):
-                    c['source'] = re.sub(r'^::: *\{#refs\}\s*\n:::', lambda m: items, c['source'], flags=re.M); break
-            else: nb['cells'].append(dict(cell_type='markdown', id='refs', metadata={}, source='## References {.unnumbered}\n\n' + items))
+        if used: self.list_references(nb, used)
         return nb
+
+    def markdown(self, s, name, used):
+        def equation(m):
+            return f'::: {{#{m[2]}}}\n$$\n{m[1]}\n\\tag{{{self.labels[m[2]][1]}}}\n$$\n:::'
+        s = EQ.sub(equation, s)
+        s = TBL.sub(lambda m: f': {self.labels[m[2]][0]}: {m[1]} {{#{m[2]}}}', s)
+        s = re.sub(r'\]\(((?:\./)?[\w-]+\.ipynb)', lambda m: '](' + page(m[1]), s)
+        return prose(lambda part: self.refs(self.cites(part, name, used), name), s)
+
+    def caption(self, s):
+        "A cell with the number of its figure in the caption"
+        o = opts(s)
+        label, captions = str(o.get('label', '')), o.get('fig-cap')
+        if label not in self.labels or not captions: return s
+        if not isinstance(captions, list): captions = [captions]
+        title = self.labels[label][0]
+        letters = [f'({chr(97 + i)})' if len(captions) > 1 else '' for i in range(len(captions))]
+        captions = [f'{title}{letter}: {x}' for letter, x in zip(letters, captions)]
+        captions = [re.sub(r'\$([^$]+)\$', r'\\(\1\\)', x) for x in captions]
+        value = json.dumps(captions if len(captions) > 1 else captions[0], ensure_ascii=False)
+        return re.sub(r'^#\| *fig-cap:.*$', lambda m: '#| fig-cap: ' + value, s, flags=re.M)
+
+    def list_references(self, nb, used):
+        "The list of what was cited, where a chapter has a place for it, else at its end"
+        keys = sorted(used, key=lambda k: (surnames(self.bib[k]), year(self.bib[k])))
+        items = '\n\n'.join(f'::: {{#ref-{k}}}\n{full_ref(self.bib[k])}\n:::' for k in keys)
+        for c in nb['cells']:
+            if c['cell_type'] == 'markdown' and REFS.search(c['source']):
+                c['source'] = REFS.sub(lambda m: items, c['source'])
+                return
+        source = '## References {.unnumbered}\n\n' + items
+        nb['cells'].append(dict(cell_type='markdown', id='refs', metadata={}, source=source))
+
+def clean_output(data: dict):
+    "Players ask a CDN for icons (styles.css draws them); a widget needs no text beside it"
+    if 'text/html' in data:
+        data['text/html'] = re.sub(r'<link[^>]*font-awesome[^>]*>', '', text(data['text/html']))
+    if 'application/vnd.jupyter.widget-view+json' in data: data.pop('text/plain', None)

@@ -1,10 +1,11 @@
 """Run the notebooks and keep their outputs, or check that the outputs kept are not stale.
 
-    python tools/run_nbs.py [NAME ...]    # run, store the outputs and a stamp of the code they came from, then clean
-    python tools/run_nbs.py --check       # run nothing: fail where the code has changed since the outputs were stored
+    python tools/run_nbs.py [NAME ...]  # run, store the outputs and a stamp of their code, clean
+    python tools/run_nbs.py --check     # run nothing: fail where the code has changed since
 
-The stamp covers a notebook's own code and the modules of the library that it imports, without comments and docstrings.
-The library is the one of this checkout. The same code gives the same file, but for what it draws at random.
+The stamp covers a notebook's own code and the modules of the library that it imports, without
+comments and docstrings. The library is the one of this checkout. The same code gives the same file,
+but for what it draws at random.
 """
 import argparse, ast, hashlib, io, json, os, re, sys, time, tokenize
 from pathlib import Path
@@ -15,14 +16,17 @@ from nbdev.config import get_config
 
 def source(cell: dict) -> str: return ''.join(cell['source'])
 
-def runs(cell: dict) -> bool: return cell['cell_type'] == 'code' and not re.search(r'(?m)^#\|\s*eval:\s*false', source(cell))
+def runs(cell: dict) -> bool:
+    return cell['cell_type'] == 'code' and not re.search(r'(?m)^#\|\s*eval:\s*false', source(cell))
 
 
 def modules(code: str, lib: Path, seen: set) -> set[Path]:
     "The library files that `code` imports, and the ones that those import"
     for name in re.findall(rf'(?:from|import)\s+(?:{lib.name})?\.([\w.]+)', code):
         file = lib/(name.replace('.', '/') + '.py')
-        if file.exists() and file not in seen: seen.add(file); modules(file.read_text(encoding='utf-8'), lib, seen)
+        if not file.exists() or file in seen: continue
+        seen.add(file)
+        modules(file.read_text(encoding='utf-8'), lib, seen)
     return seen
 
 
@@ -34,26 +38,29 @@ def meaning(code: str) -> str:
     for t in tokens:
         if t.type == tokenize.COMMENT: lines[t.start[0] - 1] = lines[t.start[0] - 1][:t.start[1]]
     for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node) is not None:
-            doc = node.body[0]
-            for i in range(doc.lineno - 1, doc.end_lineno): lines[i] = ''
+        if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)): continue
+        if ast.get_docstring(node) is None: continue
+        doc = node.body[0]
+        for i in range(doc.lineno - 1, doc.end_lineno): lines[i] = ''
     return '\n'.join(l.rstrip() for l in lines if l.strip())
 
 
 def stamp(nb: dict, lib: Path) -> str:
     cells = [source(c) for c in nb['cells'] if runs(c)]
     files = sorted(modules('\n'.join(cells), lib, set()))
-    whole = '\n'.join([meaning(c) for c in cells] + [meaning(f.read_text(encoding='utf-8')) for f in files])
+    texts = [*cells, *(f.read_text(encoding='utf-8') for f in files)]
+    whole = '\n'.join(map(meaning, texts))
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def passing(output: dict) -> bool:
     "Is this a progress bar, or a widget, which a page without a kernel cannot show?"
-    return 'application/vnd.jupyter.widget-view+json' in output.get('data', {}) or output.get('name') == 'stderr' and '\r' in output['text']
+    if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}): return True
+    return output.get('name') == 'stderr' and '\r' in output['text']
 
 
 def settle(nb: dict):
-    "Take out of the outputs what two runs of the same code do not share: progress bars, the random names in matplotlib's players"
+    "Take out what two runs of the same code do not share: progress bars, random names of players"
     nb['metadata'].pop('widgets', None)
     players = 0
     for cell in nb['cells']:
@@ -73,11 +80,14 @@ def run(file: Path, lib: Path):
     nb = nbformat.reads(before, 4)
     cells, nb.cells = nb.cells, [c for c in nb.cells if runs(c)]
     path = os.pathsep.join([str(lib.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
-    NotebookClient(nb, timeout=1800, kernel_name='python3', resources={'metadata': {'path': str(file.parent)}}).execute(env={**os.environ, 'PYTHONPATH': path})
+    where = {'metadata': {'path': str(file.parent)}}
+    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where)
+    client.execute(env={**os.environ, 'PYTHONPATH': path})
     nb.cells = cells
     settle(nb)
     nb.metadata['ran'] = stamp(nb, lib)
-    if file.read_text(encoding='utf-8') != before: sys.exit(f'{file.name} was edited while it ran: nothing is stored, run it again')
+    if file.read_text(encoding='utf-8') != before:
+        sys.exit(f'{file.name} was edited while it ran: nothing is stored, run it again')
     nbformat.write(nb, file)
     nbdev_clean.__wrapped__(str(file))
     print(f'{file.name} {time.time() - began:.1f} s')
@@ -87,19 +97,29 @@ def problems(file: Path, lib: Path) -> list[str]:
     "What is wrong with a notebook's stored outputs"
     nb = json.loads(file.read_text(encoding='utf-8'))
     outputs = [o for c in nb['cells'] for o in c.get('outputs', [])]
-    words = '\n'.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', '')) for o in outputs)
-    wrong = {f'its outputs are older than its code; run `python tools/run_nbs.py {file.stem}`': nb['metadata'].get('ran') != stamp(nb, lib),
-             'a stored output is an error': any(o['output_type'] == 'error' for o in outputs),
-             'a stored output names a path of the machine that it ran on': re.search(rf'{re.escape(str(lib.parent))}/|/site-packages/|(?<![\w.])/(tmp|home|root|Users)/', words)}
-    return [f'{file.name}: {what}' for what, is_so in wrong.items() if is_so]
+    words = '\n'.join(''.join(o.get('text') or o.get('data', {}).get('text/plain', ''))
+                      for o in outputs)
+    here = rf'{re.escape(str(lib.parent))}/|/site-packages/|(?<![\w.])/(tmp|home|root|Users)/'
+    found = []
+    if nb['metadata'].get('ran') != stamp(nb, lib):
+        found.append('its outputs are older than its code; '
+                     f'run `python tools/run_nbs.py {file.stem}`')
+    if any(o['output_type'] == 'error' for o in outputs):
+        found.append('a stored output is an error')
+    if re.search(here, words):
+        found.append('a stored output names a path of the machine that it ran on')
+    return [f'{file.name}: {what}' for what in found]
 
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    ap.add_argument('names', nargs='*', metavar='NAME', help='notebooks whose names start so; all if none')
-    ap.add_argument('--check', action='store_true', help='run nothing; fail if stored outputs are stale or errors')
+    ap.add_argument('names', nargs='*', metavar='NAME',
+                    help='notebooks whose names start so; all if none')
+    ap.add_argument('--check', action='store_true',
+                    help='run nothing; fail if stored outputs are stale or errors')
     args, cfg = ap.parse_args(), get_config()
-    files = [f for f in sorted(cfg.nbs_path.glob('*.ipynb')) if not args.names or f.name.startswith(tuple(args.names))]
+    wanted = tuple(args.names) or ''
+    files = [f for f in sorted(cfg.nbs_path.glob('*.ipynb')) if f.name.startswith(wanted)]
     found = []
     for f in files:
         if args.check: found += problems(f, cfg.lib_path)
