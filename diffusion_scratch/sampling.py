@@ -191,7 +191,7 @@ def stretches(times: list[int]) -> list[list[int]]:
 
 def levels_between(schedule: Schedule, times: list[int]) -> tuple[Level, Level]:
     "The levels t at which the steps of a walk start, and s at which they end"
-    at = lambda i: schedule.at(torch.tensor(i), torch.empty(len(i)))
+    def at(i): return schedule.at(torch.tensor(i, dtype=torch.long), torch.empty(len(i)))
     return at(times[:-1]), at(times[1:])
 
 def rows_of(columns: Coefficients) -> list[Coefficients]:

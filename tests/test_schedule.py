@@ -136,8 +136,9 @@ def test_a_level_goes_where_the_images_are(dtype):
     level = Schedule(linear_betas()).at(torch.tensor([1, 1000]), images)
     there = level.to(images)
     assert there.t.device == there.signal.device == there.noise.device == images.device and level.signal.device.type == 'cpu'
-    assert there.signal.dtype == there.noise.dtype == dtype and there.t.dtype == torch.long and there.noise.shape == (2, 1)
-    assert torch.equal(level.to(torch.zeros(2, 3, dtype=dtype)).noise, level.noise.to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)           # float32 at least
+    assert there.signal.dtype == there.noise.dtype == wide and there.t.dtype == torch.long and there.noise.shape == (2, 1)
+    assert torch.equal(level.to(torch.zeros(2, 3, dtype=dtype)).noise, level.noise.to(wide))
 
 
 # ---------------------------------------------------------------- Schedule.times
