@@ -17,9 +17,9 @@ from .noising import Gaussian, q_posterior, transition
 from .schedule import Level, Schedule, cast_like
 
 # %% auto #0
-__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'fixed_small',
-           'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising', 'stretches',
-           'levels_between', 'rows_of', 'coefficient_table', 'Frame', 'trajectory', 'sample']
+__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'levels_of_walk',
+           'fixed_small', 'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising',
+           'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'Frame', 'trajectory', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #496473d2
 #| code-fold: true
@@ -72,7 +72,7 @@ def check_seed(seed: int, first: int):
 
 # %% ../nbs/07_sampling.ipynb #642bed61
 #| code-fold: true
-#| code-summary: "Plumbing: where a walk starts, what was written to, how many frames it has"
+#| code-summary: "Plumbing: levels of a whole walk at once, where it starts, what was written to, how many frames it has"
 def starting_point(denoiser: nn.Module, noise: Tensor, x_T: Tensor | None) -> Tensor:
     "A copy of x_T, or else the noise where the network's weights are; in float32 at least"
     if x_T is None:
@@ -88,6 +88,13 @@ def times_written(x: Tensor) -> int:
 def number_of_frames(step: Solver, times: list[int]) -> int:
     visited = step.visits(times)
     return 1 + sum(s <= t for t, s in zip(visited, visited[1:]))
+
+def levels_of_walk(schedule: Schedule, times: list[int], x: Tensor) -> list[Level]:
+    "`schedule.at(t, x)` for each of the times, made at once"
+    t = torch.tensor(times)
+    columns = (c.view(-1, *[1]*x.ndim).expand(-1, len(x), *[1]*(x.ndim - 1)).unbind()
+               for c in (schedule.signal[t], schedule.noise[t]))
+    return [Level(*row) for row in zip(t[:, None].expand(-1, len(x)).unbind(), *columns)]
 
 # %% ../nbs/07_sampling.ipynb #1b69dc62
 def fixed_small(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
@@ -237,13 +244,14 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
     x0, y = torch.zeros_like(x), None if y is None else y.to(x.device)
     times = step.visits(times)
-    for t, s, c in zip(times, times[1:], coefficient_table(step, schedule, times)):
+    levels, table = levels_of_walk(schedule, times, x), coefficient_table(step, schedule, times)
+    for t, s, level, c in zip(times, times[1:], levels, table):
         previous = x0
-        if s <= t:  # downwards: call the denoiser
-            level, written = schedule.at(t, x), times_written(x)
+        if s <= t:                               # downwards: call the denoiser
             with evaluation: x0 = denoiser(x, level, y).x0
+            written = times_written(x)
             yield Frame(t, x, x0)
-            if times_written(x) != written:                  # the caller has changed x
+            if times_written(x) != written:      # the caller has changed x
                 with evaluation: x0 = denoiser(x, level, y).x0
         x = c.x0 * x0 + c.x_t * x + c.previous * previous
         if c.std: x = x + c.std * noise.draw(shape[1:]).to(x)
