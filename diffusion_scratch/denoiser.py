@@ -57,7 +57,7 @@ def call_network(net: nn.Module,
     parameters = net.parameters() if isinstance(net, nn.Module) else ()
     weights = next((p for p in parameters if p.is_floating_point()), x_t)
     x, t = x_t.to(weights.dtype), t.to(x_t.device)
-    try: out = net(x, t) if y is None else net(x, t, y)
+    try: out = net(x, t) if y is None else net(x, t, y.to(x_t.device))
     except TypeError:
         if y is None or takes_arguments(net, 3): raise
         raise TypeError(
@@ -158,7 +158,7 @@ PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 class Denoiser(nn.Module):
     "Any network `net(x_t, t)` or `net(x_t, t, y)`, and what its output means"
     def __init__(self,
-                 net: nn.Module,  # returns a tensor shaped like x_t; no y, no third argument
+                 net: nn.Module,  # x_t, t[, y] -> a tensor shaped like x_t
                  parameterization: Parameterization=EPS # what it predicts: EPS, X0 or V
                 ):
         super().__init__()

@@ -163,7 +163,7 @@ def vlb_terms(denoiser: nn.Module,
               x0: Tensor,             # images in [-1, 1] (B,...)
               y: Tensor | None=None,  # labels (B,)
               *,
-              posterior: Callable=q_posterior,       # x0, x_t, t, s -> Gaussian over x_s
+              posterior: Callable=q_posterior,       # x0, x_t, t, s -> Gaussian
               times: list[int] | None=None,          # T, ..., 0; every step if none
               generator: torch.Generator | None=None # draws the noise of each x_t
              ) -> Tensor:             # (len(times), B): L_0, ..., L_{t-1}, ..., L_T

@@ -19,7 +19,8 @@ from .schedule import Level, Schedule, cast_like
 # %% auto #0
 __all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'levels_of_walk',
            'fixed_small', 'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising',
-           'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'Frame', 'trajectory', 'sample']
+           'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk', 'Frame', 'trajectory',
+           'sample']
 
 # %% ../nbs/07_sampling.ipynb #496473d2
 #| code-fold: true
@@ -198,9 +199,10 @@ def stretches(times: list[int]) -> list[list[int]]:
 
 def levels_between(schedule: Schedule, times: list[int]) -> tuple[Level, Level]:
     "The levels t at which the steps of a walk start, and s at which they end"
-    def at(i): return schedule.at(torch.tensor(i, dtype=torch.long), torch.empty(len(i)))
-    return at(times[:-1]), at(times[1:])
+    t, s = (torch.tensor(i, dtype=torch.long) for i in (times[:-1], times[1:]))
+    return schedule.at(t, t), schedule.at(s, s)
 
+# %% ../nbs/07_sampling.ipynb #73209262
 def rows_of(columns: Coefficients) -> list[Coefficients]:
     "One row for each step, as plain numbers"
     numbers = (c.tolist() for c in torch.broadcast_tensors(*columns))
@@ -217,6 +219,12 @@ def coefficient_table(step: Solver,
         rises = stretch[1] > stretch[0]
         table += rows_of(renoising(t, s) if rises else step.coefficients(t, s))
     return table
+
+def steps_of_walk(step: Solver, schedule: Schedule, times: list[int], x: Tensor):
+    "For each step of a walk: from t, to s, the level at t, the step's coefficients"
+    times = step.visits(times)
+    levels = levels_of_walk(schedule, times, x)
+    return zip(times, times[1:], levels, coefficient_table(step, schedule, times))
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):
@@ -242,10 +250,8 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     check_walk(step, times, schedule, shape, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
-    x0, y = torch.zeros_like(x), None if y is None else y.to(x.device)
-    times = step.visits(times)
-    levels, table = levels_of_walk(schedule, times, x), coefficient_table(step, schedule, times)
-    for t, s, level, c in zip(times, times[1:], levels, table):
+    x0 = torch.zeros_like(x)
+    for t, s, level, c in steps_of_walk(step, schedule, times, x):
         previous = x0
         if s <= t:                               # downwards: call the denoiser
             with evaluation: x0 = denoiser(x, level, y).x0

@@ -156,7 +156,7 @@ def distinct_timesteps(times: np.ndarray,  # (n,), falling
 
 # %% ../nbs/01_schedule.ipynb #d7e51a8a
 class Schedule:
-    """The noise levels of a process with T steps (eq-alpha-bar; Ho et al. 2020, section 2).
+    """The noise levels of a process with T steps (eq-alpha-bar; Ho et al. 2020).
 
     Its tables are float64 and stay on the CPU: coefficients are formed there in double
     precision, and only the finished coefficient is cast, to float32 at least.
@@ -193,7 +193,7 @@ class Schedule:
 @patch
 def times(self: Schedule,
           n: int,  # number of steps, 1..T
-          spacing: Callable=trailing # or leading, linspace, log_snr: schedule, n -> n timesteps
+          spacing: Callable=trailing # schedule, n -> n falling timesteps
          ) -> list[int]:
     "Timesteps for a walk of `n` steps down to 0: n + 1 numbers (eq-spacing)"
     check_number_of_steps(n, self.T)

@@ -25,13 +25,13 @@ def check_eta(eta: float):
         )
 
 def check_visited_twice(t: Level, s: Level):
-    "Refuse a walk in which a time is not visited twice: heun would have no prediction to correct with"
+    "Refuse a walk in which a time is not visited twice: heun could not correct its step"
     for i, (start, end) in enumerate(zip(t.t.tolist(), s.t.tolist())):
         stays = i + 1 < len(s.t) and s.t[i + 1] == end
         if 0 < end < start and not stays:
             after = int(s.t[i + 1]) if i + 1 < len(s.t) else end
-            raise ValueError(f'heun() looks at each time twice, but this loop went from t = {end} to {after}: '
-                             'let `trajectory` walk, or visit heun().visits(times)')
+            raise ValueError(f'heun() looks at each time twice, but this loop went from t = {end} '
+                             f'to {after}: let `trajectory` walk, or visit heun().visits(times)')
 
 # %% ../nbs/10_solvers.ipynb #7b871cae
 @dataclass(frozen=True, repr=False)
