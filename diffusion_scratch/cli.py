@@ -393,7 +393,7 @@ def train(config: Config,
         try:
             with accelerator.main_process_first(): data = make_data(config, progress and main, cache=run.path/'data')
             state = TrainState(make_denoiser(config, data).to(device), config.training.adam, config.training.ema)
-            if checkpoints(run.path): resume(run.path, state, schedule)
+            if checkpoints(run.path): schedule = resume(run.path, state, schedule)
             if len(set(accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist())) > 1:
                 raise ConfigError(f'run: the processes find different checkpoints in {run.path}; on several machines it must be a folder that they share')
             if state.step > (steps := config.training.steps):
