@@ -107,6 +107,7 @@ def test_other_weights_or_another_schedule_are_refused(oracle, data, tmp_path):
     changed = SCHEDULE.betas.clone(); changed[1] *= 1 + 1e-8
     with pytest.raises(ValueError, match='betas: '): generate(oracle, Schedule(changed), SHAPE, 3, tmp_path/'a', **OPTIONS)
 
+@pytest.mark.any_processor
 def test_the_last_digits_of_another_processor_are_no_other_settings(oracle, tmp_path):
     images, _ = generate(oracle, SCHEDULE, SHAPE, 10, tmp_path/'a', **OPTIONS)
     settings = json.loads((tmp_path/'a'/'settings.json').read_text(encoding='utf-8'))
