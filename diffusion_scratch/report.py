@@ -197,7 +197,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                         solver=_step_name(step), steps=steps, guidance=guidance if classes else None, seed=seed, clipped=True)
     found = evaluate(real, fake, protocol, training=real)
     if y is not None and data.labels is not None and fake.p is not None and fake.p.shape[1] == classes: found.measures['label_accuracy'] = Measured(_accuracy(fake.p, y), _accuracy(real.p, data.labels))
-    made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=diffusion_scratch.__version__, torch=torch.__version__, device=str(next((p.device for p in denoiser.parameters()), 'cpu')), threads=torch.get_num_threads(), batch=batch)
+    made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=diffusion_scratch.__version__, torch=torch.__version__, device=str(next((p.device for p in denoiser.parameters()), 'cpu')), cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), batch=batch)
     report = Report(folder, images, y, found, made, _bits(denoiser, schedule, data, bits, classes, seed, batch, progress) if bits else None)
     for figure, picture in _figures(report, real, fake, data).items(): _draw(folder/figure, picture)
     _write(folder/'report.json', (json.dumps(report.plain(), indent=1, ensure_ascii=False) + '\n').encode())

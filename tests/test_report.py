@@ -150,7 +150,7 @@ def test_json_is_complete(made):
     for m in found['measures'].values():
         for part in ('value', 'floor'): assert m[part]['low'] - 1e-9 <= m[part]['value'] <= m[part]['high'] + 1e-9 and m[part]['n'] > 0
     assert found['protocol']['generated'] == 60 and found['protocol']['extractor'] == 'quarters v1' and found['protocol']['solver'] == 'ddim eta=0.0' and found['protocol']['seed'] == 0
-    assert {'date', 'version', 'torch', 'device', 'threads', 'batch'} <= set(found['made'])
+    assert {'date', 'version', 'torch', 'device', 'cpu_capability', 'threads', 'batch'} <= set(found['made'])
 
 def test_page_says_all_and_shows_all(made):
     page = (made.folder/'report.md').read_text(encoding='utf-8')
