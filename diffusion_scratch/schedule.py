@@ -210,7 +210,8 @@ def is_close(self: Schedule,
              rtol: float=1e-9  # of each beta
             ) -> bool:
     "The same betas but for rounding, whose last digits are a processor's own"
-    return self.T == other.T and torch.allclose(self.betas, other.betas, rtol, atol=1e-15)
+    if self.T != other.T: return False
+    return torch.allclose(self.betas, other.betas, rtol, atol=1e-15)
 
 # %% ../nbs/01_schedule.ipynb #15ee5ed6
 def linear_betas(T: int = 1000,        # number of steps
