@@ -34,7 +34,9 @@ from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, s
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
 from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
-from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
+from .checkpoint import atomic, checkpoints, prune_checkpoints, resume, save_checkpoint
+from .engine import Engine, new_accelerator
+from .training import Metrics, TrainState, fit, measure
 
 # %% auto #0
 __all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
@@ -393,13 +395,13 @@ def train(config: Config,
         try:
             with accelerator.main_process_first(): data = make_data(config, progress and main, cache=run.path/'data')
             state = TrainState(make_denoiser(config, data).to(device), config.training.adam, config.training.ema)
-            if checkpoints(run.path): resume(run.path, state, schedule)
+            if checkpoints(run.path): schedule = resume(run.path, state, schedule)
             if len(set(accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist())) > 1:
                 raise ConfigError(f'run: the processes find different checkpoints in {run.path}; on several machines it must be a folder that they share')
             if state.step > (steps := config.training.steps):
                 raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= {state.step}, for so many are done in {run.path}')
             options = make_fit_options(config)
-            Engine.of(state, accelerator).parts(config.training.batch_size, config.training.accumulate)
+            Engine(state, accelerator, config.training.batch_size, config.training.accumulate)
         except BaseException:
             if fresh and main: shutil.rmtree(run.path, ignore_errors=True)
             raise
