@@ -68,7 +68,7 @@ def on_cpu(v: Tensor) -> Tensor:
     "A copy of a tensor as files want it"
     return v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
 
-# %% ../nbs/20_checkpoint.ipynb #78719853
+# %% ../nbs/20_checkpoint.ipynb #ad0b5020
 #| code-fold: true
 #| code-summary: "Plumbing: files and folders that are whole or not there"
 def push_names(folder: Path):
@@ -97,7 +97,7 @@ def atomic(target: Path  # a file or a folder
     part, old = (target.with_name(f'.{word}_{target.name}') for word in ('part', 'old'))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if old.exists() and not target.exists(): os.rename(old, target)  # killed between two renames
+        if old.exists() and not target.exists(): os.rename(old, target)  # killed between renames
         remove(part); remove(old)
         yield part
         push_to_disk(part)
@@ -121,7 +121,7 @@ def with_checksum(blob: bytes) -> bytes:
     checksum = hashlib.sha256(blob).hexdigest()
     return blob.replace(NO_SUM.encode(), checksum.encode(), 1)
 
-# %% ../nbs/20_checkpoint.ipynb #0c6a7106
+# %% ../nbs/20_checkpoint.ipynb #cd975c79
 #| code-fold: true
 #| code-summary: "Plumbing: files that are read whole or refused"
 def read_header(file: Path) -> tuple[dict, bytes]:
@@ -141,9 +141,9 @@ def read_header(file: Path) -> tuple[dict, bytes]:
         raise ValueError(f'{file} is not a whole checkpoint ({e})') from e
 
 def read_checkpoint(path: str | Path, *prefixes: str) -> tuple[dict[str, Tensor], dict]:
-    "The tensors whose names begin with one of `prefixes`, and the facts, of the newest checkpoint"
+    "The newest checkpoint: its tensors, of those `prefixes` if any are given, and its facts"
     file, meta, blob = newest_checkpoint(path)
-    try: return {k: v for k, v in load(blob).items() if k.startswith(prefixes)}, meta
+    try: return {k: v for k, v in load(blob).items() if k.startswith(prefixes or '')}, meta
     except SafetensorError as e: raise ValueError(f'{file} is not a whole checkpoint ({e})') from e
 
 def notes_in_header(file: Path) -> dict | None:
@@ -186,10 +186,10 @@ def prune_checkpoints(run: str | Path, # a run folder
     for f in files[keep:]:
         if f != best: f.unlink()
 
-# %% ../nbs/20_checkpoint.ipynb #76ad0217
+# %% ../nbs/20_checkpoint.ipynb #a221d817
 def load_checkpoint(path: str | Path,           # a run folder, or a checkpoint file
-                    net: nn.Module | None=None, # to fill; by default the file's UNet
-                    ema: bool=True              # the average, or the last step's weights
+                    net: nn.Module | None=None, # to fill; the file's UNet if none
+                    ema: bool=True              # the average, or the last weights
                    ) -> tuple[Denoiser, Schedule]:
     "A trained denoiser and the schedule it was trained with, ready to sample"
     prefix = 'ema.' if ema else 'denoiser.'
@@ -205,7 +205,7 @@ def about_checkpoint(path: str | Path) -> dict:
     "What `save_checkpoint` was told beside the weights"
     return read_checkpoint(path)[1]['about']
 
-# %% ../nbs/20_checkpoint.ipynb #782b7fa7
+# %% ../nbs/20_checkpoint.ipynb #ba3c48f6
 #| code-fold: true
 #| code-summary: "Plumbing: checks that a file fits"
 def without_prefix(tensors: dict, prefix: str) -> dict:
@@ -219,7 +219,8 @@ def described_network(path, meta: dict) -> UNet:
                          'give load_checkpoint the network, net=...')
     try: return UNet(**meta['network'])
     except TypeError as e:
-        raise ValueError(f'{path} describes a network that this version cannot build ({e})') from None
+        raise ValueError(f'{path} describes a network that this version cannot build '
+                         f'({e})') from None
 
 def check_same_network(path, tensors: dict, net: nn.Module):
     "Refuse weights of another network before any is loaded"
@@ -242,29 +243,30 @@ def check_resumable(path, meta: dict, saved: Schedule, weights: dict, state, sch
                          f'than this schedule, {schedule!r}')
     there, here = meta['parameterization'], state.denoiser.parameterization.name
     if there != here: raise ValueError(f'{path} predicts {there}, not {here}')
-    for part, tensors in weights.items(): check_same_network(path, tensors, getattr(state, part).net)
+    for part, tensors in weights.items():
+        check_same_network(path, tensors, getattr(state, part.rstrip('.')).net)
 
-# %% ../nbs/20_checkpoint.ipynb #2b18eafb
+# %% ../nbs/20_checkpoint.ipynb #5e6cdc52
 def resume(path: str | Path,  # a run folder, or a checkpoint file
            state,             # a TrainState, filled in place
            schedule: Schedule # must be that of the checkpoint, but for rounding
           ) -> Schedule:      # that of the checkpoint, to go on with
     "Go on where a checkpoint stopped: weights, average, optimizer and step"
-    tensors, meta = read_checkpoint(path, 'schedule.', 'denoiser.', 'ema.', 'optimizer.')
+    tensors, meta = read_checkpoint(path)
     saved = Schedule(tensors['schedule.betas'])
-    weights = {part: without_prefix(tensors, f'{part}.') for part in ('denoiser', 'ema')}
+    weights = {part: without_prefix(tensors, part) for part in ('denoiser.', 'ema.')}
     check_resumable(path, meta, saved, weights, state, schedule)
-    state.denoiser.net.load_state_dict(weights['denoiser'])
-    state.ema.net.load_state_dict(weights['ema'])
+    state.denoiser.net.load_state_dict(weights['denoiser.'])
+    state.ema.net.load_state_dict(weights['ema.'])
     for i, w in enumerate(state.denoiser.parameters()):
         memory = without_prefix(tensors, f'optimizer.{i}.')
         state.optimizer.state[w] = {k: laid_out(v, w) for k, v in memory.items()}
     state.step, state.scaler = meta['step'], meta.get('scaler')
     return saved
 
-# %% ../nbs/20_checkpoint.ipynb #636a8507
+# %% ../nbs/20_checkpoint.ipynb #8b90d9c8
 #| code-fold: true
 #| code-summary: "Plumbing: Adam's memory on the device, and in the memory layout, of its weight"
 def laid_out(v: Tensor, like: Tensor) -> Tensor:
-    "A tensor in the memory layout of a weight of its shape: fused kernels would mix them up otherwise"
+    "A tensor in the memory layout of a weight of its shape, which fused kernels need"
     return torch.empty_like(like).copy_(v) if v.shape == like.shape else v.to(like.device)

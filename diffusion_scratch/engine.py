@@ -33,7 +33,7 @@ def parts_of_batch(batch_size: int,
     first = process * accumulate * size
     return [slice(first + i * size, first + (i + 1) * size) for i in range(accumulate)]
 
-# %% ../nbs/19_engine.ipynb #4893d901
+# %% ../nbs/19_engine.ipynb #3925beb8
 #| code-fold: true
 #| code-summary: "Plumbing: a batch that cannot be shared is refused"
 def check_parts(batch_size: int, accumulate: int, processes: int):
@@ -41,7 +41,8 @@ def check_parts(batch_size: int, accumulate: int, processes: int):
     if accumulate >= 1 and batch_size > 0 and batch_size % (processes * accumulate) == 0: return
     raise ValueError(
         f'batch_size = {batch_size} cannot be shared by {processes} process(es) '
-        f'in {accumulate} equal goes each; it must be a multiple of {processes * max(1, accumulate)}')
+        f'in {accumulate} equal goes each; '
+        f'it must be a multiple of {processes * max(1, accumulate)}')
 
 # %% ../nbs/19_engine.ipynb #900d58f6
 def step_seed(*numbers: int) -> int: # the seed of a run, the step, the process
@@ -96,7 +97,7 @@ def forked_random(device: torch.device):
     devices, kind = ([], 'cuda') if device.type == 'cpu' else ([device], device.type)
     with torch.random.fork_rng(devices, device_type=kind): yield
 
-# %% ../nbs/19_engine.ipynb #f1f1fd25
+# %% ../nbs/19_engine.ipynb #038bdd63
 #| code-fold: true
 #| code-summary: "Plumbing: what surrounds a step"
 def begin_step(engine: Engine, *run):
@@ -104,12 +105,12 @@ def begin_step(engine: Engine, *run):
     engine.state.denoiser.train()
     engine.state.optimizer.zero_grad()
     rank = engine.accelerator.process_index
-    engine.key = (engine.seed, engine.state.step, rank) if rank else (engine.seed, engine.state.step)
-    if rank: torch.manual_seed(step_seed(*engine.key))
+    engine.key = (engine.seed, engine.state.step)
+    if rank: engine.key += (rank,); torch.manual_seed(step_seed(*engine.key))
     engine.run, engine.random = run, torch.get_rng_state()
 
-def loss_of_part(engine: Engine, denoiser: nn.Module, part: slice) -> Tensor: # (images of the part,)
-    "The loss of each image of a part, on the engine's device; a level's tables stay where they are"
+def loss_of_part(engine: Engine, denoiser: nn.Module, part: slice) -> Tensor: # one an image
+    "The loss of each image of a part, on the engine's device; levels stay where they are"
     loss, x0, level, eps, y, options = engine.run
     here = lambda c: None if c is None else c[part].to(engine.device)
     level = Level(*(c[part] for c in level))
@@ -119,7 +120,7 @@ def exchange(engine: Engine, last: bool):
     "A context in which the processes average their gradients, after the last go only"
     return nullcontext() if last else engine.accelerator.no_sync(engine.denoiser.net)
 
-# %% ../nbs/19_engine.ipynb #7b37d863
+# %% ../nbs/19_engine.ipynb #11cd2070
 class Engine:
     "Training steps on accelerate's devices, processes and precision"
     def __init__(self,
@@ -137,7 +138,7 @@ class Engine:
         self.images = batch_size // processes
 
     def backward(self, loss, x0, level, eps, y=None, **options) -> Tensor:
-        "The loss of each image (B,); their mean's gradient is in the weights (eq-parts)"
+        "Each image's loss (B,); their mean's gradient stays in the weights (eq-parts)"
         begin_step(self, loss, x0, level, eps, y, options)
         losses = []
         for part in self.parts:
@@ -230,7 +231,7 @@ def keep_scale(engine: Engine):
     "Let the state remember the scale, so that a checkpoint has it"
     if scaler := engine.accelerator.scaler: engine.state.scaler = scaler.state_dict()
 
-# %% ../nbs/19_engine.ipynb #ffe1df4a
+# %% ../nbs/19_engine.ipynb #1b6acf2b
 @patch
 def step(self: Engine,
          lr: float,      # learning rate
@@ -240,9 +241,10 @@ def step(self: Engine,
     "Clip the gradient (eq-clip) and change the weights (eq-adam), or explain why not"
     with explained(self):
         check_clip(clip)
-        parameters, loss = self.state.denoiser.parameters(), self.losses.mean().item()
+        step, loss = self.state.step + 1, self.losses.mean().item()
+        parameters = self.state.denoiser.parameters()
         norm = self.accelerator.clip_grad_norm_(parameters, clip).item()
-        check_step(self.state.step + 1, loss, norm, lr, explode, rescales(self.accelerator))
+        check_step(step, loss, norm, lr, explode, rescales(self.accelerator))
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         keep_scale(self)

@@ -11,6 +11,7 @@ from typing import Callable, Iterator, NamedTuple
 import numpy as np
 import torch
 from accelerate import Accelerator
+from fastcore.basics import patch
 from torch import Tensor, nn
 from .data import ImageSet, check_varied
 from .denoiser import Denoiser
@@ -21,8 +22,8 @@ from .loss import draw_level, loss_at, uniform
 from .schedule import Schedule
 
 # %% auto #0
-__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update',
-           'TrainState', 'check_ema', 'random_at', 'Metrics', 'fit', 'Timed', 'metrics_of', 'measure']
+__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_ema', 'warmup_constant', 'warmup_cosine', 'ema_decay',
+           'ema_update', 'TrainState', 'random_at', 'Metrics', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
@@ -40,7 +41,6 @@ def batches(data: ImageSet,
         x, y = data[order[place * batch_size:(place + 1) * batch_size]]
         yield epoch, mirrored(x, seed, step) if flip else x, y
 
-# %% ../nbs/09_training.ipynb #25965dcf
 def shuffled(n: int, seed: int, epoch: int) -> Tensor: # (n,)
     "The order of an epoch"
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
@@ -50,42 +50,47 @@ def mirrored(x: Tensor, seed: int, step: int) -> Tensor: # (B,C,H,W)
     half = torch.from_numpy(np.random.default_rng([seed, step, 1]).random(len(x)) < 0.5)
     return torch.where(half.view(-1, 1, 1, 1).to(x.device), x.flip(-1), x)
 
-# %% ../nbs/09_training.ipynb #8a254897
+# %% ../nbs/09_training.ipynb #c2798f95
 #| code-fold: true
-#| code-summary: "Plumbing: a batch that can never be full is refused"
+#| code-summary: "Plumbing: checks of input"
 def check_batch_size(batch_size: int, data: ImageSet):
     "Raise ValueError where the data set is smaller than a batch"
     if 1 <= batch_size <= len(data): return
     raise ValueError(f'batch_size = {batch_size} is outside 1..{len(data)}, '
                      f'the size of the data set {data.name!r}')
 
+def check_ema(ema: float):
+    "Raise ValueError where this is no share"
+    if 0 <= ema < 1: return
+    raise ValueError(f'ema = {ema} is outside [0, 1): '
+                     'it is the share of the average that each step keeps')
+
 # %% ../nbs/09_training.ipynb #d672d3b4
 def warmup_constant(peak: float, # learning rate after warm-up
                     warmup: int  # steps
-                   ) -> Callable[[int], float]:
-    "Steps done -> learning rate: up, then level (Goyal et al. 2017, section 2.2): eq-warmup"
+                   ) -> Callable[[int], float]: # steps done -> learning rate
+    "The learning rate goes up, then stays (Goyal et al. 2017, section 2.2): eq-warmup"
     return lambda step: peak * min(1, (step + 1) / max(1, warmup))
 
 # %% ../nbs/09_training.ipynb #54b5209e
 def warmup_cosine(peak: float, # learning rate at the top
                   warmup: int, # steps up
                   steps: int   # steps in all
-                 ) -> Callable[[int], float]:
-    "Steps done -> learning rate: up, then half a cosine (Loshchilov & Hutter 2017): eq-cosine-lr"
+                 ) -> Callable[[int], float]: # steps done -> learning rate
+    "It goes up, then down half a cosine (Loshchilov & Hutter 2017): eq-cosine-lr"
     up = warmup_constant(peak, warmup)
     def lr(step):
         progress = min(1, max(0, step - warmup) / max(1, steps - warmup))
         return up(step) * 0.5 * (1 + math.cos(math.pi * progress))
     return lr
 
-# %% ../nbs/09_training.ipynb #5682ead1
+# %% ../nbs/09_training.ipynb #91dcd6c9
 def ema_decay(step: int,   # steps done
               decay: float # of a long run, 0..1
              ) -> float:
-    "A decay that grows with the run, so that a short one forgets its random start: eq-ema-decay"
+    "A decay that grows with the run, so that its start is forgotten: eq-ema-decay"
     return min(decay, (1 + step) / (10 + step))
 
-# %% ../nbs/09_training.ipynb #91dcd6c9
 @torch.no_grad()
 def ema_update(ema: nn.Module,   # changed in place
                model: nn.Module, # the same network, as trained
@@ -97,52 +102,47 @@ def ema_update(ema: nn.Module,   # changed in place
 
 # %% ../nbs/09_training.ipynb #cf0b1bb0
 class TrainState:
-    "What a run must remember: the denoiser, its average, the optimizer, the steps done"
+    "What a run must remember: denoiser, average, optimizer, steps done"
     def __init__(self,
                  denoiser: Denoiser,
-                 betas: tuple=(0.9, 0.99), # Adam's memory of the gradient and its square
+                 betas: tuple=(0.9, 0.99), # Adam's, of the gradient and its square
                  ema: float=0.9999         # decay of the moving average, 0..1
                 ):
         check_ema(ema)
         self.denoiser, self.decay, self.step = denoiser, ema, 0
         self.ema = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self.optimizer = torch.optim.Adam(denoiser.parameters(), betas=betas, fused=True)
+        parameters = denoiser.parameters()
+        self.optimizer = torch.optim.Adam(parameters, betas=betas, fused=True)
         self.scaler = None # of fp16: the scale of the loss, kept here by the engine
-
-    def update(self,
-               loss: Tensor, # a scalar that has a gradient
-               lr: float,    # learning rate
-               clip: float,  # largest norm of the gradient; math.inf clips nothing
-               explode: float=math.inf # a norm above this one is refused
-              ) -> tuple[float, float]: # the loss, and the gradient's norm before clipping
-        "A step of plain PyTorch; FloatingPointError where it would spoil the weights"
-        check_clip(clip)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), clip).item()  # eq-clip
-        check_step(self.step + 1, loss.item(), norm, lr, explode)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()                                                     # eq-adam
-        self.advance()
-        return loss.item(), norm
 
     def advance(self):
         "Count a step of the optimizer, and move the average (eq-ema)"
         self.step += 1
         ema_update(self.ema, self.denoiser, ema_decay(self.step, self.decay))
 
-# %% ../nbs/09_training.ipynb #71bc9672
-#| code-fold: true
-#| code-summary: "Plumbing: a decay outside its range is refused"
-def check_ema(ema: float):
-    "Raise ValueError where this is no share"
-    if 0 <= ema < 1: return
-    raise ValueError(f'ema = {ema} is outside [0, 1): it is the share of the average that each step keeps')
+# %% ../nbs/09_training.ipynb #10c665c5
+@patch
+def update(self: TrainState,
+           loss: Tensor, # a scalar that has a gradient
+           lr: float,    # learning rate
+           clip: float,  # largest norm of the gradient; math.inf clips nothing
+           explode: float=math.inf # a gradient with a larger norm is refused
+          ) -> tuple[float, float]: # loss, and norm of the gradient before clipping
+    "One step (eq-clip, eq-adam); FloatingPointError where it would spoil the weights"
+    check_clip(clip)
+    self.optimizer.zero_grad()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), clip).item()
+    check_step(self.step + 1, loss.item(), norm, lr, explode)
+    set_learning_rate(self.optimizer, lr)
+    self.optimizer.step()
+    self.advance()
+    return loss.item(), norm
 
 # %% ../nbs/09_training.ipynb #bdefbf4d
 @contextmanager
 def random_at(seed: int, step: int, device: torch.device=torch.device('cpu')):
-    "Inside, torch's randomness is a function of (seed, step); outside, nothing has happened"
+    "Inside, torch's randomness is a function of (seed, step); outside, nothing changes"
     with forked_random(device):
         torch.manual_seed(step_seed(seed, step))
         yield
@@ -156,7 +156,7 @@ class Metrics(NamedTuple):
     lr: float                # learning rate used
     grad_norm: float         # before clipping
     images_per_second: float # of this step
-    loss_q1: float=math.nan  # of images with t in the first quarter of 1..T, little noise
+    loss_q1: float=math.nan  # of images with t in the first quarter, little noise
     loss_q2: float=math.nan  # NaN where the batch had no image there
     loss_q3: float=math.nan
     loss_q4: float=math.nan  # in the last quarter, much noise
@@ -172,7 +172,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         batch_size: int=64, # of one step, whatever the number of processes
         lr: Callable[[int], float], # steps done -> learning rate
         weight: Callable[..., Tensor]=uniform, # of the loss, by level
-        label_dropout: float=0.1, # share of labels hidden, 0..1
+        label_dropout: float=0.1, # share of labels hidden, 0..1, where there are any
         clip: float=1.,     # largest norm of the gradient; math.inf clips nothing
         explode: float=math.inf, # a gradient with a larger norm stops the run
         accumulate: int=1,  # goes in which a batch is worked through, to save memory
@@ -180,7 +180,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         seed: int=0,        # order, noise and dropout are functions of (seed, step)
         accelerator: Accelerator | None=None # one process in full precision if none
        ) -> Iterator[Metrics]:
-    "Algorithm 1 of Ho et al. (2020), a step a `next`; FloatingPointError if one fails"
+    "Algorithm 1 of Ho et al. (2020); FloatingPointError where a step cannot be taken"
     engine = Engine(state, accelerator, batch_size, accumulate, seed)
     check_varied(data)
     stream = Timed(batches(data, batch_size, seed, state.step, flip))
@@ -197,7 +197,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
 
 # %% ../nbs/09_training.ipynb #bcc83dff
 #| code-fold: true
-#| code-summary: "Plumbing: a stopwatch, and the figures of a step"
+#| code-summary: "Plumbing: a stopwatch, the figures of a step, and what the next steps would take"
 class Timed:
     "An iterator that notes when it was asked for the last item, and when it had it"
     def __init__(self, stream: Iterator): self.stream = stream
@@ -217,9 +217,6 @@ def metrics_of(state, schedule, epoch, level, losses, rate, norm, stream: Timed)
     return Metrics(state.step, epoch, losses.mean().item(), rate, norm, len(losses) / seconds,
                    *quarters, loading / seconds, memory_in_use(device_of(state.denoiser)))
 
-# %% ../nbs/09_training.ipynb #ce3591cf
-#| code-fold: true
-#| code-summary: "Plumbing: what the next steps would take"
 def measure(state: TrainState, schedule: Schedule, data: ImageSet,
             n: int=3, # steps
             **options # of `fit`, but for `steps`
