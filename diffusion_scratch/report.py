@@ -36,17 +36,27 @@ def _write(file: Path, blob: bytes):
     "A file that appears whole or not at all"
     with atomic(file) as part: part.write_bytes(blob)
 
-def _model_hash(denoiser: nn.Module, schedule: Schedule) -> str:
-    "12 hex digits that change with any weight, any beta and the parameterization"
+def _model_hash(denoiser: nn.Module, schedule: Schedule | None=None) -> str:
+    "12 hex digits that change with any weight, the parameterization and, if a schedule is given, any digit of its betas"
     h = hashlib.sha256(str(getattr(getattr(denoiser, 'parameterization', None), 'name', '')).encode())
-    for k, v in [*sorted(denoiser.state_dict().items()), ('betas', schedule.betas)]:
+    for k, v in [*sorted(denoiser.state_dict().items()), *([('betas', schedule.betas)] if schedule else [])]:
         h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()); h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:12]
 
-def _walk_hash(schedule: Schedule, step: Step, times: list[int]) -> str:
+def _walk_end(schedule: Schedule, step: Step, times: list[int]) -> list[float]:
     "Where two toy images end, by which another step, or other times, are noticed: a step is a function and has no name"
     end = sample(GaussianOracle(torch.zeros(1, 1, 1), torch.eye(1) / 4), schedule, (2, 1, 1, 1), step=step, times=times, seed=0, progress=False)
-    return ' '.join(f'{v:.5g}' for v in end.flatten().tolist())
+    return end.flatten().tolist()
+
+def _same_setting(key: str, there, here) -> bool:
+    "Equal; but for rounding, where each processor computes it anew"
+    if key == 'betas': return there is not None and Schedule(there).is_close(Schedule(here))
+    if key == 'walk': return isinstance(there, list) and np.allclose(there, here, rtol=0, atol=1e-5)
+    return there == here
+
+def _in_short(value):
+    "A setting for a message: of many numbers the first and the last"
+    return f'{value[0]:.3g}..{value[-1]:.3g} ({len(value)} numbers)' if isinstance(value, list) and len(value) > 50 else value
 
 def _claim(folder: Path, settings: dict):
     "Make the folder, or make sure that it was made with the same settings"
@@ -56,7 +66,8 @@ def _claim(folder: Path, settings: dict):
         return _write(file, (json.dumps(settings, indent=1) + '\n').encode())
     try: there = json.loads(file.read_text(encoding='utf-8'))
     except ValueError: raise ValueError(f'{file} is damaged; give another folder, or delete this one') from None
-    changed = [f'{k}: {there.get(k)} there, {settings.get(k)} here' for k in {**there, **settings} if there.get(k) != settings.get(k)]
+    other = [k for k in {**there, **settings} if not _same_setting(k, there.get(k), settings.get(k))]
+    changed = [f'{k}: {_in_short(there.get(k))} there, {_in_short(settings.get(k))} here' for k in other]
     if changed: raise ValueError(f"{folder} holds images that were made with other settings ({', '.join(changed)}); give this evaluation a folder of its own, or delete that one")
 
 def random_labels(shares: list[float], # of the classes (K,)
@@ -81,11 +92,11 @@ def generate(denoiser: nn.Module,
              batch: int=100,        # images at a time; the last digits depend on it
              progress: bool=True    # show a progress bar
             ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,)
-    "Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call goes on, and ends with the same bytes; with a larger n, it draws what is missing"
+    "Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call goes on, and ends with the same bytes, on the same processor, threads, device and version of PyTorch; with a larger n, it draws what is missing"
     for k, v in dict(n=n, batch=batch).items():
         if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
     folder, times, shares = Path(folder).expanduser(), schedule.times(steps), None if shares is None else [round(float(s), 6) for s in shares]
-    _claim(folder, dict(model=_model_hash(denoiser, schedule), walk=_walk_hash(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
+    _claim(folder, dict(model=_model_hash(denoiser), betas=schedule.betas.tolist(), walk=_walk_end(schedule, step, times), steps=steps, shape=list(shape), shares=shares, guidance=None if shares is None else guidance, seed=seed, batch=batch))
     y, calls, parts = None if shares is None else random_labels(shares, n, seed), len(visits(step, times)) - 1, []
     with tqdm(total=n * calls, desc='drawing', disable=not progress, bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
         for first in range(0, n, batch):
@@ -186,7 +197,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                         solver=_step_name(step), steps=steps, guidance=guidance if classes else None, seed=seed, clipped=True)
     found = evaluate(real, fake, protocol, training=real)
     if y is not None and data.labels is not None and fake.p is not None and fake.p.shape[1] == classes: found.measures['label_accuracy'] = Measured(_accuracy(fake.p, y), _accuracy(real.p, data.labels))
-    made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=diffusion_scratch.__version__, torch=torch.__version__, device=str(next((p.device for p in denoiser.parameters()), 'cpu')), threads=torch.get_num_threads(), batch=batch)
+    made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), version=diffusion_scratch.__version__, torch=torch.__version__, device=str(next((p.device for p in denoiser.parameters()), 'cpu')), cpu_capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(), batch=batch)
     report = Report(folder, images, y, found, made, _bits(denoiser, schedule, data, bits, classes, seed, batch, progress) if bits else None)
     for figure, picture in _figures(report, real, fake, data).items(): _draw(folder/figure, picture)
     _write(folder/'report.json', (json.dumps(report.plain(), indent=1, ensure_ascii=False) + '\n').encode())

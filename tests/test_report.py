@@ -102,7 +102,18 @@ def test_other_weights_or_another_schedule_are_refused(oracle, data, tmp_path):
     generate(oracle, SCHEDULE, SHAPE, 3, tmp_path/'a', **OPTIONS)
     other = MixtureOracle(to_float(data.images), 0.1001, labels=data.labels)
     with pytest.raises(ValueError, match='model: '): generate(other, SCHEDULE, SHAPE, 3, tmp_path/'a', **OPTIONS)
-    with pytest.raises(ValueError, match='model: '): generate(oracle, Schedule(cosine_betas(101)), SHAPE, 3, tmp_path/'a', **OPTIONS)
+    with pytest.raises(ValueError, match=r'betas: .*\(100 numbers\) there, .*\(101 numbers\) here'):
+        generate(oracle, Schedule(cosine_betas(101)), SHAPE, 3, tmp_path/'a', **OPTIONS)
+    changed = SCHEDULE.betas.clone(); changed[1] *= 1 + 1e-8
+    with pytest.raises(ValueError, match='betas: '): generate(oracle, Schedule(changed), SHAPE, 3, tmp_path/'a', **OPTIONS)
+
+@pytest.mark.any_processor
+def test_the_last_digits_of_another_processor_are_no_other_settings(oracle, tmp_path):
+    images, _ = generate(oracle, SCHEDULE, SHAPE, 10, tmp_path/'a', **OPTIONS)
+    settings = json.loads((tmp_path/'a'/'settings.json').read_text(encoding='utf-8'))
+    other = settings | dict(betas=[b * (1 + 1e-13) for b in settings['betas']], walk=[w + 1e-6 for w in settings['walk']])
+    (tmp_path/'a'/'settings.json').write_text(json.dumps(other), encoding='utf-8')
+    assert torch.equal(generate(oracle, SCHEDULE, SHAPE, 10, tmp_path/'a', **OPTIONS)[0], images)
 
 def test_a_foreign_or_damaged_folder_is_refused(oracle, tmp_path):
     (tmp_path/'note.txt').write_text('mine')
@@ -139,7 +150,7 @@ def test_json_is_complete(made):
     for m in found['measures'].values():
         for part in ('value', 'floor'): assert m[part]['low'] - 1e-9 <= m[part]['value'] <= m[part]['high'] + 1e-9 and m[part]['n'] > 0
     assert found['protocol']['generated'] == 60 and found['protocol']['extractor'] == 'quarters v1' and found['protocol']['solver'] == 'ddim eta=0.0' and found['protocol']['seed'] == 0
-    assert {'date', 'version', 'torch', 'device', 'threads', 'batch'} <= set(found['made'])
+    assert {'date', 'version', 'torch', 'device', 'cpu_capability', 'threads', 'batch'} <= set(found['made'])
 
 def test_page_says_all_and_shows_all(made):
     page = (made.folder/'report.md').read_text(encoding='utf-8')

@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from diffusion_scratch.schedule import Level, Schedule, cosine_betas, leading, linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr
 
+pytestmark = pytest.mark.any_processor
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
 images = torch.zeros(4, 3, 5, 7)
 
