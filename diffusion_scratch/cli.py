@@ -34,7 +34,9 @@ from .sampling import Frame, Noise, Solver, ancestral, fixed_large, fixed_small,
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
 from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
-from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
+from .checkpoint import atomic, checkpoints, prune_checkpoints, resume, save_checkpoint
+from .engine import Engine, new_accelerator
+from .training import Metrics, TrainState, fit, measure
 
 # %% auto #0
 __all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
@@ -417,7 +419,7 @@ def train(config: Config,
             if state.step > (steps := config.training.steps):
                 raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= {state.step}, for so many are done in {run.path}')
             options = make_fit_options(config)
-            Engine.of(state, accelerator).parts(config.training.batch_size, config.training.accumulate)
+            Engine(state, accelerator, config.training.batch_size, config.training.accumulate)
         except BaseException:
             if fresh and main: shutil.rmtree(run.path, ignore_errors=True)
             raise

@@ -17,7 +17,7 @@ import diffusion_scratch
 from .config import ConfigError, SamplingConfig, _named, load_config, make_denoiser
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from .training import _part, _same_network, atomic, newest_checkpoint
+from .checkpoint import atomic, check_same_network, newest_checkpoint, without_prefix
 from .unet import UNet, _groups
 
 # %% auto #0
@@ -110,7 +110,7 @@ class Found(NamedTuple):
         if not (ema or self.both) and self.about.get('ema'): raise ValueError(f'ema: False is not allowed, for {self.path} holds only averaged weights; allowed: True')
         if self.parameterization not in PARAMETERIZATIONS: raise ValueError(f'{self.path} predicts {self.parameterization!r}; known are {", ".join(PARAMETERIZATIONS)}')
         net, (weights, betas) = self.network() if net is None else net, self.read(ema)
-        _same_network(self.path, weights, net)
+        check_same_network(self.path, weights, net)
         net.load_state_dict(weights)
         return Denoiser(net, PARAMETERIZATIONS[self.parameterization]).eval(), Schedule(betas)
 
@@ -163,7 +163,7 @@ def _checkpoint(path: Path) -> Found:
         raise ValueError(f'{file} holds no description of its network: give the network itself, load(..., net=...)')
     def read(ema):
         tensors = _tensors(blob, file)
-        return _part(tensors, 'ema.' if ema else 'denoiser.'), tensors['schedule.betas']
+        return without_prefix(tensors, 'ema.' if ema else 'denoiser.'), tensors['schedule.betas']
     return Found(file, meta['about'], meta['parameterization'], network, read, both=True)
 
 # %% ../nbs/20_pretrained.ipynb #e2c7f7eb

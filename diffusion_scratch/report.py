@@ -23,7 +23,7 @@ from .sampling import Solver, sample, trajectory
 from .solvers import ddim
 from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
 from .guidance import guided
-from .training import atomic
+from .checkpoint import atomic
 from .features import Extractor, Features, digit_classifier
 from .evaluation import Estimate, Evaluation, Measured, Protocol, evaluate, nearest, _wilson
 from .likelihood import Bound, bound

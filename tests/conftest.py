@@ -1,6 +1,17 @@
 "What pytest must know of these tests"
+import pytest
+import torch
 
 
 def pytest_configure(config):
-    config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make test` runs it '
-                                       'a second time with ATEN_CPU_CAPABILITY=default')
+    config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make '
+                                       'test` runs it again with ATEN_CPU_CAPABILITY=default')
+
+
+@pytest.fixture
+def one_thread():
+    "Small networks need no more, and runs are equal to the last bit at one number of threads only"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

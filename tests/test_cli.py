@@ -27,7 +27,8 @@ from diffusion_scratch.pretrained import load
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from diffusion_scratch.training import Metrics, TrainState, checkpoints, fit, load_checkpoint, save_checkpoint
+from diffusion_scratch.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from diffusion_scratch.training import Metrics, TrainState, fit
 from diffusion_scratch.unet import UNet
 
 ROOT = Path(__file__).parent.parent

@@ -19,7 +19,8 @@ from diffusion_scratch.noising import Gaussian
 from diffusion_scratch.pretrained import PUBLISHED, about, export_diffusers, export_onnx, find, load, save
 from diffusion_scratch.sampling import Noise, ancestral, fixed_large, fixed_small, trajectory
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from diffusion_scratch.training import TrainState, about_checkpoint, atomic, fit, load_checkpoint, save_checkpoint
+from diffusion_scratch.checkpoint import about_checkpoint, atomic, load_checkpoint, save_checkpoint
+from diffusion_scratch.training import TrainState, fit
 from diffusion_scratch.unet import UNet
 
 SMALL = dict(in_channels=1, channels=16, multipliers=(1, 2), blocks=1, attention=(1,))

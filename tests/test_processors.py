@@ -17,7 +17,7 @@ from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.pretrained import SHIPPED, export_diffusers, load
 from diffusion_scratch.report import generate
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
-from diffusion_scratch.training import checkpoints
+from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.unet import UNet
 
 SMALL = dict(device='cpu', threads=1, save_every=2, preview_every=10**6, log=[], judge=0, parameterization='v',

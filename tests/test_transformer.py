@@ -21,7 +21,8 @@ from diffusion_scratch.loss import v_weight
 from diffusion_scratch.pretrained import export_onnx, load, save
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
-from diffusion_scratch.training import TrainState, fit, load_checkpoint, newest_checkpoint, resume, save_checkpoint, warmup_constant
+from diffusion_scratch.checkpoint import load_checkpoint, newest_checkpoint, resume, save_checkpoint
+from diffusion_scratch.training import TrainState, fit, warmup_constant
 from diffusion_scratch.transformer import DiT, DiTBlock, SelfAttention, ada_norm, patchify, positions, unpatchify
 
 ROOT = Path(__file__).parent.parent

@@ -26,7 +26,7 @@ from diffusion_scratch.pretrained import SHIPPED, find, save
 from diffusion_scratch.report import Report, evaluate_model, generate, reference
 from diffusion_scratch.sampling import ancestral
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from diffusion_scratch.training import atomic
+from diffusion_scratch.checkpoint import atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
