@@ -33,7 +33,8 @@ from .report import Report, evaluate_model
 from .sampling import Frame, Noise, Step, ancestral, fixed_large, fixed_small, sample, trajectory, visits
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
-from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
+from .export import export_diffusers, export_onnx
+from .pretrained import SHIPPED, find, load, save
 from .training import Engine, Metrics, TrainState, atomic, checkpoints, new_accelerator, fit, measure, prune_checkpoints, resume, save_checkpoint
 
 # %% auto #0

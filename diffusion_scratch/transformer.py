@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .unet import Conditioned, _init, _padded, timestep_embedding
+from .unet import Conditioned, xavier, pad_to_multiple, timestep_embedding
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'SelfAttention', 'positions', 'ada_norm', 'DiTBlock', 'DiT']
@@ -28,7 +28,7 @@ def unpatchify(tokens: Tensor, # (B, rows * columns, C*p*p)
     return F.pixel_shuffle(tokens.mT.unflatten(2, (rows, columns)), p)
 
 # %% ../nbs/22_transformer.ipynb #5a20989e
-def _dense(c_in, c_out, scale=1.): return _init(nn.Linear(c_in, c_out), scale)
+def _dense(c_in, c_out, scale=1.): return xavier(nn.Linear(c_in, c_out), scale)
 
 class SelfAttention(nn.Module):
     "Every token looks at every other, with several heads: eq-heads (Vaswani et al. 2017, section 3.2.2)"
@@ -111,9 +111,9 @@ class DiT(Conditioned):
                ) -> Tensor:            # (B,C,H,W)
         self._check(x, t, y)
         (H, W), p = x.shape[-2:], self.patch
-        x = _padded(x, p)
+        x = pad_to_multiple(x, p)
         rows, columns = (n // p for n in x.shape[-2:])
-        h, c = self.stem(patchify(x, p)) + self._places(rows, columns, x), F.silu(self._embed(x, t, y))
+        h, c = self.stem(patchify(x, p)) + self._places(rows, columns, x), F.silu(self.embed(x, t, y))
         for block in self.blocks: h = block(h, c)
         h = self.head(ada_norm(h, *self.ada(c)[:, None].chunk(2, -1)))
         return unpatchify(h, p, rows, columns)[..., :H, :W]

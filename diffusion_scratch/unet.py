@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% auto #0
-__all__ = ['NEARLY_ZERO', 'timestep_embedding', 'ResBlock', 'Attention', 'Downsample', 'Upsample', 'Stage', 'Conditioned', 'UNet']
+__all__ = ['NEARLY_ZERO', 'timestep_embedding', 'norm_groups', 'xavier', 'ResBlock', 'Attention', 'Downsample', 'Upsample',
+           'Stage', 'Conditioned', 'pad_to_multiple', 'UNet']
 
 # %% ../nbs/05_unet.ipynb #85c2ff02
 def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
@@ -24,7 +25,7 @@ def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 # %% ../nbs/05_unet.ipynb #218e7b5f
-def _groups(channels):
+def norm_groups(channels):
     "The paper's 32 groups, or as many as leave at least 4 channels in each: one alone could not hear the time (eq-deaf)"
     return math.gcd(32, channels // 4)
 
@@ -34,14 +35,14 @@ def _norm(channels, groups): return nn.GroupNorm(groups, channels, eps=1e-6)  # 
 # %% ../nbs/05_unet.ipynb #4333aa90
 NEARLY_ZERO = 1e-10  # variance scale of the last layer of each block: a block starts as (nearly) the identity
 
-def _init(layer, scale=1.):
+def xavier(layer, scale=1.):
     "Xavier's uniform weights with variance times `scale`, and no bias, as in Ho et al.'s code"
     nn.init.xavier_uniform_(layer.weight, gain=scale**0.5)
     nn.init.zeros_(layer.bias)
     return layer
 
-def _conv(c_in, c_out, kernel=3, scale=1.): return _init(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale)
-def _linear(c_in, c_out): return _init(nn.Linear(c_in, c_out))
+def _conv(c_in, c_out, kernel=3, scale=1.): return xavier(nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2), scale)
+def _linear(c_in, c_out): return xavier(nn.Linear(c_in, c_out))
 
 # %% ../nbs/05_unet.ipynb #d6793ec5
 class ResBlock(nn.Module):
@@ -93,7 +94,7 @@ class Downsample(nn.Module):
     "Half the height and width, rounded down, by a convolution that moves by 2: eq-halving"
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = _init(nn.Conv2d(channels, channels, 3, stride=2))
+        self.conv = xavier(nn.Conv2d(channels, channels, 3, stride=2))
 
     def forward(self, x: Tensor) -> Tensor: return self.conv(F.pad(x, (0, 1, 0, 1)))
 
@@ -137,7 +138,7 @@ class Conditioned(nn.Module):
     num_classes: int     # of labels
     time: nn.Sequential  # embeds the time
 
-    def _embed(self, x, t, y):
+    def embed(self, x, t, y):
         "What every block is told: the time, plus the label if there are labels"
         temb = self.time(timestep_embedding(t, self.time[0].in_features).to(x))
         if not self.num_classes: return temb
@@ -153,7 +154,7 @@ class Conditioned(nn.Module):
         if not self.num_classes: raise ValueError(f'this {type(self).__name__} was made with num_classes=0: it takes no labels y')
         if y.shape != t.shape or y.is_floating_point(): raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number for each of the {len(x)} images')
 
-def _padded(x, r):
+def pad_to_multiple(x, r):
     "Images with sides that r divides: an edge that does not is repeated outwards, and the network cuts it off again"
     return F.pad(x, (0, -x.shape[3] % r, 0, -x.shape[2] % r), mode='replicate')
 
@@ -175,7 +176,7 @@ class UNet(Conditioned):
                            dropout=dropout, num_classes=num_classes, unshuffle=unshuffle)  # what rebuilds this network
         _check_config(**self.config)
         self.in_channels, self.channels, self.num_classes, self.unshuffle = in_channels, channels, num_classes, unshuffle
-        levels, c_time, c_pixel, groups = [(i, channels * m) for i, m in enumerate(multipliers)], 4 * channels, in_channels * unshuffle**2, _groups(channels)
+        levels, c_time, c_pixel, groups = [(i, channels * m) for i, m in enumerate(multipliers)], 4 * channels, in_channels * unshuffle**2, norm_groups(channels)
         block = lambda c_in, c_out: ResBlock(c_in, c_out, c_time, groups, dropout)
         attend = lambda level, c: Attention(c, groups) if level in attention else nn.Identity()
 
@@ -209,7 +210,7 @@ class UNet(Conditioned):
                ) -> Tensor:            # (B,C,H,W)
         self._check(x, t, y)
         H, W = x.shape[-2:]
-        temb = self._embed(x, t, y)
+        temb = self.embed(x, t, y)
         skips = [h := self.stem(self._fold(x))]
         for stage in self.down:
             for block, attention in zip(stage.blocks, stage.attentions): skips.append(h := attention(block(h, temb)))
@@ -221,7 +222,7 @@ class UNet(Conditioned):
             if stage.resize: h = stage.resize(h, skips[-1].shape[-2:])
         return F.pixel_shuffle(self.head(h), self.unshuffle)[..., :H, :W]
 
-    def _fold(self, x): return F.pixel_unshuffle(_padded(x, self.unshuffle), self.unshuffle)
+    def _fold(self, x): return F.pixel_unshuffle(pad_to_multiple(x, self.unshuffle), self.unshuffle)
 
     def _check(self, x, t, y):
         super()._check(x, t, y)
