@@ -111,7 +111,7 @@ def export_onnx(denoiser: Denoiser,
                 schedule: Schedule | None=None # goes into the metadata
                ) -> Path:          # the file
     """The network as one ONNX file: x (B,C,H,W), t (B,) in 1..T and, if it takes
-    labels, y (B,), -1 for none -> its output, which means what the parameterization says.
+    labels, y (B,), -1 for none -> its output, as the parameterization has it.
     Raises TypeError, ValueError, ImportError or OSError"""
     net, file = bare_network(denoiser), Path(file).expanduser()
     _check_onnx(file)
