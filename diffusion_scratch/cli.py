@@ -33,7 +33,8 @@ from .report import Report, evaluate_model
 from .sampling import Frame, Noise, Solver, ancestral, fixed_large, fixed_small, sample, trajectory
 from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
-from .pretrained import SHIPPED, export_diffusers, export_onnx, find, load, save
+from .pretrained import SHIPPED, find, load, save
+from .export import export_diffusers, export_onnx
 from .checkpoint import atomic, checkpoints, prune_checkpoints, resume, save_checkpoint
 from .engine import Engine, new_accelerator
 from .training import Metrics, TrainState, fit, measure

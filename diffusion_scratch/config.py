@@ -23,7 +23,7 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError', 'Config',
-           'make_schedule', 'parse_config', 'load_config', 'dump_config', 'make_data', 'make_denoiser',
+           'make_schedule', 'parse_config', 'load_config', 'dump_config', 'make_data', 'import_named', 'make_denoiser',
            'make_fit_options']
 
 # %% ../nbs/19_config.ipynb #e210b3a5
@@ -296,7 +296,7 @@ def make_data(config: Config,
     plain.skipped = data.skipped
     return plain
 
-def _named(name: str, key: str):
+def import_named(name: str, key: str):
     "What `module:name` in a config names: your own code, found as Python finds it, or in the working folder; raises ConfigError"
     module, _, attribute = name.partition(':')
     sys.path.insert(0, os.getcwd())
@@ -314,7 +314,7 @@ def make_denoiser(config: Config,
         torch.default_generator.manual_seed(config.seed)
         if config.model == 'unet': net = UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention, n.dropout, data.num_classes, n.unshuffle)
         else:
-            make = _named(config.model, 'model')
+            make = import_named(config.model, 'model')
             if not (isinstance(make, type) and issubclass(make, torch.nn.Module)): raise ConfigError(f'model: {config.model} is not a torch.nn.Module; allowed: unet, or a class of your own that is one')
             try: net = make(**config.model_args)
             except TypeError as e: raise ConfigError(f'model_args: {config.model_args} is not allowed for {config.model} ({e})') from None
@@ -325,5 +325,5 @@ def make_fit_options(config: Config) -> dict:
     t = config.training
     lr = warmup_cosine(t.lr, t.warmup, t.steps) if t.decay == 'cosine' else warmup_constant(t.lr, t.warmup)
     name, known = t.weight or config.parameterization, dict(eps=uniform, x0=x0_weight, v=v_weight, min_snr=min_snr())
-    return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=known[name] if name in known else _named(name, 'training.weight'), label_dropout=t.label_dropout,
+    return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=known[name] if name in known else import_named(name, 'training.weight'), label_dropout=t.label_dropout,
                 clip=t.clip, explode=t.explode, accumulate=t.accumulate, flip=config.data.flip, seed=config.seed)

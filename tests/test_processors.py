@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from diffusion_scratch.cli import _changed_since
 from diffusion_scratch.denoiser import EPS, Denoiser
-from diffusion_scratch.pretrained import SHIPPED, export_diffusers, load
+from diffusion_scratch.pretrained import SHIPPED, load
+from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.report import generate
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
 from diffusion_scratch.checkpoint import checkpoints
