@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median, quantiles
 import torch
-from diffusion_scratch.cli import _keep_memory
+from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.config import load_config, make_data, make_denoiser, make_fit_options, make_schedule
 from diffusion_scratch.denoiser import clipped
 from diffusion_scratch.guidance import guided
@@ -87,7 +87,7 @@ def cpu():
 
 def quickstart():
     "The config of the quickstart, its data, its schedule and a fresh denoiser, in a process that keeps its memory as diffusion-train does on a CPU"
-    _keep_memory()
+    keep_freed_memory()
     config = load_config(HERE.parent/'configs'/'quickstart.yaml')
     data = make_data(config)
     return config, data, make_schedule(config), make_denoiser(config, data).eval()

@@ -12,19 +12,20 @@ from pathlib import Path
 from statistics import median
 import torch
 from overhead import HERE, cpu, row, timed
-from diffusion_scratch import cli
 from diffusion_scratch.config import load_config, make_data, make_denoiser, make_schedule
 from diffusion_scratch.noising import q_sample
+from diffusion_scratch.run import RunFolder, describe_session, keep_freed_memory
+from diffusion_scratch.run import make_accelerator, train_loop
 from diffusion_scratch.training import TrainState
 
 class Enough(Exception): pass
 
 def main(seconds=100, warmup=10):
     began = time.perf_counter()
-    cli._keep_memory()
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as tmp:
         config = load_config(HERE.parent/'configs'/'mnist.yaml', ['data.name=mnist_mini', f'run={tmp}/run', 'preview_every=1000000', 'save_every=1000000'])
-        data, schedule, run = make_data(config), make_schedule(config), cli._Run(config)
+        data, schedule, run = make_data(config), make_schedule(config), RunFolder(config)
         state = TrainState(make_denoiser(config, data), config.training.adam, config.training.ema)
         net, g = copy.deepcopy(state.denoiser.net).train(), torch.Generator().manual_seed(0)
         optimizer = torch.optim.Adam(net.parameters(), lr=config.training.lr, betas=config.training.adam, fused=True)
@@ -34,8 +35,8 @@ def main(seconds=100, warmup=10):
         def bare():
             (net(x_t, level.t, y) - target).square().mean().backward()
             optimizer.step(); optimizer.zero_grad()
-        accelerator = cli._accelerator(config, torch.device('cpu'))
-        run.open(cli._manifest(config, state, data, accelerator, torch.device('cpu')))
+        accelerator = make_accelerator(config, torch.device('cpu'))
+        run.open(describe_session(config, state, data, accelerator, torch.device('cpu')))
         accelerator.init_trackers('training')
         pairs, loading, left = [], [], time.perf_counter()
         def between(m):
@@ -44,7 +45,7 @@ def main(seconds=100, warmup=10):
             pairs.append((ours, timed(bare)[1])); loading.append(m.loading)
             if time.perf_counter() - began > seconds: raise Enough
             left = time.perf_counter()
-        with contextlib.suppress(Enough), contextlib.redirect_stderr(io.StringIO()): cli._learn(run, state, schedule, data, accelerator, True, between)
+        with contextlib.suppress(Enough), contextlib.redirect_stderr(io.StringIO()): train_loop(run, state, schedule, data, accelerator, True, between)
         saving = [timed(run.save, state, schedule, dict(loss=1.))[1] for _ in range(10)]
         size = next((run.path/'checkpoints').iterdir()).stat().st_size / 2**20
         accelerator.end_training()

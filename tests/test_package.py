@@ -47,7 +47,7 @@ def test_all_is_true(name):
 
 def test_imports_go_one_way():
     "No module imports one that comes after it in the book (DDPM's own parts know nothing of config and command line)"
-    order = 'schedule noising denoiser oracle unet transformer loss sampling solvers data guidance editing training reader features evaluation likelihood report doctor config pretrained cli'.split()
+    order = 'schedule noising denoiser oracle unet transformer loss sampling solvers data guidance editing training pictures reader features evaluation likelihood report doctor config pretrained run cli'.split()
     assert sorted(order) == MODULES
     for i, name in enumerate(order):
         source = open(importlib.import_module(f'diffusion_scratch.{name}').__file__, encoding='utf-8').read()
