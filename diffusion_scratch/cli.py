@@ -29,19 +29,13 @@ from .schedule import Schedule
 from .training import atomic
 
 # %% auto #0
-__all__ = ['MODEL', 'RAW', 'SOLVER', 'DEVICE', 'plain_errors', 'make_parser', 'train_arguments', 'train_command', 'diagnose_run',
-           'KeepOptionName', 'sister_with_classes', 'sample_arguments', 'sample_command', 'save_samples', 'Model',
-           'load_model', 'image_shape', 'class_index', 'wanted_classes', 'sampling_config', 'default_output',
-           'check_count', 'check_png', 'save_sheet', 'export_arguments', 'export_command', 'export_model',
-           'edit_arguments', 'edit_command', 'edit_picture', 'check_edit_output', 'edit_options', 'read_pixels',
-           'read_mask', 'evaluate_arguments', 'evaluate_command', 'evaluate_named_model', 'real_images', 'training_set',
-           'find_extractor']
+__all__ = ['train_command', 'KeepOptionName', 'sample_command', 'export_command', 'edit_command', 'evaluate_command']
 
 # %% ../nbs/21_cli.ipynb #136d3315
 #| code-fold: true
 #| code-summary: "Plumbing: errors, signals and exit status"
 @contextmanager
-def plain_errors(stopped: str):
+def _plain_errors(stopped: str):
     "What goes wrong inside, in a line for people; SIGTERM is a stop like Ctrl-C"
     def leave(text, status):
         print(text, file=sys.stderr)
@@ -55,7 +49,7 @@ def plain_errors(stopped: str):
     except (ValueError, OSError, ImportError, FloatingPointError) as e: leave(f'error: {e}', 2)
     finally: signal.signal(signal.SIGTERM, before)
 
-def make_parser(name: str, description: str, notes: str) -> argparse.ArgumentParser:
+def _make_parser(name: str, description: str, notes: str) -> argparse.ArgumentParser:
     "A parser whose texts keep their lines"
     return argparse.ArgumentParser(prog=name, description=description, epilog=notes,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -63,9 +57,9 @@ def make_parser(name: str, description: str, notes: str) -> argparse.ArgumentPar
 # %% ../nbs/21_cli.ipynb #d5f1a0c2
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-train"
-def train_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
     "A config with changes to it, or a run to diagnose"
-    p = make_parser(
+    p = _make_parser(
         'diffusion-train',
         'Train a diffusion model as a config says, then draw images and say where they are.\n'
         'A run that was stopped goes on when the same command is given again.',
@@ -91,16 +85,16 @@ def train_arguments(argv: list[str] | None) -> argparse.Namespace:
 def train_command(argv: list[str] | None=None # words; by default, of this process
                  ):
     "`diffusion-train`"
-    args = train_arguments(argv)
-    with plain_errors('stopped; the same command goes on from the last checkpoint, '
+    args = _train_arguments(argv)
+    with _plain_errors('stopped; the same command goes on from the last checkpoint, '
                       'if there is one'):
-        if args.diagnose: return print(diagnose_run(args.diagnose))
+        if args.diagnose: return print(_diagnose_run(args.diagnose))
         config = load_config(args.config, args.overrides)
         if find_device(config.device).type == 'cpu': keep_freed_memory()
         train(config)
 
 # %% ../nbs/21_cli.ipynb #d5f1a0e0
-def diagnose_run(path: Path) -> str:
+def _diagnose_run(path: Path) -> str:
     "The doctor's verdict on a run, which may still be going on; a figure in its folder"
     config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path)
     data = make_data(config, cache=path/'data')
@@ -114,12 +108,12 @@ def diagnose_run(path: Path) -> str:
 # %% ../nbs/21_cli.ipynb #d5f1a0c6
 #| code-fold: true
 #| code-summary: "Plumbing: options that several commands have"
-MODEL = ('a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, '
+_MODEL = ('a run folder or checkpoint, a folder that diffusion-export wrote or one of diffusers, '
          'the name of shipped weights (mnist, mnist-conditional, mnist-mini), or owner/name '
          'on the Hugging Face hub')
-RAW = 'the weights of the last step in place of their average'
-SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: chapter 10'
-DEVICE = 'auto, cpu, cuda, mps (default auto)'
+_RAW = 'the weights of the last step in place of their average'
+_SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: chapter 10'
+_DEVICE = 'auto, cpu, cuda, mps (default auto)'
 
 class KeepOptionName(argparse.Action):
     "Keeps a value, and which name of its option was typed"
@@ -127,7 +121,7 @@ class KeepOptionName(argparse.Action):
         setattr(args, self.dest, value)
         args.typed = option
 
-def sister_with_classes(model: str, class_wanted: bool) -> str:
+def _sister_with_classes(model: str, class_wanted: bool) -> str:
     "The model; or, where shipped weights learned no classes and one is wanted, those that did"
     sister = f'{model}-conditional'
     if not class_wanted or Path(model).expanduser().exists(): return model
@@ -138,22 +132,22 @@ def sister_with_classes(model: str, class_wanted: bool) -> str:
 # %% ../nbs/21_cli.ipynb #d5f1a0c7
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-sample"
-def sample_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
     "What to draw from which model"
-    p = make_parser(
+    p = _make_parser(
         'diffusion-sample', 'Draw images from a trained model into one PNG.',
         'examples:\n'
         '  diffusion-sample mnist --n 64\n'
         '  diffusion-sample mnist --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n'
         '  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n'
         '  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
-    p.add_argument('model', help=MODEL)
+    p.add_argument('model', help=_MODEL)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
     p.add_argument('--labels', '--class', action=KeepOptionName, nargs='+', metavar='CLASS',
                    help='classes to draw, in turn (default: all of them). mnist learned none, '
                         'so that for it mnist-conditional draws')
     p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
-    p.add_argument('--solver', help=f"{SOLVER} (default: the model's)")
+    p.add_argument('--solver', help=f"{_SOLVER} (default: the model's)")
     p.add_argument('--guidance', type=float,
                    help='0 draws labels as learned; more is more typical and less varied '
                         "(default: the model's)")
@@ -164,35 +158,35 @@ def sample_arguments(argv: list[str] | None) -> argparse.Namespace:
                         'for a name, <name>_seed<seed>.png here)')
     p.add_argument('--animation', '--animate', action='store_true',
                    help='also write a GIF of noise becoming images')
-    p.add_argument('--raw', action='store_true', help=RAW)
-    p.add_argument('--device', default='auto', help=DEVICE)
+    p.add_argument('--raw', action='store_true', help=_RAW)
+    p.add_argument('--device', default='auto', help=_DEVICE)
     args = p.parse_args(argv)
-    args.model = sister_with_classes(args.model, bool(args.labels or args.guidance))
+    args.model = _sister_with_classes(args.model, bool(args.labels or args.guidance))
     return args
 
 # %% ../nbs/21_cli.ipynb #8b6f9bcc
 def sample_command(argv: list[str] | None=None # words; by default, of this process
                   ):
     "`diffusion-sample`"
-    args = sample_arguments(argv)
-    with plain_errors('stopped; nothing was written'): print(save_samples(args))
+    args = _sample_arguments(argv)
+    with _plain_errors('stopped; nothing was written'): print(_save_samples(args))
 
 # %% ../nbs/21_cli.ipynb #d5f1a0e1
-def save_samples(args: argparse.Namespace) -> Path:
+def _save_samples(args: argparse.Namespace) -> Path:
     "Draw as the arguments say, into a PNG and, if wanted, a GIF"
     inside, here = f'samples_seed{args.seed}.png', f'seed{args.seed}.png'
-    out = args.out or default_output(args.model, inside, here)
-    check_count('--n', args.n)
-    check_png(out)
-    device, model = find_device(args.device), load_model(args.model, args.raw)
+    out = args.out or _default_output(args.model, inside, here)
+    _check_count('--n', args.n)
+    _check_png(out)
+    device, model = find_device(args.device), _load_model(args.model, args.raw)
     check_writable(out.parent, '--out')
-    sampling = sampling_config(args, model.about, model.schedule)
-    wanted = wanted_classes(args, model.classes)
+    sampling = _sampling_config(args, model.about, model.schedule)
+    wanted = _wanted_classes(args, model.classes)
     y = wanted[torch.arange(args.n) % len(wanted)] if model.classes else None
     frames = draw(model.denoiser.to(device), model.schedule, model.shape, args.n, y,
                   sampling, seed=args.seed, moments=24 if args.animation else 1)
     columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(args.n))
-    save_sheet(out, frames[-1].x, columns)
+    _save_sheet(out, frames[-1].x, columns)
     if args.animation:
         save_animation([f.x for f in frames], out.with_suffix('.gif'), columns)
     return out
@@ -200,7 +194,7 @@ def save_samples(args: argparse.Namespace) -> Path:
 # %% ../nbs/21_cli.ipynb #d5f1a0c8
 #| code-fold: true
 #| code-summary: "Plumbing: a model by its name, and checks of options"
-class Model(NamedTuple):
+class _Model(NamedTuple):
     "A trained network with what its weights say about it"
     denoiser: Denoiser
     schedule: Schedule
@@ -208,32 +202,32 @@ class Model(NamedTuple):
     shape: tuple        # of an image (C,H,W)
     about: dict
 
-def load_model(name: str, raw: bool=False) -> Model:
+def _load_model(name: str, raw: bool=False) -> _Model:
     "What is found under a name, in a folder or a file, and can draw"
     found = find(name)
     denoiser, schedule = found.load(ema=not raw)
-    shape = image_shape(name, found.about)
-    return Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
+    shape = _image_shape(name, found.about)
+    return _Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
 
-def image_shape(name: str, about: dict) -> tuple:
+def _image_shape(name: str, about: dict) -> tuple:
     "The size of the images that weights draw; refuses weights that do not say it"
     if 'shape' not in about:
         raise ConfigError(f'{name} does not say how large its images are: allowed are weights '
                           f'of diffusion-train, of diffusion-export or of diffusers')
     return tuple(about['shape'])
 
-def class_index(name: str, classes: list[str], option: str) -> int:
+def _class_index(name: str, classes: list[str], option: str) -> int:
     "The number of a class; refuses what is none"
     if name in classes: return classes.index(name)
     allowed = ', '.join(classes) or 'none, for this model learned no classes; leave it out'
     raise ConfigError(f'{option}: {name} is not allowed; allowed: {allowed}')
 
-def wanted_classes(args: argparse.Namespace, classes: list[str]) -> Tensor:
+def _wanted_classes(args: argparse.Namespace, classes: list[str]) -> Tensor:
     "The numbers of the classes to draw, in turn: those asked for, or all"
     if not args.labels: return torch.arange(len(classes))
-    return torch.tensor([class_index(label, classes, args.typed) for label in args.labels])
+    return torch.tensor([_class_index(label, classes, args.typed) for label in args.labels])
 
-def sampling_config(args: argparse.Namespace, about: dict, schedule: Schedule) -> SamplingConfig:
+def _sampling_config(args: argparse.Namespace, about: dict, schedule: Schedule) -> SamplingConfig:
     "How to draw: as the model says, but for what was asked"
     asked = dict(steps=args.steps, solver=args.solver, guidance=args.guidance)
     asked = {k: v for k, v in asked.items() if v is not None}
@@ -249,22 +243,22 @@ def sampling_config(args: argparse.Namespace, about: dict, schedule: Schedule) -
 # %% ../nbs/21_cli.ipynb #d5f1a0c9
 #| code-fold: true
 #| code-summary: "Plumbing: names of files, and checks of them"
-def default_output(model: str, inside: str, here: str) -> Path:
+def _default_output(model: str, inside: str, here: str) -> Path:
     "Where results go: `inside` the model's folder; for a name, <name>_`here` in this one"
     path = Path(model).expanduser()
     if path.exists(): return (path if path.is_dir() else path.parent)/inside
     return Path(f"{model.replace('/', '_')}_{here}")
 
-def check_count(option: str, n: int):
+def _check_count(option: str, n: int):
     "Refuse fewer than one"
     if n < 1: raise ConfigError(f'{option}: {n} is not allowed; allowed: whole number >= 1')
 
-def check_png(out: Path):
+def _check_png(out: Path):
     "Refuse a name that does not end in .png"
     if out.suffix != '.png':
         raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
 
-def save_sheet(out: Path, images: Tensor, columns: int):
+def _save_sheet(out: Path, images: Tensor, columns: int):
     "A grid in a folder that is made if it is missing"
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(out) as part: grid(images, columns, scale=2).save(part)
@@ -272,15 +266,15 @@ def save_sheet(out: Path, images: Tensor, columns: int):
 # %% ../nbs/21_cli.ipynb #d5f1a0ca
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-export"
-def export_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
     "What to write for whom"
-    p = make_parser(
+    p = _make_parser(
         'diffusion-export', 'Hand a trained model to other tools, or to other people.',
         'examples:\n'
         '  diffusion-export runs/quickstart --to folder digits --half\n'
         '  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n'
         '  diffusion-export mnist-mini --to onnx digits.onnx')
-    p.add_argument('model', help=MODEL)
+    p.add_argument('model', help=_MODEL)
     p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'],
                    help='a folder of our own, a pipeline for diffusers, or one ONNX file')
     p.add_argument('out', type=Path, help='the folder or file to write')
@@ -288,7 +282,7 @@ def export_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='for diffusers: the class that the pipeline shall draw (default: any)')
     p.add_argument('--half', action='store_true',
                    help='for a folder: numbers of 16 bits, half the size')
-    p.add_argument('--raw', action='store_true', help=RAW)
+    p.add_argument('--raw', action='store_true', help=_RAW)
     args = p.parse_args(argv)
     for option, kind in (('label', 'diffusers'), ('half', 'folder')):
         if getattr(args, option) and args.to != kind:
@@ -299,11 +293,11 @@ def export_arguments(argv: list[str] | None) -> argparse.Namespace:
 def export_command(argv: list[str] | None=None # words; by default, of this process
                   ):
     "`diffusion-export`"
-    args = export_arguments(argv)
-    with plain_errors('stopped; nothing was written'): print(export_model(args))
+    args = _export_arguments(argv)
+    with _plain_errors('stopped; nothing was written'): print(_export_model(args))
 
 # %% ../nbs/21_cli.ipynb #d5f1a0e2
-def export_model(args: argparse.Namespace) -> Path:
+def _export_model(args: argparse.Namespace) -> Path:
     "Write a model as a folder of ours, for diffusers or as ONNX"
     found = find(args.model)
     denoiser, schedule = found.load(ema=not args.raw)
@@ -311,25 +305,25 @@ def export_model(args: argparse.Namespace) -> Path:
     if args.to == 'folder':
         half = torch.float16 if args.half else None
         return save(denoiser, schedule, args.out, about, dtype=half)
-    shape = image_shape(args.model, about)
+    shape = _image_shape(args.model, about)
     if args.to == 'onnx':
         return export_onnx(denoiser, args.out, shape, schedule=schedule)
     label, classes = args.label, about.get('classes', [])
-    y = None if label is None else class_index(label, classes, '--label')
+    y = None if label is None else _class_index(label, classes, '--label')
     return export_diffusers(denoiser, schedule, args.out, about, y=y)
 
 # %% ../nbs/21_cli.ipynb #d5f1a0cc
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-edit"
-def edit_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
     "What to change in which picture"
-    p = make_parser(
+    p = _make_parser(
         'diffusion-edit', 'Draw a part of a picture anew, or all of it in part.',
         'examples:\n'
         '  diffusion-edit mnist-conditional seven.png --strength 0.8 --class 9\n'
         '  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ '
         '--steps 20 --repeats 5')
-    p.add_argument('model', help=MODEL)
+    p.add_argument('model', help=_MODEL)
     p.add_argument('picture', type=Path,
                    help="an image file; of another size than the model's, it is cropped in the "
                         'centre and resized')
@@ -346,7 +340,7 @@ def edit_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--label', '--class', action=KeepOptionName, metavar='CLASS',
                    help='the class to draw (default: any)')
     p.add_argument('--steps', type=int, help="steps of a walk all the way (default: the model's)")
-    p.add_argument('--solver', help=f"{SOLVER} (default: the model's)")
+    p.add_argument('--solver', help=f"{_SOLVER} (default: the model's)")
     p.add_argument('--guidance', type=float,
                    help='goes with --class: 0 draws it as learned; more is more typical and less '
                         "varied (default: the model's)")
@@ -354,32 +348,32 @@ def edit_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='version i depends on the seed and on i alone (default 0)')
     p.add_argument('--out', type=Path,
                    help='the PNG to write (default: <picture>_edited.png beside the picture)')
-    p.add_argument('--device', default='auto', help=DEVICE)
+    p.add_argument('--device', default='auto', help=_DEVICE)
     args = p.parse_args(argv)
-    args.model = sister_with_classes(args.model, bool(args.label or args.guidance))
+    args.model = _sister_with_classes(args.model, bool(args.label or args.guidance))
     return args
 
 # %% ../nbs/21_cli.ipynb #0df16be2
 def edit_command(argv: list[str] | None=None # words; by default, of this process
                 ):
     "`diffusion-edit`"
-    args = edit_arguments(argv)
-    with plain_errors('stopped; nothing was written'): print(edit_picture(args))
+    args = _edit_arguments(argv)
+    with _plain_errors('stopped; nothing was written'): print(_edit_picture(args))
 
 # %% ../nbs/21_cli.ipynb #d5f1a0e3
-def edit_picture(args: argparse.Namespace) -> Path:
+def _edit_picture(args: argparse.Namespace) -> Path:
     "Inpaint, or noise a picture and draw it from there"
     out = args.out or args.picture.with_name(f'{args.picture.stem}_edited.png')
     device = find_device(args.device)
-    check_count('--n', args.n)
-    check_edit_output(args, out)
-    model = load_model(args.model)
-    sampling, strength, y = edit_options(args, model)
+    _check_count('--n', args.n)
+    _check_edit_output(args, out)
+    model = _load_model(args.model)
+    sampling, strength, y = _edit_options(args, model)
     n, shape, schedule = args.n, model.shape, model.schedule
-    picture = to_float(read_pixels(args.picture, shape, 'picture')).to(device)
+    picture = to_float(_read_pixels(args.picture, shape, 'picture')).to(device)
     denoiser = conditioned(model.denoiser.to(device), y, sampling)
     if args.mask:
-        kept = read_mask(args.mask, args.picture, shape)
+        kept = _read_mask(args.mask, args.picture, shape)
         denoiser = inpaint(denoiser, picture, kept.to(device))
     start = max(1, round(strength * schedule.T))
     times = [start, *(t for t in schedule.times(sampling.steps) if t < start)]
@@ -387,13 +381,13 @@ def edit_picture(args: argparse.Namespace) -> Path:
     x_T = q_sample(x0, schedule.at(start, torch.empty(n, *shape)), eps)
     x = sample(denoiser, schedule, x_T.shape, step=make_solver(sampling),
                times=resampled(times, 5, args.repeats), x_T=x_T, seed=args.seed)
-    save_sheet(out, torch.cat([picture, x]), min(n + 1, 9))
+    _save_sheet(out, torch.cat([picture, x]), min(n + 1, 9))
     return out
 
 # %% ../nbs/21_cli.ipynb #d5f1a0cd
 #| code-fold: true
 #| code-summary: "Plumbing: pictures, masks and checks of them"
-def check_edit_output(args: argparse.Namespace, out: Path):
+def _check_edit_output(args: argparse.Namespace, out: Path):
     "Refuse to overwrite the picture or its mask, by whatever name, and what cannot be written"
     sources = [f for f in (args.picture, args.mask) if f and f.exists()]
     if out.suffix != '.png' or out.exists() and any(map(out.samefile, sources)):
@@ -401,9 +395,9 @@ def check_edit_output(args: argparse.Namespace, out: Path):
                           f'and not the picture or the mask itself')
     check_writable(out.parent, '--out')
 
-def edit_options(args: argparse.Namespace, model: Model) -> tuple:
+def _edit_options(args: argparse.Namespace, model: _Model) -> tuple:
     "How to draw, how far to noise the picture, and the labels, None where no class is asked for"
-    sampling = sampling_config(args, model.about, model.schedule)
+    sampling = _sampling_config(args, model.about, model.schedule)
     if args.guidance and args.label is None:
         raise ConfigError(f'--guidance: {args.guidance} goes with --class, the class to draw; '
                           f"allowed: {', '.join(model.classes)}; give --class too, "
@@ -413,10 +407,10 @@ def edit_options(args: argparse.Namespace, model: Model) -> tuple:
     if not 0 < strength <= 1:
         raise ConfigError(f'--strength: {strength} is not allowed; allowed: number > 0 and <= 1')
     if args.label is None: return sampling, strength, None
-    label = class_index(args.label, model.classes, args.typed)
+    label = _class_index(args.label, model.classes, args.typed)
     return sampling, strength, torch.full((args.n,), label)
 
-def read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
+def _read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
     "An image file as bytes (1,C,H,W)"
     C, H, W = shape
     pixels = read_image(file, (W, H), 'L' if C == 1 else 'RGB')
@@ -424,9 +418,9 @@ def read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
         raise ConfigError(f'{option}: {file} cannot be read ({pixels}); give an image file')
     return torch.tensor(pixels)[None]
 
-def read_mask(mask: Path, picture: Path, shape: tuple) -> Tensor:
+def _read_mask(mask: Path, picture: Path, shape: tuple) -> Tensor:
     "Where a mask keeps its picture: True as `inpaint` wants it (1,1,H,W)"
-    def black(h, w): return read_pixels(mask, (1, h, w), '--mask') < 128
+    def black(h, w): return _read_pixels(mask, (1, h, w), '--mask') < 128
     kept, (w, h), (W, H) = black(*shape[1:]), upright_size(mask), upright_size(picture)
     if (w, h) != (W, H):
         raise ConfigError(f'--mask: {mask} is {w} x {h} pixels and {picture} {W} x {H}; a mask '
@@ -442,9 +436,9 @@ def read_mask(mask: Path, picture: Path, shape: tuple) -> Tensor:
 # %% ../nbs/21_cli.ipynb #d5f1a0ce
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-evaluate"
-def evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
+def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
     "What to measure, beside what, and by which eyes"
-    p = make_parser(
+    p = _make_parser(
         'diffusion-evaluate',
         'Draw images from a trained model and measure how far they are from real ones: a page, '
         'a JSON file and figures in a folder.\n'
@@ -458,12 +452,12 @@ def evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
         'solver, steps and guidance.\n'
         'With more features than images there is no Frechet distance: 64 features of digits '
         'want n of some hundreds, the 2048 of Inception some ten thousands.')
-    p.add_argument('model', help=MODEL)
+    p.add_argument('model', help=_MODEL)
     p.add_argument('--n', type=int, default=1000,
                    help='how many images (default 1000); more make narrower intervals')
     p.add_argument('--steps', type=int, default=50,
                    help='steps of the reverse process (default 50)')
-    p.add_argument('--solver', default='ddim', help=f'{SOLVER} (default ddim)')
+    p.add_argument('--solver', default='ddim', help=f'{_SOLVER} (default ddim)')
     p.add_argument('--guidance', type=float,
                    help='where the model learned classes: 0 draws them as learned; more is more '
                         'typical and less varied (default 0.5)')
@@ -484,31 +478,31 @@ def evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
                         '(default 0)')
     p.add_argument('--batch', type=int, default=100,
                    help='images at a time (default 100); lower it where the memory is short')
-    p.add_argument('--raw', action='store_true', help=RAW)
-    p.add_argument('--device', default='auto', help=DEVICE)
+    p.add_argument('--raw', action='store_true', help=_RAW)
+    p.add_argument('--device', default='auto', help=_DEVICE)
     return p.parse_args(argv)
 
 # %% ../nbs/21_cli.ipynb #e7a1c0d3
 def evaluate_command(argv: list[str] | None=None # words; by default, of this process
                     ):
     "`diffusion-evaluate`"
-    args = evaluate_arguments(argv)
-    with plain_errors('stopped; the same command goes on from here'):
-        report = evaluate_named_model(args)
+    args = _evaluate_arguments(argv)
+    with _plain_errors('stopped; the same command goes on from here'):
+        report = _evaluate_named_model(args)
         print(f"\n{report.evaluation}\n{report.folder/'report.md'}")
 
 # %% ../nbs/21_cli.ipynb #d5f1a0e4
-def evaluate_named_model(args: argparse.Namespace) -> Report:
+def _evaluate_named_model(args: argparse.Namespace) -> Report:
     "The report of a model beside real images: those named, or those it was trained on"
-    device, model = find_device(args.device), load_model(args.model, args.raw)
-    check_count('--n', args.n)
-    check_count('--batch', args.batch)
+    device, model = find_device(args.device), _load_model(args.model, args.raw)
+    _check_count('--n', args.n)
+    _check_count('--batch', args.batch)
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
-    sampling = sampling_config(args, settings, model.schedule)
-    data = real_images(args.data, args.model, model.about, model.shape)
-    extractor = find_extractor(args.extractor, device)
+    sampling = _sampling_config(args, settings, model.schedule)
+    data = _real_images(args.data, args.model, model.about, model.shape)
+    extractor = _find_extractor(args.extractor, device)
     path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
-    out = args.out or default_output(args.model, name, name)
+    out = args.out or _default_output(args.model, name, name)
     check_writable(out, '--out')
     return evaluate_model(
         model.denoiser.to(device), model.schedule, data, out, n=args.n,
@@ -519,7 +513,7 @@ def evaluate_named_model(args: argparse.Namespace) -> Report:
 # %% ../nbs/21_cli.ipynb #d5f1a0cf
 #| code-fold: true
 #| code-summary: "Plumbing: real images and extractors by their names"
-def real_images(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
+def _real_images(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
     "The real images: those that are named, or those that the model was trained on"
     known = dict(mnist_mini=mnist_mini, mnist=mnist, cifar10=cifar10)
     config = Path(model).expanduser()/'config.yaml'
@@ -530,7 +524,7 @@ def real_images(name: str | None, model: str, about: dict, shape: tuple) -> Imag
             raise ConfigError(f'--data: {name} is not allowed; allowed: {choices}')
         data = image_folder(name, shape[1:], shape[0])
     elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
-    else: data = training_set(about.get('made', {}), known)
+    else: data = _training_set(about.get('made', {}), known)
     if data is None:
         raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at '
                           f'hand; name the real images: {choices}')
@@ -540,14 +534,14 @@ def real_images(name: str | None, model: str, about: dict, shape: tuple) -> Imag
                           f'from which they are cut')
     return data
 
-def training_set(made: dict, known: dict) -> ImageSet | None:
+def _training_set(made: dict, known: dict) -> ImageSet | None:
     "The known set that weights say they learned, if it still is what it was; labels or not"
     if made.get('data_name') not in known: return None
     data = known[made['data_name']]()
     hashes = fingerprint(data), fingerprint(ImageSet(data.images))
     return data if made.get('data_sha256') in hashes else None
 
-def find_extractor(name: str, device: torch.device) -> Extractor:
+def _find_extractor(name: str, device: torch.device) -> Extractor:
     "What images are compared by"
     known = dict(digits=digit_classifier, inception=inception)
     if name in known: return known[name](device=device)

@@ -17,14 +17,10 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'checked_images',
-           'check_batch_shape', 'check_range', 'warn_if_never_negative', 'checked_labels', 'describe_set', 'mnist_mini',
-           'from_torchvision', 'mnist', 'cifar10', 'cover_box', 'cover', 'convert_pixels', 'channels_first',
-           'exif_orientation', 'turn_upright', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder',
-           'checked_shape', 'list_files', 'decode_in_threads', 'read_files', 'collect', 'class_labels', 'as_tensor',
-           'cache_folder', 'stamps', 'through_cache', 'open_cache', 'write_cache', 'write_header', 'sweep_cache',
-           'image_set', 'check_source', 'check_all_labelled', 'class_names', 'read_items', 'check_same_shape',
-           'read_item', 'pil_pixels', 'fingerprint', 'check_varied', 'image_blocks']
+__all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet',
+           'check_batch_shape', 'check_range', 'warn_if_never_negative', 'mnist_mini', 'mnist', 'cifar10', 'cover_box',
+           'cover', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'image_set', 'fingerprint',
+           'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -62,10 +58,10 @@ class ImageSet(Dataset):
                  labels: Tensor | None=None,  # (N,), 0..num_classes-1
                  classes: tuple=(),           # names of the classes
                  name: str='images'):
-        images = checked_images(images)
+        images = _checked_images(images)
         self.images = to_uint8(images) if images.is_floating_point() else images
         self.classes, self.name = tuple(classes), name
-        self.labels = checked_labels(labels, len(images), len(self.classes))
+        self.labels = _checked_labels(labels, len(images), len(self.classes))
         self.skipped = ()  # "file: reason" for each file that was passed over
 
     @property
@@ -84,12 +80,12 @@ class ImageSet(Dataset):
     def __getitem__(self, i):
         return to_float(self.images[i]), None if self.labels is None else self.labels[i]
 
-    def __repr__(self): return f'ImageSet({self.name!r}: {describe_set(self)})'
+    def __repr__(self): return f'ImageSet({self.name!r}: {_describe_set(self)})'
 
 # %% ../nbs/08_data.ipynb #58c6234a
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def checked_images(images) -> Tensor:
+def _checked_images(images) -> Tensor:
     "A batch of images, in bytes or in [-1, 1]; anything else is refused"
     images = torch.as_tensor(images)
     check_batch_shape(tuple(images.shape))
@@ -125,7 +121,7 @@ def warn_if_never_negative(low: float, high: float):
 # %% ../nbs/08_data.ipynb #c5f1a0d3
 #| code-fold: true
 #| code-summary: "Plumbing: checks of labels, and a set in words"
-def checked_labels(labels, n: int, classes: int) -> Tensor | None:
+def _checked_labels(labels, n: int, classes: int) -> Tensor | None:
     "Labels as long integers, each of an existing class"
     if labels is None: return None
     labels = torch.as_tensor(labels)
@@ -139,7 +135,7 @@ def checked_labels(labels, n: int, classes: int) -> Tensor | None:
         raise ValueError(f'labels lie in {low}..{high}; allowed are {allowed}')
     return labels.long()
 
-def describe_set(data: ImageSet) -> str:
+def _describe_set(data: ImageSet) -> str:
     "How many images, classes and skipped files, and of which size"
     facts = [f'{len(data):,} images {data.shape}']
     if data.num_classes: facts.append(f'{data.num_classes} classes')
@@ -161,7 +157,7 @@ def mnist_mini() -> ImageSet:  # 5,000 digits (1,28,28), 500 of each class
 DATA = Path('~/.cache/diffusion_scratch')  # where downloads go unless told otherwise
 PATIENCE = 20.  # seconds that a server may stay silent
 
-def from_torchvision(name: str, root: str | Path, train: bool, download: bool) -> Dataset:
+def _from_torchvision(name: str, root: str | Path, train: bool, download: bool) -> Dataset:
     "A torchvision data set from `root`, downloaded if it is not there"
     from torchvision import datasets
     root, timeout = Path(root).expanduser(), socket.getdefaulttimeout()
@@ -183,7 +179,7 @@ def mnist(root: str | Path=DATA,  # folder of the files
           download: bool=True     # fetch what is missing
          ) -> ImageSet:           # (1,28,28)
     "MNIST (LeCun et al. 1998), through torchvision"
-    d = from_torchvision('MNIST', root, train, download)
+    d = _from_torchvision('MNIST', root, train, download)
     return ImageSet(d.data[:, None], d.targets, tuple('0123456789'), 'mnist')
 
 def cifar10(root: str | Path=DATA,  # folder of the files
@@ -191,7 +187,7 @@ def cifar10(root: str | Path=DATA,  # folder of the files
             download: bool=True     # fetch what is missing
            ) -> ImageSet:           # (3,32,32)
     "CIFAR-10 (Krizhevsky 2009), through torchvision"
-    d = from_torchvision('CIFAR10', root, train, download)
+    d = _from_torchvision('CIFAR10', root, train, download)
     images = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()
     return ImageSet(images, torch.tensor(d.targets), tuple(d.classes), 'cifar10')
 
@@ -214,11 +210,11 @@ def cover(im: Image.Image,  # as opened by Pillow; nothing is decoded yet
     drafted = draft_jpeg(im, size)
     im.load()
     w, h = drafted or im.size
-    turn = exif_orientation(im)  # a TIFF has turned itself by now, and says 1
+    turn = _exif_orientation(im)  # a TIFF has turned itself by now, and says 1
     W, H = size if turn < 5 else size[::-1]
-    im = convert_pixels(im, mode)
+    im = _convert_pixels(im, mode)
     im = im.resize((W, H), Image.Resampling.LANCZOS, cover_box(w, h, W, H))
-    return channels_first(turn_upright(im, turn))
+    return _channels_first(_turn_upright(im, turn))
 
 # %% ../nbs/08_data.ipynb #b27d859f
 #| code-fold: true
@@ -228,7 +224,7 @@ TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90}  # what EXIF's orientation asks for
 
-def convert_pixels(im: Image.Image, mode: str) -> Image.Image:
+def _convert_pixels(im: Image.Image, mode: str) -> Image.Image:
     "A picture in gray ('L') or colour ('RGB'), with what Pillow's own `convert` would spoil"
     if im.mode.startswith('I;16') or (im.mode, im.format) == ('I', 'PNG'):
         im = Image.fromarray((np.asarray(im) / 257).round().astype(np.uint8))  # 65535 = 255 * 257
@@ -240,17 +236,17 @@ def convert_pixels(im: Image.Image, mode: str) -> Image.Image:
         im = Image.alpha_composite(white, im.convert('RGBA'))
     return im.convert(mode)
 
-def channels_first(im: Image.Image) -> np.ndarray:
+def _channels_first(im: Image.Image) -> np.ndarray:
     "A picture in gray or colour as bytes (C,H,W)"
     a = np.asarray(im)
     return np.ascontiguousarray(a.reshape(*a.shape[:2], -1).transpose(2, 0, 1))
 
-def exif_orientation(im: Image.Image) -> int:
+def _exif_orientation(im: Image.Image) -> int:
     "1..8, as EXIF counts them; 1 is upright"
     turn = im.getexif().get(0x0112, 1)
     return turn if turn in TURN else 1
 
-def turn_upright(im: Image.Image, turn: int) -> Image.Image:
+def _turn_upright(im: Image.Image, turn: int) -> Image.Image:
     "Turn and mirror a picture as its orientation asks"
     return im.transpose(TURN[turn]) if turn in TURN else im
 
@@ -272,7 +268,7 @@ def upright_size(file: str | Path) -> tuple:
     "How large an image file is in its upright orientation (W,H)"
     with Image.open(file) as im:
         im.load()  # a TIFF turns itself
-        return im.size if exif_orientation(im) < 5 else im.size[::-1]
+        return im.size if _exif_orientation(im) < 5 else im.size[::-1]
 
 # %% ../nbs/08_data.ipynb #4d7c01a2
 GAP = 2  # pixels that a draft has, each way, for one that is wanted: at least so many
@@ -282,7 +278,7 @@ def draft_jpeg(im: Image.Image,  # as opened, not yet decoded
               ) -> tuple | None: # (width, height) of the draft; None for other formats
     "Let a large JPEG be decoded at a half, a quarter or an eighth of its size"
     if im.format not in ('JPEG', 'MPO'): return None
-    W, H = size if exif_orientation(im) < 5 else size[::-1]  # it may lie on its side
+    W, H = size if _exif_orientation(im) < 5 else size[::-1]  # it may lie on its side
     draft = im.draft(None, (GAP * W, GAP * H))
     return draft and draft[1][2:]  # 1001 pixels become 126; 125.125 of them are picture
 
@@ -300,24 +296,24 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are le
     (eq-cover). Transparent pixels lie on white; of an animation, the first picture is
     read. Raises FileNotFoundError and ValueError, which name the folder or the file"""
     root = Path(root).expanduser()
-    shape = checked_shape(root, size, channels, corrupt)
-    names, skipped = list_files(root, labels), []
-    images = read_files(root, names, shape, corrupt, progress, skipped)
-    if cache is None: images = collect(images, len(names), shape)
+    shape = _checked_shape(root, size, channels, corrupt)
+    names, skipped = _list_files(root, labels), []
+    images = _read_files(root, names, shape, corrupt, progress, skipped)
+    if cache is None: images = _collect(images, len(names), shape)
     else:
-        folder = cache_folder(cache, root)
-        what = [shape, labels, corrupt, stamps(root, names)]
+        folder = _cache_folder(cache, root)
+        what = [shape, labels, corrupt, _stamps(root, names)]
         n = len(names)
-        images, skipped = through_cache(folder, what, images, n, shape, skipped)
-    y, classes = class_labels(root, names, dict(skipped)) if labels else (None, ())
-    data = ImageSet(as_tensor(images), y, classes, root.name)
+        images, skipped = _through_cache(folder, what, images, n, shape, skipped)
+    y, classes = _class_labels(root, names, dict(skipped)) if labels else (None, ())
+    data = ImageSet(_as_tensor(images), y, classes, root.name)
     data.skipped = tuple(f'{name}: {why}' for name, why in skipped)
     return data
 
 # %% ../nbs/08_data.ipynb #c5f1a0d9
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input, and the names of the files"
-def checked_shape(root: Path, size, channels: int, corrupt: str) -> tuple:
+def _checked_shape(root: Path, size, channels: int, corrupt: str) -> tuple:
     "The wanted shape (C,H,W); refuses a root that is no folder, and options out of range"
     if not root.is_dir(): raise FileNotFoundError(f'{root} is not a folder')
     if channels not in (1, 3):
@@ -329,7 +325,7 @@ def checked_shape(root: Path, size, channels: int, corrupt: str) -> tuple:
     if H < 1 or W < 1: raise ValueError(f'size = {size}; height and width must be at least 1')
     return channels, H, W
 
-def list_files(root: Path, labels: bool) -> list[str]:
+def _list_files(root: Path, labels: bool) -> list[str]:
     "The names of the files below a folder, in order; with `labels`, each must have a class"
     hidden = lambda f: any(p.startswith('.') for p in f.relative_to(root).parts)
     files = sorted(f for f in root.rglob('*') if f.is_file() and not hidden(f))
@@ -346,7 +342,7 @@ def list_files(root: Path, labels: bool) -> list[str]:
 # %% ../nbs/08_data.ipynb #6a3be915
 #| code-fold: true
 #| code-summary: "Plumbing: threads that decode"
-def decode_in_threads(files: list[Path], size: tuple, mode: str):
+def _decode_in_threads(files: list[Path], size: tuple, mode: str):
     "What `read_image` says of each file, in order: a thread for each core, a little ahead"
     Image.init()  # every format is known before the threads start
     threads, waiting = os.cpu_count() or 1, deque()
@@ -359,10 +355,10 @@ def decode_in_threads(files: list[Path], size: tuple, mode: str):
     finally:  # after Ctrl-C too, only what is half decoded is waited for
         pool.shutdown(cancel_futures=True)
 
-def read_files(root, names, shape, corrupt, progress, skipped):
+def _read_files(root, names, shape, corrupt, progress, skipped):
     "The images (C,H,W) that can be read; the others are refused, or go to `skipped`"
     (C, H, W), n = shape, len(names)
-    decoded = decode_in_threads([root/name for name in names], (W, H), 'L' if C == 1 else 'RGB')
+    decoded = _decode_in_threads([root/name for name in names], (W, H), 'L' if C == 1 else 'RGB')
     with closing(decoded) as results:
         bar = tqdm(results, total=n, desc='reading images', unit='image', disable=not progress)
         for name, got in zip(names, bar):
@@ -379,14 +375,14 @@ def read_files(root, names, shape, corrupt, progress, skipped):
 # %% ../nbs/08_data.ipynb #c5f1a0db
 #| code-fold: true
 #| code-summary: "Plumbing: arrays, tensors and classes"
-def collect(images, n: int, shape: tuple) -> np.ndarray:
+def _collect(images, n: int, shape: tuple) -> np.ndarray:
     "At most n images in memory"
     out, count = np.empty((n, *shape), np.uint8), 0
     with closing(images):
         for count, image in enumerate(images, 1): out[count - 1] = image
     return out[:count]
 
-def class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, tuple]:
+def _class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, tuple]:
     "Labels of the files that were not skipped, and the classes: the first subfolders, by name"
     classes = sorted({n.split('/')[0] for n in names})
     found = [n.split('/')[0] for n in names if n not in skipped]
@@ -395,7 +391,7 @@ def class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, t
                          f'read; repair them, or remove that folder')
     return torch.tensor([classes.index(c) for c in found]), tuple(classes)
 
-def as_tensor(a) -> Tensor:
+def _as_tensor(a) -> Tensor:
     "A tensor on the memory of an array; an `ImageSet` never writes to it, so it may be read-only"
     if isinstance(a, np.ndarray) and min(a.strides, default=0) < 0: a = a.copy()
     with warnings.catch_warnings():
@@ -405,7 +401,7 @@ def as_tensor(a) -> Tensor:
 # %% ../nbs/08_data.ipynb #7f02c4d8
 #| code-fold: true
 #| code-summary: "Plumbing: a cache of decoded bytes"
-def cache_folder(cache: str | Path, root: Path) -> Path:
+def _cache_folder(cache: str | Path, root: Path) -> Path:
     "The cache's folder, which must not be taken for images"
     cache = Path(cache).expanduser()
     there, images = cache.resolve(), root.resolve()
@@ -416,29 +412,29 @@ def cache_folder(cache: str | Path, root: Path) -> Path:
                              f'outside it, or one whose name starts with a dot')
     return cache
 
-def stamps(root: Path, names: list[str]) -> list:
+def _stamps(root: Path, names: list[str]) -> list:
     "Name, size and time of each file: what tells that it has changed"
     files = [(name, (root/name).stat()) for name in names]
     return [(name, s.st_size, s.st_mtime_ns) for name, s in files]
 
-def through_cache(cache: Path, what: list, images, n: int, shape: tuple, skipped: list):
+def _through_cache(cache: Path, what: list, images, n: int, shape: tuple, skipped: list):
     "Images and skipped files from the cache where it holds just `what`; else read, and kept there"
     key = hashlib.sha256(json.dumps([1, what]).encode()).hexdigest()[:32]  # 1: the layout's version
     about, file = cache/'decoded.json', cache/f'decoded-{key}.npy'
-    if (found := open_cache(about, file, key, shape)) is not None: return found
-    try: write_cache(about, file, key, images, n, shape, skipped)
+    if (found := _open_cache(about, file, key, shape)) is not None: return found
+    try: _write_cache(about, file, key, images, n, shape, skipped)
     except OSError as e:
         size = n * np.prod(shape) / 1e9
         raise OSError(f'cannot write the cache {cache} ({e}); {n:,} images need {size:.2g} GB '
                       f'there. Give another folder, or no cache') from e
-    sweep_cache(cache, file)
-    if (found := open_cache(about, file, key, shape)) is not None: return found
+    _sweep_cache(cache, file)
+    if (found := _open_cache(about, file, key, shape)) is not None: return found
     raise OSError(f'the cache {cache} cannot be read back; give another folder, or no cache')
 
 # %% ../nbs/08_data.ipynb #c5f1a0dc
 #| code-fold: true
 #| code-summary: "Plumbing: the cache's two files"
-def open_cache(about: Path, file: Path, key: str, shape: tuple):
+def _open_cache(about: Path, file: Path, key: str, shape: tuple):
     "Images, mapped into memory, and skipped files; None where the cache is another, or damaged"
     with suppress(OSError, ValueError, KeyError, TypeError, EOFError):
         told = json.loads(about.read_text(encoding='utf-8'))
@@ -449,17 +445,17 @@ def open_cache(about: Path, file: Path, key: str, shape: tuple):
         if fits and images.dtype == np.uint8:
             return images, [(name, why) for name, why in told['skipped']]
 
-def write_cache(about: Path, file: Path, key: str, images, n: int, shape: tuple, skipped: list):
+def _write_cache(about: Path, file: Path, key: str, images, n: int, shape: tuple, skipped: list):
     "One image after the other into a file, which takes its name when it is whole"
     parts = [file.with_name(f'{f.name}.{os.getpid()}.part') for f in (file, about)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with closing(images), open(parts[0], 'wb') as f:
-            write_header(f, n, shape)
+            _write_header(f, n, shape)
             first, count = f.tell(), 0
             for count, image in enumerate(images, 1): f.write(image)
             f.seek(0)
-            write_header(f, count, shape)  # numpy leaves room in it for any number of images
+            _write_header(f, count, shape)  # numpy leaves room in it for any number of images
             assert f.tell() == first
             f.flush()
             os.fsync(f.fileno())
@@ -471,12 +467,12 @@ def write_cache(about: Path, file: Path, key: str, images, n: int, shape: tuple,
         for part in parts:
             with suppress(OSError): part.unlink()
 
-def write_header(f, n: int, shape: tuple):
+def _write_header(f, n: int, shape: tuple):
     "The start of a .npy file of n images"
     facts = dict(descr='|u1', fortran_order=False, shape=(n, *shape))
     np.lib.format.write_array_header_1_0(f, facts)
 
-def sweep_cache(cache: Path, file: Path):
+def _sweep_cache(cache: Path, file: Path):
     "Delete other caches, and parts that nobody has written to for an hour"
     for old in cache.glob('decoded-*'):
         with suppress(OSError):
@@ -494,19 +490,19 @@ def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
         if labels is not None: return ImageSet(source.images, labels, name=name)
         return ImageSet(source.images, source.labels, source.classes, name)
     if isinstance(source, (Tensor, np.ndarray)):
-        return ImageSet(as_tensor(source), labels, name=name)
-    check_source(source)
-    images, own_labels = read_items(source)
-    if labels is not None: return ImageSet(images, as_tensor(labels), name=name)
+        return ImageSet(_as_tensor(source), labels, name=name)
+    _check_source(source)
+    images, own_labels = _read_items(source)
+    if labels is not None: return ImageSet(images, _as_tensor(labels), name=name)
     if all(y is None for y in own_labels): return ImageSet(images, name=name)
-    check_all_labelled(own_labels)
-    classes = class_names(source, max(own_labels) + 1)
+    _check_all_labelled(own_labels)
+    classes = _class_names(source, max(own_labels) + 1)
     return ImageSet(images, torch.tensor(own_labels), classes, name)
 
 # %% ../nbs/08_data.ipynb #c5f1a0dd
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def check_source(source):
+def _check_source(source):
     "Refuse what has no items, or is no sequence"
     known = isinstance(source, (str, bytes, dict, Path, Image.Image))
     if known or not (hasattr(source, '__len__') and hasattr(source, '__getitem__')):
@@ -516,13 +512,13 @@ def check_source(source):
     if len(source) == 0:
         raise ValueError(f'this {type(source).__name__} holds no items; give at least one image')
 
-def check_all_labelled(labels: list):
+def _check_all_labelled(labels: list):
     "Refuse a set in which some items have a label and others have none"
     if None in labels:
         raise ValueError(f'item {labels.index(None)} has no label, and others have one; '
                          f'give all or none')
 
-def class_names(source, n: int) -> tuple:
+def _class_names(source, n: int) -> tuple:
     "Names for n classes, if the source has them as torchvision's data sets do"
     names = getattr(source, 'classes', ())
     return tuple(map(str, names)) if isinstance(names, (list, tuple)) and len(names) >= n else ()
@@ -530,15 +526,15 @@ def class_names(source, n: int) -> tuple:
 # %% ../nbs/08_data.ipynb #c5f1a0de
 #| code-fold: true
 #| code-summary: "Plumbing: reading item by item"
-def read_items(source) -> tuple[Tensor, list]:
+def _read_items(source) -> tuple[Tensor, list]:
     "The images of all items, as bytes (N,C,H,W), and their labels, None where there is none"
     n, images, labels, low, high = len(source), None, [], np.inf, -np.inf
     for i in tqdm(range(n), desc='reading images', unit='image', disable=n <= 10_000):
-        image, label = read_item(source[i], i)
+        image, label = _read_item(source[i], i)
         if images is None:
             check_batch_shape((n, *image.shape))
             images = torch.empty(n, *image.shape, dtype=torch.uint8)
-        check_same_shape(image, images, i)
+        _check_same_shape(image, images, i)
         if image.is_floating_point():
             a, b = image.min().item(), image.max().item()
             check_range(a, b, f'float images must lie in [-1, 1]; the values of image {i}')
@@ -548,22 +544,22 @@ def read_items(source) -> tuple[Tensor, list]:
     warn_if_never_negative(low, high)
     return images, labels
 
-def check_same_shape(image: Tensor, images: Tensor, i: int):
+def _check_same_shape(image: Tensor, images: Tensor, i: int):
     "Refuse an image of another size than those before it"
     if image.shape != images.shape[1:]:
         raise ValueError(f'image {i} is {tuple(image.shape)}, and those before it '
                          f'{tuple(images.shape[1:])}; '
                          f'a set has one size and one number of channels')
 
-def read_item(item, i: int) -> tuple[Tensor, int | None]:
+def _read_item(item, i: int) -> tuple[Tensor, int | None]:
     "Image, bytes or floats (C,H,W), and label, or None, of item i"
     pair = isinstance(item, (tuple, list)) and len(item) == 2
     image, label = item if pair else (item, None)
-    if isinstance(image, Image.Image): image = pil_pixels(image, i)
+    if isinstance(image, Image.Image): image = _pil_pixels(image, i)
     if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f'item {i} is a {type(item).__name__}; allowed are an image and a pair '
                         f'(image, label), the image from PIL, or a Tensor or array (C,H,W)')
-    image = as_tensor(image)
+    image = _as_tensor(image)
     if image.ndim != 3:
         raise ValueError(f'image {i} is {tuple(image.shape)}; it must be (C,H,W), '
                          f'one of gray (1,H,W)')
@@ -573,10 +569,10 @@ def read_item(item, i: int) -> tuple[Tensor, int | None]:
     except TypeError: raise TypeError(f'the label of item {i} is {label!r}; it must be a whole '
                                       f'number, 0, 1, 2, ...') from None
 
-def pil_pixels(image: Image.Image, i: int) -> np.ndarray:
+def _pil_pixels(image: Image.Image, i: int) -> np.ndarray:
     "A picture from PIL as bytes (C,H,W): gray where it is gray, else colour"
     gray = image.mode in ('1', 'L', 'LA') or image.mode.startswith('I')
-    try: return channels_first(convert_pixels(image, 'L' if gray else 'RGB'))
+    try: return _channels_first(_convert_pixels(image, 'L' if gray else 'RGB'))
     except ValueError as e: raise ValueError(f'image {i}: {e}') from e
 
 # %% ../nbs/08_data.ipynb #93d1e8fa
@@ -586,14 +582,14 @@ def fingerprint(data: ImageSet) -> str: # 64 hex digits
     facts = [list(data.images.shape), str(data.images.dtype), data.labels is not None]
     facts.append([str(c) for c in data.classes])
     h = hashlib.sha256(json.dumps(facts).encode())
-    for block in image_blocks(data): h.update(block.cpu().contiguous().numpy())
+    for block in _image_blocks(data): h.update(block.cpu().contiguous().numpy())
     if data.labels is not None: h.update(data.labels.cpu().numpy().astype('<i8'))
     return h.hexdigest()
 
 def check_varied(data: ImageSet):
     "Refuse a set whose pixels, all of them, have one value: it has nothing to teach"
     first = data.images[0, 0, 0, 0]
-    if any(bool((block != first).any()) for block in image_blocks(data)): return
+    if any(bool((block != first).any()) for block in _image_blocks(data)): return
     x = to_float(first).item()
     raise ValueError(
         f'every pixel of the {len(data):,} images of {data.name!r} is {x:.3g} '
@@ -601,6 +597,6 @@ def check_varied(data: ImageSet):
         f'There is nothing to learn from it; '
         f'look at the files, or at how they were scaled')
 
-def image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
+def _image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
     "The images, some megabytes at a time, for those of a file may not fit into memory"
     return data.images.split(max(1, 2**22 // data.images[0].numel()))

@@ -36,14 +36,9 @@ from .training import measure, new_accelerator, prune_checkpoints, resume
 from .training import save_checkpoint
 
 # %% auto #0
-__all__ = ['SHOWN', 'draw', 'conditioned', 'make_solver', 'sampling_bar', 'keep_moments', 'join_frames', 'check_writable',
-           'check_no_foreign_files', 'changed_keys', 'check_same_config', 'read_metrics', 'csv_line', 'MetricsLog',
-           'write_json', 'RunFolder', 'stop_signals', 'stop_asked', 'train_loop', 'Session', 'open_session',
-           'labels_in_turn', 'draw_preview', 'class_rows', 'draw_results', 'judge', 'describe_result', 'where_to_look',
-           'find_device', 'device_name', 'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'estimate_budget',
-           'device_memory', 'size_in_words', 'time_in_words', 'train', 'prepare', 'check_same_step', 'set_aside_newer',
-           'now', 'git_commit', 'describe_session', 'describe_start', 'count_parameters', 'measure_budget',
-           'open_loggers', 'LiveView']
+__all__ = ['SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'read_metrics', 'MetricsLog', 'RunFolder',
+           'stop_signals', 'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads',
+           'keep_freed_memory', 'make_accelerator', 'train', 'describe_session', 'LiveView']
 
 # %% ../nbs/25_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -62,14 +57,14 @@ def draw(denoiser: Denoiser,
     solver = make_solver(sampling)
     evenly = torch.linspace(sampling.steps, 0, moments).tolist()
     wanted, batches = {times[round(i)] for i in evenly}, []
-    with sampling_bar(n * (len(visits(solver, times)) - 1), progress) as bar:
+    with _sampling_bar(n * (len(visits(solver, times)) - 1), progress) as bar:
         for first in range(0, n, size):
             labels = None if y is None else y[first:first + size]
             asked = conditioned(denoiser, labels, sampling)
             walk = trajectory(asked, schedule, (min(size, n - first), *shape),
                               step=solver, times=times, seed=seed, first=first)
-            batches.append(keep_moments(walk, wanted, bar))
-    return [join_frames(same) for same in zip(*batches)]
+            batches.append(_keep_moments(walk, wanted, bar))
+    return [_join_frames(same) for same in zip(*batches)]
 
 # %% ../nbs/25_run.ipynb #8c601d26
 def conditioned(denoiser: Denoiser, y: Tensor | None,
@@ -88,12 +83,12 @@ def make_solver(sampling: SamplingConfig) -> Step:
 # %% ../nbs/25_run.ipynb #077229e6
 #| code-fold: true
 #| code-summary: "Plumbing: a bar, and frames on the CPU"
-def sampling_bar(calls: int, progress: bool) -> tqdm:
+def _sampling_bar(calls: int, progress: bool) -> tqdm:
     "A progress bar that counts network calls and does not show their number"
     layout = '{l_bar}{bar}| {elapsed}<{remaining}'
     return tqdm(total=calls, desc='sampling', disable=not progress, bar_format=layout)
 
-def keep_moments(walk, wanted: set, bar: tqdm) -> list[Frame]:
+def _keep_moments(walk, wanted: set, bar: tqdm) -> list[Frame]:
     "The frames at the wanted timesteps, on the CPU; of heun's two looks at a moment the second"
     kept = {}
     for frame in walk:
@@ -101,7 +96,7 @@ def keep_moments(walk, wanted: set, bar: tqdm) -> list[Frame]:
         if frame.t: bar.update(len(frame.x))
     return list(kept.values())
 
-def join_frames(frames: tuple[Frame, ...]) -> Frame:
+def _join_frames(frames: tuple[Frame, ...]) -> Frame:
     "The frames of several batches at one timestep as one"
     x, x0 = (torch.cat([getattr(f, k) for f in frames]) for k in ('x', 'x0'))
     return Frame(frames[0].t, x, x0)
@@ -117,7 +112,7 @@ def check_writable(path: Path, key: str):
         raise ConfigError(f'{key}: {path} cannot be written ({e.strerror}); '
                           f'give a folder that can') from None
 
-def check_no_foreign_files(path: Path):
+def _check_no_foreign_files(path: Path):
     "Refuse a folder that is not empty and holds no run"
     if not path.is_dir(): return
     ours = {'data', 'logs', 'previews', 'checkpoints', 'config.yaml', 'metrics.csv'}
@@ -126,7 +121,7 @@ def check_no_foreign_files(path: Path):
         raise ConfigError(f'run: {path} is not empty and holds no run (there is '
                           f'{sorted(names)[0]}); give a folder of its own, run=...')
 
-def changed_keys(old: Config, new: Config) -> str:
+def _changed_keys(old: Config, new: Config) -> str:
     "The keys that decide what is learned and in which two configs differ, in words"
     free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
             'data.root', 'sampling.')
@@ -135,10 +130,10 @@ def changed_keys(old: Config, new: Config) -> str:
     keys = [k for k in b if a[k] != b[k] and not k.startswith(free)]
     return ', '.join(f'{k}: {a[k]} there, {b[k]} here' for k in keys)
 
-def check_same_config(path: Path, config: Config):
+def _check_same_config(path: Path, config: Config):
     "Refuse a folder whose checkpoints were made with another config"
     if not checkpoints(path): return
-    try: changed = changed_keys(load_config(path/'config.yaml'), config)
+    try: changed = _changed_keys(load_config(path/'config.yaml'), config)
     except ConfigError as e:
         raise ConfigError(f'run: {path} holds a checkpoint, but not the config it was made with '
                           f'({e}); give another folder, run=...') from None
@@ -157,7 +152,7 @@ def read_metrics(file: Path) -> list[Metrics]:
     rows = [r for r in csv.reader(whole.splitlines()[1:]) if len(r) == len(Metrics._fields)]
     return [Metrics(int(step), int(epoch), *map(float, rest)) for step, epoch, *rest in rows]
 
-def csv_line(row: tuple) -> bytes:
+def _csv_line(row: tuple) -> bytes:
     "Numbers, or names, as a line"
     texts = [f'{v:.6g}' if isinstance(v, float) else str(v) for v in row]
     return (','.join(texts) + '\n').encode()
@@ -166,18 +161,18 @@ class MetricsLog:
     "metrics.csv, going on after a step: each line is written at once"
     def __init__(self, file: Path, step: int):
         earlier = [m for m in read_metrics(file) if m.step <= step]
-        lines = map(csv_line, [Metrics._fields, *earlier])
+        lines = map(_csv_line, [Metrics._fields, *earlier])
         with atomic(file) as part: part.write_bytes(b''.join(lines))
         self.file = open(file, 'ab', buffering=0)
 
-    def write(self, m: Metrics): self.file.write(csv_line(m))
+    def write(self, m: Metrics): self.file.write(_csv_line(m))
     def flush(self): os.fsync(self.file.fileno())  # now the lines are on the disk
     def close(self): self.file.close()
 
 # %% ../nbs/25_run.ipynb #cddcb90f
 #| code-fold: true
 #| code-summary: "Plumbing: files of a run, and its lock"
-def write_json(file: Path, values: dict):
+def _write_json(file: Path, values: dict):
     "A JSON file that appears whole or not at all"
     text = json.dumps(values, indent=1, ensure_ascii=False) + '\n'
     with atomic(file) as part: part.write_text(text, encoding='utf-8')
@@ -188,8 +183,8 @@ class RunFolder:
         self.config, self.path = config, config.run.expanduser()
         self.metrics_file, self.lock = self.path/'metrics.csv', None
         check_writable(self.path, 'run')
-        check_no_foreign_files(self.path)
-        check_same_config(self.path, config)
+        _check_no_foreign_files(self.path)
+        _check_same_config(self.path, config)
 
     def open(self, session: dict # what is about to run
             ) -> str: # the run's name for its loggers, the same in every session
@@ -202,7 +197,7 @@ class RunFolder:
         text = dump_config(self.config)
         with atomic(self.path/'config.yaml') as part: part.write_text(text, encoding='utf-8')
         sessions = [*sessions, session]
-        write_json(self.path/'manifest.json', dict(sessions=sessions))
+        _write_json(self.path/'manifest.json', dict(sessions=sessions))
         return re.sub(r'[^\w-]', '-', f"{self.path.name}-{sessions[0]['date']}")
 
     def take_lock(self):
@@ -272,7 +267,7 @@ def stop_signals():
     finally:
         for number, handler in handlers.items(): signal.signal(number, handler)
 
-def stop_asked(accelerator: Accelerator, signals: list) -> bool:
+def _stop_asked(accelerator: Accelerator, signals: list) -> bool:
     "Has a signal come to any of the processes? All must answer alike"
     if accelerator.num_processes == 1: return bool(signals)
     count = torch.tensor([len(signals)], device=accelerator.device)
@@ -283,13 +278,13 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
                accelerator: Accelerator, progress: bool, watch: Callable):
     "Train to the last step, or to a signal: then save, and say how to go on"
     config, options = run.config, make_fit_options(run.config)
-    opened = open_session(run, state, schedule, data, accelerator, progress)
+    opened = _open_session(run, state, schedule, data, accelerator, progress)
     with opened as session, stop_signals() as signals:
         for m in fit(state, schedule, data, accelerator=accelerator, **options):
             session.note(m)
             watch(m)
             last = m.step == config.training.steps
-            stopped = stop_asked(accelerator, signals)
+            stopped = _stop_asked(accelerator, signals)
             if last or stopped or m.step % config.save_every == 0: session.save()
             if m.step % config.preview_every == 0: session.preview()
             if stopped and not last: raise KeyboardInterrupt(session.how_to_go_on())
@@ -336,7 +331,7 @@ class Session:
     def preview(self):
         "A few quick images: to files, to the loggers and to a terminal"
         if not self.main: return
-        drawn = draw_preview(self.run.config, self.state, self.schedule, self.data)
+        drawn = _draw_preview(self.run.config, self.state, self.schedule, self.data)
         for name, x in drawn.items():
             file = self.run.path/'previews'/f'step_{self.state.step:06d}{name}.png'
             with atomic(file) as part: grid(x, len(x), scale=2).save(part)
@@ -347,6 +342,7 @@ class Session:
         self.bar.write(f"{terminal_text(drawn[''])}preview: {file}")
 
     def how_to_go_on(self) -> str:
+        "What a stopped run says"
         if not self.main: return 'stopped'
         return (f'stopped after step {self.state.step:,}, saved in {self.checkpoint}; '
                 f'the same command goes on from there')
@@ -363,7 +359,7 @@ class Session:
         if self.main: self.log.close()
 
 @contextmanager
-def open_session(*args):
+def _open_session(*args):
     "A `Session`, closed in the end; an error of the disk says how to go on"
     session = Session(*args)
     try: yield session
@@ -377,8 +373,8 @@ def labels_in_turn(classes: int, n: int) -> Tensor | None:
     "Labels for n images, every class in turn; none where there are no classes"
     return torch.arange(n) % classes if classes else None
 
-def draw_preview(config: Config, state: TrainState, schedule: Schedule,
-                 data: ImageSet) -> dict[str, Tensor]: # end of a file's name -> images
+def _draw_preview(config: Config, state: TrainState, schedule: Schedule,
+                  data: ImageSet) -> dict[str, Tensor]: # end of a file's name -> images
     "A few quick images, of each class in turn, from the weights and from their average"
     n = min(data.num_classes, SHOWN) or 8
     quick = dict(steps=min(25, config.sampling.steps))
@@ -391,7 +387,7 @@ def draw_preview(config: Config, state: TrainState, schedule: Schedule,
     return {'_raw': images(state.denoiser), '': images(state.ema)}
 
 # %% ../nbs/25_run.ipynb #aa3ae614
-def class_rows(images: Tensor, classes: int, columns: int) -> Tensor:
+def _class_rows(images: Tensor, classes: int, columns: int) -> Tensor:
     "As many images as a sheet shows, ordered so that it has a row for each class"
     if not classes: return images[:columns * columns]
     in_turn = images[:columns * classes].unflatten(0, (columns, classes))
@@ -406,20 +402,20 @@ def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
     n = max(columns * (classes or columns), config.judge if classes else 0)
     frames = draw(state.ema, schedule, data.shape, n, labels_in_turn(classes, n),
                   config.sampling, seed=config.seed, moments=24, progress=progress)
-    images, sheets = frames[-1].x, [class_rows(f.x, classes, columns) for f in frames]
+    images, sheets = frames[-1].x, [_class_rows(f.x, classes, columns) for f in frames]
     samples = grid(sheets[-1], columns, scale=2)
     with atomic(path/'samples.png') as part: samples.save(part)
     save_animation(sheets, path/'noise_to_images.gif', columns)
     if metrics := run.metrics(): save_loss_curve(metrics, path/'loss.png')
-    facts = describe_result(run, state, data, metrics)
-    if config.judge and classes: facts |= judge(images[:config.judge], data)
-    write_json(path/'run.json', facts)
-    print('\nLook at', *where_to_look(path, bool(classes)), sep='\n')
+    facts = _describe_result(run, state, data, metrics)
+    if config.judge and classes: facts |= _judge(images[:config.judge], data)
+    _write_json(path/'run.json', facts)
+    print('\nLook at', *_where_to_look(path, bool(classes)), sep='\n')
 
 # %% ../nbs/25_run.ipynb #4f696d09
 #| code-fold: true
 #| code-summary: "Plumbing: a judge, and what to write down"
-def judge(images: Tensor, data: ImageSet) -> dict:
+def _judge(images: Tensor, data: ImageSet) -> dict:
     "The share of images that an independent classifier can read, beside that of real ones"
     from diffusion_scratch.reader import Reader  # here, for scikit-learn takes a second to import
     print(f'\nNow a classifier that knows nothing of diffusion (scikit-learn) learns to read '
@@ -430,17 +426,17 @@ def judge(images: Tensor, data: ImageSet) -> dict:
           f'  {real} real images, each unseen by its classifier')
     return dict(readable=str(made), readable_real=str(real))
 
-def describe_result(run: RunFolder, state: TrainState, data: ImageSet, metrics: list) -> dict:
+def _describe_result(run: RunFolder, state: TrainState, data: ImageSet, metrics: list) -> dict:
     "How the pictures of a run were made"
     device, size = next(state.denoiser.parameters()).device, run.config.training.batch_size
     seconds = sum(size / m.images_per_second for m in metrics)  # of steps, in all sessions
-    return dict(command=f"diffusion-train {run.path/'config.yaml'}", date=now(),
+    return dict(command=f"diffusion-train {run.path/'config.yaml'}", date=_now(),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
-                threads=torch.get_num_threads(), device=device_name(device),
+                threads=torch.get_num_threads(), device=_device_name(device),
                 seed=run.config.seed, data=repr(data), steps=state.step,
                 training_seconds=round(seconds, 1))
 
-def where_to_look(path: Path, classes: bool) -> list[str]:
+def _where_to_look(path: Path, classes: bool) -> list[str]:
     "The files and folders of a run, and what they hold"
     meanings = {'samples.png': 'a row for each class' if classes else 'images',
                 'noise_to_images.gif': 'noise becoming images', 'loss.png': 'the loss curve',
@@ -465,7 +461,7 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"device: {name!r} is not here; allowed: auto, {', '.join(here)}")
     return torch.device(name) if name != 'auto' else accelerator or torch.device('cpu')
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     "`cpu`, `mps`, or the name of a GPU"
     return torch.cuda.get_device_name(device) if device.type == 'cuda' else device.type
 
@@ -507,19 +503,19 @@ def make_accelerator(config: Config, device: torch.device) -> Accelerator:
 # %% ../nbs/25_run.ipynb #206578e5
 #| code-fold: true
 #| code-summary: "Plumbing: what a run will take, in words"
-def estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics]) -> str:
+def _estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics]) -> str:
     "What the run will take, from a few measured steps; warnings where that is more than there is"
     config, device = run.config, next(state.denoiser.parameters()).device
     weights = sum(p.numel() * p.element_size() for p in state.denoiser.parameters()) / 2**20
     rate, memory = max(m.images_per_second for m in measured[1:]), max(m.memory for m in measured)
     seconds = (config.training.steps - state.step) * config.training.batch_size / rate
     files, free = 4 * weights * (config.keep + 1), shutil.disk_usage(run.path).free / 2**20
-    room = device_memory(device)
-    of_room = f' of {size_in_words(room)}' if room < math.inf else ''
-    said = [f'budget: about {time_in_words(seconds)} of training at {rate:,.0f} images/s; '
-            f'memory {size_in_words(memory)}{of_room} (weights {size_in_words(weights)}, '
-            f'with gradient, average and Adam {size_in_words(5 * weights)}); '
-            f'checkpoints {size_in_words(files)} of {size_in_words(free)} free']
+    room = _device_memory(device)
+    of_room = f' of {_size_in_words(room)}' if room < math.inf else ''
+    said = [f'budget: about {_time_in_words(seconds)} of training at {rate:,.0f} images/s; '
+            f'memory {_size_in_words(memory)}{of_room} (weights {_size_in_words(weights)}, '
+            f'with gradient, average and Adam {_size_in_words(5 * weights)}); '
+            f'checkpoints {_size_in_words(files)} of {_size_in_words(free)} free']
     if memory > 0.9 * room:
         said.append('warning: the memory is nearly full; lower training.batch_size, '
                     'or raise training.accumulate')
@@ -531,16 +527,16 @@ def estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics]) 
                     'faster machine. It can be stopped and goes on at any time')
     return '\n'.join(said)
 
-def device_memory(device: torch.device) -> float:
+def _device_memory(device: torch.device) -> float:
     "In MB; infinite where it cannot be known"
     if device.type == 'cpu': return psutil.virtual_memory().total / 2**20
     if device.type != 'cuda': return math.inf
     return torch.cuda.get_device_properties(device).total_memory / 2**20
 
-def size_in_words(mb: float) -> str:
+def _size_in_words(mb: float) -> str:
     return f'{mb / 1024:,.1f} GB' if mb >= 1024 else f'{mb:,.0f} MB'
 
-def time_in_words(seconds: float) -> str:
+def _time_in_words(seconds: float) -> str:
     if seconds < 7200: return f'{seconds / 60:,.0f} min'
     if seconds < 2 * 86400: return f'{seconds / 3600:,.1f} hours'
     return f'{seconds / 86400:,.1f} days'
@@ -558,16 +554,16 @@ def train(config: Config,
     if accelerator.num_processes > 1: device = accelerator.device
     main = accelerator.is_main_process
     with cpu_threads(config.threads):
-        data, state = prepare(run, schedule, accelerator, device, progress and main)
+        data, state = _prepare(run, schedule, accelerator, device, progress and main)
         name = None
         if main:
             name = run.open(describe_session(config, state, data, accelerator, device))
-            set_aside_newer(run.path, state.step)
+            _set_aside_newer(run.path, state.step)
         accelerator.wait_for_everyone()
-        accelerator.print(describe_start(run, state, schedule, data, device))
+        accelerator.print(_describe_start(run, state, schedule, data, device))
         try:
-            measure_budget(run, state, schedule, data, accelerator)
-            open_loggers(run, state, accelerator, name)
+            _measure_budget(run, state, schedule, data, accelerator)
+            _open_loggers(run, state, accelerator, name)
             watch = LiveView(run) if plot and main else lambda m: None
             train_loop(run, state, schedule, data, accelerator, progress, watch)
             if main: draw_results(run, state, schedule, data, progress)
@@ -579,8 +575,8 @@ def train(config: Config,
 # %% ../nbs/25_run.ipynb #60f050e7
 #| code-fold: true
 #| code-summary: "Plumbing: what can be refused before the folder is opened"
-def prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device: torch.device,
-            progress: bool) -> tuple[ImageSet, TrainState]:
+def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device: torch.device,
+             progress: bool) -> tuple[ImageSet, TrainState]:
     "The images and the state of a run, resumed if it has a checkpoint; refuses what does not fit"
     config, new = run.config, not run.path.exists()
     try:
@@ -589,7 +585,7 @@ def prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device
         denoiser = make_denoiser(config, data).to(device)
         state = TrainState(denoiser, config.training.adam, config.training.ema)
         if checkpoints(run.path): resume(run.path, state, schedule)
-        check_same_step(run, state, accelerator)
+        _check_same_step(run, state, accelerator)
         make_fit_options(config)
         engine = Engine.of(state, accelerator)
         engine.parts(config.training.batch_size, config.training.accumulate)
@@ -598,7 +594,7 @@ def prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device
         if new and accelerator.is_main_process: shutil.rmtree(run.path, ignore_errors=True)
         raise
 
-def check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator):
+def _check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator):
     "Refuse processes that see different folders, and fewer steps than are done"
     step = torch.tensor([state.step], device=accelerator.device)
     if len(set(accelerator.gather(step).tolist())) > 1:
@@ -608,7 +604,7 @@ def check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator)
         raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= '
                           f'{state.step}, for so many are done in {run.path}')
 
-def set_aside_newer(path: Path, step: int):
+def _set_aside_newer(path: Path, step: int):
     "Checkpoints after the one that was resumed are damaged"
     for file in checkpoints(path):
         if file.stem > f'step_{step:08d}': file.rename(file.with_suffix('.damaged'))
@@ -616,9 +612,9 @@ def set_aside_newer(path: Path, step: int):
 # %% ../nbs/25_run.ipynb #7769e7c6
 #| code-fold: true
 #| code-summary: "Plumbing: what is about to run, for the manifest and for people"
-def now() -> str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
+def _now() -> str: return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
-def git_commit() -> str | None:
+def _git_commit() -> str | None:
     "The git commit of this package, where it is a checkout"
     command = ['git', '-C', Path(diffusion_scratch.__file__).parent, 'rev-parse', 'HEAD']
     try: return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
@@ -627,22 +623,22 @@ def git_commit() -> str | None:
 def describe_session(config: Config, state: TrainState, data: ImageSet,
                      accelerator: Accelerator, device: torch.device) -> dict:
     "What is about to run, on what, from where"
-    return dict(date=now(), command=' '.join(sys.argv), after_step=state.step, seed=config.seed,
-                version=diffusion_scratch.__version__, commit=git_commit(),
+    return dict(date=_now(), command=' '.join(sys.argv), after_step=state.step, seed=config.seed,
+                version=diffusion_scratch.__version__, commit=_git_commit(),
                 python=platform.python_version(), torch=torch.__version__,
-                system=platform.platform(), device=device_name(device),
+                system=platform.platform(), device=_device_name(device),
                 threads=torch.get_num_threads(), processes=accelerator.num_processes,
-                precision=config.training.precision, parameters=count_parameters(state),
+                precision=config.training.precision, parameters=_count_parameters(state),
                 data=repr(data), data_sha256=fingerprint(data),
                 data_skipped=len(data.skipped), skipped=list(data.skipped))
 
-def describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                   device: torch.device) -> str:
+def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
+                    device: torch.device) -> str:
     "The same, in a few lines for people"
     config = run.config
     network = 'UNet' if config.model == 'unet' else config.model
     lines = [f'{data!r}', f'{schedule!r}',
-             f'{network} of {count_parameters(state):,} parameters on {device}, '
+             f'{network} of {_count_parameters(state):,} parameters on {device}, '
              f'predicting {config.parameterization}; folder {run.path}']
     if data.skipped:
         lines.append(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; '
@@ -651,18 +647,18 @@ def describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data: 
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
     return '\n'.join(lines)
 
-def count_parameters(state: TrainState) -> int:
+def _count_parameters(state: TrainState) -> int:
     return sum(p.numel() for p in state.denoiser.parameters())
 
-def measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                   accelerator: Accelerator):
+def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
+                    accelerator: Accelerator):
     "Measure a few steps, where some are left, and say what the run will take"
     if state.step >= run.config.training.steps: return
     options = make_fit_options(run.config)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
-    if accelerator.is_main_process and measured: print(estimate_budget(run, state, measured))
+    if accelerator.is_main_process and measured: print(_estimate_budget(run, state, measured))
 
-def open_loggers(run: RunFolder, state: TrainState, accelerator: Accelerator, name: str | None):
+def _open_loggers(run: RunFolder, state: TrainState, accelerator: Accelerator, name: str | None):
     "TensorBoard and wandb go on after the step that was resumed"
     wandb = dict(dir=run.path, id=name, resume='allow') if accelerator.is_main_process else {}
     options = dict(tensorboard=dict(purge_step=state.step + 1), wandb=wandb)

@@ -1,11 +1,6 @@
 """The commands from outside: the real console scripts, stopped and started again; and, in this
 process, what they write, refuse and leave alone"""
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
+import os, re, signal, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +22,6 @@ from diffusion_scratch.unet import UNet
 
 ROOT = Path(__file__).parent.parent
 
-
 def fails(command, line, capsys, status=2):
     "What a command that fails says, in the one place where it should"
     capsys.readouterr()
@@ -36,9 +30,7 @@ def fails(command, line, capsys, status=2):
     assert e.value.code == status and 'Traceback' not in err
     return err
 
-
 def pixels(file): return np.asarray(Image.open(file))
-
 
 # ---------------------------------------------------------------- the real commands
 def start(*words, cwd):
@@ -46,9 +38,7 @@ def start(*words, cwd):
     return subprocess.Popen([str(w) for w in words], cwd=cwd, stdout=subprocess.PIPE,
                             stderr=subprocess.PIPE, text=True, env=env)
 
-
 def script(name): return Path(sys.executable).parent/name
-
 
 def stopped(process, metrics, number, more_than=0):
     "Wait for some lines of metrics, then send a signal"
@@ -60,7 +50,6 @@ def stopped(process, metrics, number, more_than=0):
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
 
-
 @pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 def test_stop_go_on_finish_and_sample(tmp_path, capsys):
     """SIGTERM and Ctrl-C save and say how to go on; the same command (here the script in
@@ -71,8 +60,8 @@ def test_stop_go_on_finish_and_sample(tmp_path, capsys):
     code, out, err = stopped(start(*command, cwd=tmp_path), metrics, signal.SIGTERM)
     assert code == 130 and 'Traceback' not in err and 'loss ' in err and 'images/s' in err
     assert "ImageSet('mnist_mini': 5,000 images (1, 28, 28), 10 classes)" in out
-    said = re.search(r'stopped after step ([\d,]+), saved in run/checkpoints/step_\d{8}.safetensors;'
-                     r' the same command goes on from there', err)
+    said = re.search(r'stopped after step ([\d,]+), saved in run/checkpoints/step_\d{8}\.'
+                     r'safetensors; the same command goes on from there', err)
     first = int(said[1].replace(',', ''))
 
     command = [sys.executable, ROOT/'examples'/'train.py', 'c.yaml']
@@ -90,10 +79,8 @@ def test_stop_go_on_finish_and_sample(tmp_path, capsys):
     assert Image.open('run/samples_seed0.png').size == (2 * (2 * 29 + 1), 2 * (3 * 29 + 1))
     assert Image.open('run/samples_seed0.gif').n_frames == 4  # 3 steps have 4 moments
 
-
 # ---------------------------------------------------------------- train
 ALLOWED = 'is not allowed; allowed:'
-
 
 @pytest.mark.parametrize('words, message', [
     ('no.yaml', 'no.yaml does not exist'),
@@ -120,7 +107,6 @@ def test_bad_input_leaves_nothing_behind(words, message, capsys):
     said = fails(train_command, words.split(' ', 1), capsys)
     assert re.search('^error: ', said, re.M) and message in said and files() == before
 
-
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0,
                     reason='root may write everywhere')
 def test_an_unwritable_folder(capsys):
@@ -128,7 +114,6 @@ def test_an_unwritable_folder(capsys):
     Path('c.yaml').write_text(dump_config(tiny('locked/run')))
     said = fails(train_command, ['c.yaml'], capsys)
     assert 'run: locked/run cannot be written (Permission denied)' in said
-
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit) as e: train_command(['--help'])
@@ -140,11 +125,9 @@ def test_help_teaches(capsys):
     for word in ('--n --labels --steps --guidance --seed --out --animation --raw --device '
                  'examples: google/ddpm-ema-celebahq-256').split(): assert word in said
 
-
 # ---------------------------------------------------------------- sample
 @pytest.fixture
 def run(): return trained('run', 2)
-
 
 def test_sample_command(run, capsys):
     def expected(y, ema=True, **how):
@@ -160,7 +143,6 @@ def test_sample_command(run, capsys):
     y = torch.ones(6, dtype=torch.long)
     x = expected(y, ema=False, steps=2, solver='ddim', guidance=4.)
     assert np.array_equal(pixels('a.png'), np.asarray(grid(x, 3, scale=2)))
-
 
 @pytest.mark.parametrize('words, message', [
     ('nowhere', 'nowhere is no path here and no name that is known'),
@@ -189,14 +171,12 @@ def test_sample_command_refuses(run, words, message, capsys):
     before = files()
     assert message in fails(sample_command, words.split(), capsys) and files() == before
 
-
 def test_a_model_without_labels(capsys):
     trained('plain', 2, 'network.labels=false')
     said = fails(sample_command, 'plain --guidance 2'.split(), capsys)
     assert f'--guidance: 2.0 {ALLOWED} 0, for this model learned no classes' in said
     sample_command('plain --n 2'.split())
     assert Image.open('plain/samples_seed0.png').size == (2 * 19, 2 * 10)
-
 
 def test_colour_images_without_labels(capsys):
     colour_run()
@@ -206,7 +186,6 @@ def test_colour_images_without_labels(capsys):
         assert f'{option}: 1 {ALLOWED} {none}' in said
     sample_command('run --n 5 --out new/grid.png'.split())
     assert Image.open('new/grid.png').size == (2 * (3 * 13 + 1), 2 * (2 * 9 + 1))
-
 
 # ---------------------------------------------------------------- export
 def test_exported_folder_draws_the_same_images(run, capsys):
@@ -220,9 +199,7 @@ def test_exported_folder_draws_the_same_images(run, capsys):
     export_command('kept --half --to folder half'.split())
     assert load_file('half/model.safetensors')['stem.weight'].dtype == torch.float16
 
-
 def batch(n): return torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
 
 @pytest.mark.parametrize('label, index', [(None, -1), ('bright', 1)])
 def test_exported_pipeline_is_the_network_at_that_label(run, label, index):
@@ -236,7 +213,6 @@ def test_exported_pipeline_is_the_network_at_that_label(run, label, index):
     how = pipe.scheduler.config
     assert how.prediction_type == 'epsilon' and how.clip_sample
 
-
 def test_exported_onnx_is_the_network(run):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
@@ -246,7 +222,6 @@ def test_exported_onnx_is_the_network(run):
     with torch.no_grad(): ours = net(x, t, y)
     [theirs] = session.run(None, dict(x=x.numpy(), t=t.numpy(), y=y.numpy()))
     torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-5)
-
 
 @pytest.mark.parametrize('words, message', [
     ('nowhere --to folder a', 'nowhere is no path here and no name that is known'),
@@ -264,14 +239,12 @@ def test_export_command_refuses(run, words, message, capsys):
     before = files()
     assert message in fails(export_command, words.split(), capsys) and files() == before
 
-
 # ---------------------------------------------------------------- edit
 def paint(file, h, w, white=np.s_[:0], value=255, **how):
     "A black picture with a part of it white"
     a = np.zeros((h, w), np.uint8)
     a[white] = value
     Image.fromarray(a).save(file, **how)
-
 
 @pytest.fixture
 def picture():
@@ -281,12 +254,10 @@ def picture():
     paint('mask.png', 8, 8, np.s_[4:])
     return a
 
-
 def cells(file, n):
     "The pictures in a row of a grid, one pixel for each of theirs"
     a = np.asarray(Image.open(file).convert('L'))[::2, ::2]
     return [a[1:9, 1 + 9 * i:9 + 9 * i] for i in range(n)]
-
 
 @pytest.mark.parametrize('more', [
     '', '--solver dpm++ --class dark --guidance 1', '--solver ddim --repeats 3',
@@ -299,7 +270,6 @@ def test_what_the_mask_keeps_is_kept_to_the_last_bit(run, picture, more):
         assert np.array_equal(d[:4], picture[:4]) and not np.array_equal(d[4:], picture[4:])
     assert not np.array_equal(drawn[0], drawn[1])
 
-
 def test_a_little_strength_changes_little(run, picture):
     "t = 1 of 1,000 adds a std of 0.6 % of the range, and one step takes most of it off"
     change = []
@@ -310,12 +280,10 @@ def test_a_little_strength_changes_little(run, picture):
         change.append(np.abs(np.stack(drawn).astype(float) - original).mean())
     assert change[0] < 4 < change[1] < change[2]
 
-
 def test_versions_depend_on_the_seed_and_their_number(run, picture):
     for n in (2, 4): edit_command(f'run picture.png --n {n} --seed 5 --out {n}.png'.split())
     for a, b in zip(cells('2.png', 3), cells('4.png', 3)):
         assert np.abs(a.astype(int) - b).max() <= 1  # sums in another order
-
 
 @pytest.mark.parametrize('words, message', [
     ('nowhere picture.png', 'nowhere is no path here and no name that is known'),
@@ -341,13 +309,11 @@ def test_edit_command_refuses(run, picture, words, message, capsys):
     before = files()
     assert message in fails(edit_command, words.split(), capsys) and files() == before
 
-
 def turned():
     "Metadata of a picture that lies on its side"
     exif = Image.Exif()
     exif[0x0112] = 6
     return exif
-
 
 WHITE = 'white (128 to 255) is drawn anew, black is kept; paint white what is to change'
 NONE = f'--mask: m.png has no white; {WHITE}'
@@ -356,7 +322,6 @@ LOST = ('--mask: m.png has no white left when it is cropped to its middle and re
 def size(mask, picture):
     return (f'--mask: m.png is {mask} pixels and p.png {picture}; a mask must be as large as its '
             f'picture; give one of {picture} pixels')
-
 
 @pytest.mark.parametrize('picture, mask, message', [
     (dict(h=28, w=28), dict(h=28, w=56, white=np.s_[:, 20:]), size('56 x 28', '28 x 28')),
@@ -375,7 +340,6 @@ def test_edit_command_refuses_a_mask_that_does_not_fit(picture, mask, message, c
     before, line = files(), 'mnist-mini p.png --mask m.png --n 1 --steps 2'
     assert message in fails(edit_command, line.split(), capsys) and files() == before
 
-
 @pytest.mark.parametrize('picture, mask, kept', [
     (dict(h=8, w=8), dict(h=8, w=8, white=np.s_[:]), np.s_[:0]),           # all is drawn anew
     (dict(h=8, w=8), dict(h=8, w=8, white=np.s_[4:], value=128), np.s_[:4]),
@@ -390,7 +354,6 @@ def test_a_mask_as_large_as_its_picture(run, picture, mask, kept):
     changed = original != drawn  # a few pixels that are drawn anew may come out black again
     assert not changed[kept].any() and changed.sum() > 0.5 * (64 - original[kept].size)
 
-
 @pytest.mark.parametrize('out', [
     'picture.png', '{here}/picture.png', '../{here.name}/picture.png', 'link.png', 'mask.png',
     '{here}/mask.png', 'picture_edited.png'])
@@ -404,7 +367,6 @@ def test_edit_command_does_not_overwrite_its_picture_or_its_mask(picture, out, t
     assert (f'--out: {out} {ALLOWED} a name that ends in .png, and not the picture or the mask '
             'itself') in said
     assert contents() == before and [Path(f).is_symlink() for f in files()] == links
-
 
 def test_guidance_of_the_config_needs_no_class(run, picture):
     """And neither does 0, which is none. `diffusion-sample` draws every class if none is named,

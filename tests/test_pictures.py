@@ -1,8 +1,5 @@
 "Sheets, animations, curves and text: pixel for pixel, and whole files or none"
-import os
-import signal
-import subprocess
-import sys
+import os, signal, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from diffusion_scratch.pictures import as_text, grid, save_animation, save_loss_
 from diffusion_scratch.pictures import terminal_text
 from diffusion_scratch.training import Metrics
 
-
 @contextmanager
 def full_disk(limit):
     "No file may grow beyond `limit` bytes: OSError in the middle of writing, as on a full disk"
@@ -31,11 +27,9 @@ def full_disk(limit):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, old)
 
-
 def noise(*shape):
     g = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=g)
-
 
 # ---- grid
 
@@ -50,7 +44,6 @@ def test_a_grid_holds_every_image_in_its_place(C):
         assert torch.equal(image, x[i].expand(3, 4, 6))
     assert np.array_equal(grid(to_float(x), 3, 2), grid(x, 3, 2))
 
-
 @pytest.mark.parametrize('n', [1, 2, 7, 8, 9, 24])
 @pytest.mark.parametrize('columns', [1, 5, 8, 30])
 @pytest.mark.parametrize('C', [1, 3])
@@ -60,18 +53,15 @@ def test_a_grid_is_that_of_torchvision(C, columns, n):
     theirs = make_grid(x, nrow=columns, padding=1, pad_value=128).permute(1, 2, 0)
     assert np.array_equal(np.asarray(grid(x, columns)), theirs.numpy())
 
-
 @pytest.mark.parametrize('shape', [(1, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8)])
 def test_grids_that_are_refused(shape):
     with pytest.raises(ValueError, match=r'C = 1 or 3'): grid(torch.zeros(shape))
-
 
 def test_torchvision_is_not_imported():
     "It costs more CPU time than all the rest: every `--help` would wait for it"
     program = "import sys, diffusion_scratch.cli; assert 'torchvision' not in sys.modules"
     env = os.environ | dict(PYTHONPATH=str(Path(pictures.__file__).parent.parent))
     subprocess.run([sys.executable, '-c', program], check=True, env=env)
-
 
 # ---- files
 
@@ -88,16 +78,13 @@ def test_save_animation(channels, tmp_path):
             grays.append(im.convert('L').getpixel((3, 3)))
     assert times == [1000, 1000, 2000] and grays == pytest.approx([0, 128, 255], abs=3)
 
-
 def metrics(n): return [Metrics(i + 1, 0, 1 / (i + 1), 1e-3, 1., 1.) for i in range(n)]
-
 
 @pytest.mark.parametrize('steps', [1, 2, 49, 500])
 def test_save_loss_curve(steps, tmp_path):
     save_loss_curve(metrics(steps), tmp_path/'loss.png')
     with Image.open(tmp_path/'loss.png') as im: assert im.size == (840, 480)
     assert os.listdir(tmp_path) == ['loss.png']
-
 
 def test_a_file_is_whole_or_not_there(tmp_path):
     "The disk is full in the middle of a picture: the old one is still there, and nothing else"
@@ -107,7 +94,6 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         with pytest.raises(OSError): save_animation([noise(9, 3, 28, 28)] * 3, old, 3)
         with pytest.raises(OSError): save_loss_curve(metrics(9), tmp_path/'loss.png')
     assert os.listdir(tmp_path) == ['a.gif'] and old.read_bytes() == b'the old one'
-
 
 # ---- text
 
@@ -120,13 +106,11 @@ def test_as_text_has_the_bits_of_braille():
         x[0, 0, row, column] = 1
         assert as_text(x) == chr(0x2800 + 2**dot)
 
-
 def test_as_text_breaks_lines_and_pads():
     lines = as_text(torch.ones(5, 1, 6, 7), width=8).splitlines()
     assert [len(line) for line in lines] == [8, 8, 8, 8, 4, 4]
     assert lines[0][0] == '⣿' and lines[0][3] == '⡇'  # whole; half wide
     assert lines[1][0] == '⠛' and lines[1][3] == '⠃'  # half high; both
-
 
 @pytest.mark.parametrize('shape, encoding, terminal, shown', [
     ((1, 1, 8, 8), 'UTF-8', True, True), ((1, 1, 8, 8), 'cp1252', True, False),

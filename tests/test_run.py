@@ -1,10 +1,5 @@
 "A run from outside: what it draws, writes, refuses and leaves alone, and how it goes on"
-import csv
-import io
-import json
-import os
-import signal
-import sys
+import csv, io, json, os, signal, sys
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +25,6 @@ TINY = ['schedule.name=cosine', 'network={channels: 8, multipliers: [1], attenti
         'training.batch_size=8', 'sampling.steps=3', 'threads=1', 'device=cpu',
         'training.ema=0.9', 'save_every=2']
 
-
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
     "An empty folder, with 40 small images of 2 classes in the place of the 5,000 digits"
@@ -41,18 +35,14 @@ def elsewhere(tmp_path, monkeypatch):
     data = ImageSet(images, labels, ('dark', 'bright'), 'tiny')
     monkeypatch.setattr(config_module.datasets, 'mnist_mini', lambda: data)
 
-
 def tiny(run, steps=6, *overrides):
     return parse_config({}, [*TINY, f'run={run}', f'training.steps={steps}', *overrides])
-
 
 def trained(*words):
     "The folder of a small run"
     return train(tiny(*words), progress=False)
 
-
 def tensors(run): return load_file(checkpoints(run)[0])
-
 
 def learned(run):
     "What metrics.csv says of each step, but for time and memory"
@@ -60,18 +50,14 @@ def learned(run):
     with open(f'{run}/metrics.csv', newline='') as f:
         return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(f)]
 
-
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
 
 def files(folder='.'): return sorted(str(p) for p in Path(folder).rglob('*'))
 
-
-def contents(folder='.'): return {f: Path(f).read_bytes() for f in files(folder) if Path(f).is_file()}
-
+def contents(folder='.'):
+    return {f: Path(f).read_bytes() for f in files(folder) if Path(f).is_file()}
 
 def lines(file): return len(Path(file).read_text().splitlines())
-
 
 def own_network(forward):
     "A network in mine.py; `calls` counts the batches that it has seen in training"
@@ -89,7 +75,6 @@ class Net(torch.nn.Module):
     sys.modules.pop('mine', None)
     return 'model=mine:Net'
 
-
 # ---------------------------------------------------------------- draw
 @pytest.fixture
 def model():
@@ -98,7 +83,6 @@ def model():
         net = UNet(1, 8, (1, 2), 1, (), 0.5, num_classes=2)
         for p in net.parameters(): torch.nn.init.normal_(p, std=0.1)  # a fresh one gives nearly 0
     return Denoiser(net, V), Schedule(cosine_betas(50))
-
 
 def test_draw_is_sample_with_the_configs_choices(model):
     denoiser, schedule = model
@@ -113,7 +97,6 @@ def test_draw_is_sample_with_the_configs_choices(model):
     assert torch.equal(free.x, sample(denoiser, schedule, (3, 1, 8, 8), **how))
     assert denoiser.training  # no footprints
 
-
 def test_draw_does_not_depend_on_the_batch(model):
     y = torch.arange(7) % 2
     a, b = (draw(*model, (1, 8, 8), 7, y, SamplingConfig(steps=5, batch_size=n), seed=1,
@@ -124,14 +107,12 @@ def test_draw_does_not_depend_on_the_batch(model):
         assert f.x.shape == (7, 1, 8, 8)
         assert torch.allclose(f.x, g.x, atol=1e-4) and torch.allclose(f.x0, g.x0, atol=1e-4)
 
-
 @pytest.mark.parametrize('moments', [1, 2, 6, 50])
 def test_draw_keeps_no_more_than_it_was_asked(model, moments):
     frames = draw(*model, (1, 8, 8), 2, None, SamplingConfig(steps=5), moments=moments,
                   progress=False)
     assert len(frames) == min(moments, 6) and frames[-1].t == 0
     assert moments == 1 or frames[0].t == 50
-
 
 @pytest.mark.parametrize('solver, step', [
     ('ancestral', ancestral()), ('ddim', ddim()), ('dpm++', dpm_solver_pp()),
@@ -144,7 +125,6 @@ def test_draw_by_every_solver(model, solver, step):
     expected = sample(clipped(denoiser), schedule, (3, 1, 8, 8), step=step,
                       times=schedule.times(5), seed=1, progress=False)
     assert torch.equal(frames[-1].x, expected)
-
 
 # ---------------------------------------------------------------- a run
 def test_a_whole_run_in_little(capsys):
@@ -173,7 +153,6 @@ def test_a_whole_run_in_little(capsys):
     assert result.items() >= expected.items() and result['readable'].endswith('of 30')
     assert result['readable'] + ' generated' in said and result['readable_real'] + ' real' in said
 
-
 def test_a_row_for_each_class():
     "A network that paints its label: the sheet has a row for each"
     paints = 'return 0 * self.conv(x) + 1.6 * y.view(-1, 1, 1, 1) - 0.8'  # predicts x0
@@ -184,7 +163,6 @@ def test_a_row_for_each_class():
     assert len(np.unique(top)) == len(np.unique(bottom)) == 2  # one gray and the line between
     assert top.min() < 30 and bottom.max() > 220
     assert labels_in_turn(2, 5).tolist() == [0, 1, 0, 1, 0] and labels_in_turn(0, 5) is None
-
 
 @pytest.mark.parametrize('where', [1, 3, 4])
 def test_killed_and_gone_on_is_the_same_run(where, monkeypatch):
@@ -203,7 +181,6 @@ def test_killed_and_gone_on_is_the_same_run(where, monkeypatch):
     assert same(tensors('whole'), tensors('killed')) and learned('whole') == learned('killed')
     assert Path('whole/samples.png').read_bytes() == Path('killed/samples.png').read_bytes()
 
-
 def test_ctrl_c_in_the_middle_of_a_step():
     "The step is finished, saved and said; handlers and threads are as they were"
     handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -218,13 +195,11 @@ def test_ctrl_c_in_the_middle_of_a_step():
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == handlers
     assert torch.get_num_threads() == threads and lines('run/metrics.csv') == 1 + 4
 
-
 def test_a_second_signal_stops_at_once():
     with pytest.raises(KeyboardInterrupt), stop_signals() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals == [signal.SIGINT]
         os.kill(os.getpid(), signal.SIGINT)
-
 
 def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
     trained('run')
@@ -236,7 +211,6 @@ def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
     assert before['run/metrics.csv'] == after['run/metrics.csv']
     assert before['run/samples.png'] != after['run/samples.png']
     assert load_config('run/config.yaml').sampling.steps == 5
-
 
 def test_training_longer():
     """Where the learning rate knows nothing of the end, a run can be made longer, and is the
@@ -253,7 +227,6 @@ def test_training_longer():
     trained('cosine', 4, 'training.decay=cosine')
     with pytest.raises(ConfigError, match='training.steps: 4 there, 6 here'):
         trained('cosine', 6, 'training.decay=cosine')
-
 
 def test_a_folder_with_another_run():
     trained('run')
@@ -272,7 +245,6 @@ def test_a_folder_with_another_run():
     del before['run/config.yaml']
     assert before == contents('run')
 
-
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run killed before its first checkpoint does not stand in the way"
     first = RunFolder(tiny('run'))
@@ -285,14 +257,12 @@ def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     assert load_config('run/config.yaml').training.lr == 0.001
     assert lines('run/metrics.csv') == 1 + 3 and not list(Path('run/previews').iterdir())
 
-
 def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint():
     diverges = own_network("return self.conv(x) * (float('nan') if self.calls > 3 else 1)")
     with pytest.raises(FloatingPointError, match='step 4 .*nan'): trained('run', 6, diverges)
     assert all(v.isfinite().all() for v in tensors('run').values())
     assert checkpoints('run')[0].stem == 'step_00000002' and 'run/samples.png' not in files('run')
     assert lines('run/metrics.csv') == 1 + 3
-
 
 def test_a_folder_that_the_system_refuses(monkeypatch):
     "As for everyone but root, who may write everywhere: the system says no"
@@ -302,7 +272,6 @@ def test_a_folder_that_the_system_refuses(monkeypatch):
         trained('run')
     assert not files()
 
-
 def test_colour_images_without_labels():
     "A folder of pictures: colour, not square, no classes, no judge"
     colour_run()
@@ -310,7 +279,6 @@ def test_colour_images_without_labels():
         assert im.mode == 'RGB' and im.size == (2 * (8 * 13 + 1), 2 * (8 * 9 + 1))
     with Image.open('run/noise_to_images.gif') as im: assert im.n_frames == 4
     assert 'readable' not in json.loads(Path('run/run.json').read_text())
-
 
 def colour_run():
     Path('pictures').mkdir()
@@ -321,12 +289,10 @@ def colour_run():
     trained('run', 2, 'data={name: folder, root: pictures, size: [8, 12]}', 'judge=10',
             'preview_every=2')
 
-
 def test_home_is_expanded(monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path/'home'))
     (tmp_path/'home').mkdir()
     assert RunFolder(tiny('~/runs/x')).path == tmp_path/'home'/'runs'/'x'
-
 
 def test_what_a_terminal_shows(monkeypatch):
     class Terminal(io.StringIO):

@@ -437,7 +437,7 @@ def test_tensorboard_has_the_curve_and_the_pictures():
 
 def test_live_plots_in_a_notebook(capsys):
     "In a notebook an updating picture; here, where none is, its name"
-    from diffusion_scratch.cli import train
+    from diffusion_scratch.run import train
     train(parse_config(SMALL | dict(run='run', training=SMALL['training'] | dict(steps=4))), progress=False, plot=True)
     assert 'IPython.core.display.HTML' in capsys.readouterr().out
 
