@@ -12,7 +12,7 @@ from statistics import median
 import numpy as np
 import torch
 from PIL import Image
-from diffusion_scratch.cli import _keep_memory
+from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.config import load_config, make_denoiser, make_fit_options, make_schedule
 from diffusion_scratch.data import image_folder, mnist_mini
 from diffusion_scratch.training import TrainState, batches, fit
@@ -44,7 +44,7 @@ def main():
     a = p.parse_args()
     if a.threads: torch.set_num_threads(a.threads)
     began, rows, decoding = time.perf_counter(), [], []
-    _keep_memory()                                     # as diffusion-train does on a CPU
+    keep_freed_memory()                                     # as diffusion-train does on a CPU
     def share(what, config, data, target, warmup):
         pairs = collect(load_and_step(config, data), a.seconds, warmup)
         load, step = (median(x) for x in zip(*pairs))

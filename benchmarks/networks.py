@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median, quantiles
 import diffusers, torch
-from diffusion_scratch.cli import _keep_memory
+from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.unet import UNet
 from overhead import collect, cpu, timed
@@ -84,7 +84,7 @@ def main():
     p.add_argument('--out', type=Path, default=HERE/'networks.md', help='the page to write')
     a = p.parse_args()
     began, rows = time.perf_counter(), []
-    _keep_memory()                                     # as diffusion-train does on a CPU, for both sides
+    keep_freed_memory()                                     # as diffusion-train does on a CPU, for both sides
     for name, shape in NETWORKS.items():
         both = sides(shape)
         params = [sum(q.numel() for q in net.parameters()) for net, _ in both]

@@ -22,9 +22,9 @@ from .training import warmup_constant, warmup_cosine
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError', 'Config',
-           'make_schedule', 'parse_config', 'load_config', 'dump_config', 'make_data', 'import_named', 'make_denoiser',
-           'make_fit_options']
+__all__ = ['DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError', 'make_section',
+           'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'flat_config', 'make_data',
+           'import_named', 'make_denoiser', 'make_fit_options']
 
 # %% ../nbs/19_config.ipynb #e210b3a5
 class _Section(BaseModel):
@@ -144,7 +144,7 @@ def _refused(key: str, value, schema: dict) -> str:
     near = get_close_matches(str(value).lower(), words, 1, 0.5)
     return f"{key}: {'null' if value is None else repr(value)} is not allowed; allowed: {_allowed(schema)}" + (f'. Did you mean {near[0]}?' if near else '')
 
-def _made(section: type[_Section], values: dict) -> _Section:
+def make_section(section: type[_Section], values: dict) -> _Section:
     "A section, or a whole Config, of these values; raises ConfigError with a line for each wrong key"
     try: return section(**values)
     except ValidationError as e:
@@ -245,7 +245,7 @@ def parse_config(values: dict,           # nested, as in YAML
             place = place[s]
             if not isinstance(place, dict): raise ConfigError(f'{key}: {s} holds the value {place!r}, not keys')
         place[last] = _yaml(value, key)
-    return _made(Config, {str(k): v for k, v in values.items()})
+    return make_section(Config, {str(k): v for k, v in values.items()})
 
 def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
@@ -271,7 +271,7 @@ def dump_config(config: Config) -> str:
         lines.append(f"{'  ' * len(sections) + name + ':' + value:35} # {means}")
     return '\n'.join(lines) + '\n'
 
-def _flat(config: Config) -> dict:
+def flat_config(config: Config) -> dict:
     "Every key, with dots, and its value"
     return {key: attrgetter(key)(config) for key, schema in _keys(type(config)) if 'properties' not in schema}
 

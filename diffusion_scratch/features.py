@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 import diffusion_scratch
-from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8, _check_centre
+from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8, warn_if_never_negative
 
 # %% auto #0
 __all__ = ['EXTRACTORS', 'Features', 'Extractor', 'Classifier', 'train_classifier', 'save_classifier', 'load_classifier',
@@ -45,7 +45,7 @@ class Extractor:
         "Look at images, always as bytes (eq-bytes), for that is what anyone gets"
         if images.ndim != 4 or len(images) == 0 or any(want not in (None, n) for want, n in zip(self.shape, images.shape[1:])):
             raise ValueError(f'images have shape {tuple(images.shape)}; the extractor {self.name!r} looks at (N, {", ".join(map(str, (w or a for w, a in zip(self.shape, "CHW"))))}), N >= 1. For others there are inception(), train_classifier, and any function of your own in an Extractor')
-        if images.is_floating_point(): _check_centre(images.min().item(), images.max().item())
+        if images.is_floating_point(): warn_if_never_negative(images.min().item(), images.max().item())
         elif images.dtype != torch.uint8: raise TypeError(f'images must be uint8, or float in [-1, 1], not {images.dtype}')
         seen = []
         with torch.inference_mode(), tqdm(total=len(images), desc=f'looking ({self.name})', unit='image', disable=not progress, delay=2.) as bar:

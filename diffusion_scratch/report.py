@@ -21,7 +21,8 @@ from .denoiser import clipped
 from .oracle import GaussianOracle
 from .sampling import Solver, sample, trajectory
 from .solvers import ddim
-from .data import DATA, ImageSet, fingerprint, grid, to_float, to_uint8
+from .data import DATA, ImageSet, fingerprint, to_float, to_uint8
+from .pictures import grid
 from .guidance import guided
 from .checkpoint import atomic
 from .features import Extractor, Features, digit_classifier

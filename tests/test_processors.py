@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from diffusion_scratch.cli import _changed_since
+from diffusion_scratch.run import changed_since
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.pretrained import SHIPPED, load
 from diffusion_scratch.export import export_diffusers
@@ -76,11 +76,11 @@ def session(after_step, **facts): return dict(after_step=after_step, torch='2', 
 @pytest.mark.any_processor
 def test_what_has_changed_is_told_against_the_session_that_made_the_checkpoint():
     sessions = [session(0), session(10, threads=2), session(10, torch='3', device='H100', data='others')]
-    assert _changed_since([], session(0)) == {} and _changed_since(sessions[:1], session(5)) == {}
-    assert _changed_since(sessions, session(10)) == {}                     # the second and the third saved nothing
-    assert _changed_since(sessions[:2], session(20)) == dict(threads=[2, 1])
-    assert _changed_since(sessions, session(20)) == dict(torch=['3', '2'], device=['H100', 'cpu'])
-    assert _changed_since([dict(date='long ago')], session(5, cpu_capability='AVX2')) == {}  # an older version wrote it
+    assert changed_since([], session(0)) == {} and changed_since(sessions[:1], session(5)) == {}
+    assert changed_since(sessions, session(10)) == {}                     # the second and the third saved nothing
+    assert changed_since(sessions[:2], session(20)) == dict(threads=[2, 1])
+    assert changed_since(sessions, session(20)) == dict(torch=['3', '2'], device=['H100', 'cpu'])
+    assert changed_since([dict(date='long ago')], session(5, cpu_capability='AVX2')) == {}  # an older version wrote it
 
 
 # ---------------------------------------------------------------- an evaluation

@@ -8,12 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from diffusion_scratch import cli, config
-from diffusion_scratch.cli import evaluate_command, train
+from diffusion_scratch.cli import evaluate_command
 from diffusion_scratch.data import ImageSet, mnist_mini, to_float
 from diffusion_scratch.features import Extractor, Features, save_classifier, train_classifier
 from diffusion_scratch.oracle import MixtureOracle
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.report import MEANING, evaluate_model, generate, random_labels, reference
+from diffusion_scratch.run import train
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 

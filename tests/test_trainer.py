@@ -23,7 +23,8 @@ from safetensors.torch import load_file
 
 from diffusion_scratch.checkpoint import (about_checkpoint, checkpoints, load_checkpoint,
                                           newest_checkpoint, save_checkpoint)
-from diffusion_scratch.cli import train, train_command
+from diffusion_scratch.run import train
+from diffusion_scratch.cli import train_command
 from diffusion_scratch.config import parse_config
 from diffusion_scratch.training import TrainState
 

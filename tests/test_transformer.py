@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.vision_transformer import EncoderBlock
 from diffusion_scratch import cli
 from diffusion_scratch.config import load_config, make_data, make_denoiser
-from diffusion_scratch.data import grid, mnist_mini
+from diffusion_scratch.pictures import grid
+from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import v_weight
