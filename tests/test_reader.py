@@ -105,7 +105,7 @@ def test_readable_real_of_clear_classes_is_high():
     images = torch.cat([torch.full((60, 3, 4, 5), -0.8), torch.full((60, 3, 4, 5), 0.8)])
     d = ImageSet(images, torch.arange(120) // 60, name='dark and light')
     r = Reader(d)
-    assert r.readable_real(folds=3).value == 1 and r.readable(d.images).n == 120  # colour, not square
+    assert r.readable_real(folds=3).value == 1 and r.readable(d.images).n == 120  # in colour
 
 def test_two_readers_of_the_same_data_agree_and_leave_no_footprints(digits):
     d = ImageSet(digits[0].images[:300], digits[0].labels[:300])
