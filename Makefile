@@ -36,12 +36,13 @@ reproduce-mnist: env  ## Train the two MNIST networks of the package anew, hours
 	$(BIN)/python tools/mnist.py train
 	$(BIN)/python tools/mnist.py check
 
-test: dev  ## Sync, staleness, every chapter, the equation ledger, pytest
+test: dev  ## Sync, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
 	$(BIN)/python tools/check.py
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/ledger.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m any_processor tests
 
 docs: dev  ## Build the site in _site, strictly: with Quarto where it is installed, else in pure Python
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_docs.py --strict

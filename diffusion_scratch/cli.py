@@ -133,6 +133,15 @@ def _changed(old: Config, new: Config) -> str:
     a, b = _flat(old), _flat(new)
     return ', '.join(f'{k}: {a[k]} there, {b[k]} here' for k in b if a[k] != b[k] and not k.startswith(free))
 
+# of a session: where one of these is another, so are the last digits of what is learned
+_MACHINE = 'processor', 'cpu_capability', 'torch', 'threads', 'device', 'processes'
+
+def _changed_since(sessions: list[dict], manifest: dict) -> dict: # key -> [there, here]
+    "What of these is not as in the session that made the checkpoint from which this one goes on"
+    before = next((s for s in reversed(sessions) if s.get('after_step', 0) < manifest['after_step']), {})
+    keys = [k for k in _MACHINE if k in before and before[k] != manifest[k]]
+    return {k: [before[k], manifest[k]] for k in keys}
+
 class _Run:
     "The folder of a run, and what is written there"
     def __init__(self, config: Config):
@@ -162,6 +171,7 @@ class _Run:
             self.close()
             raise ConfigError(f"data: the images are not those that {self.path} was trained on ({sessions[-1]['data']}, SHA-256 {before[:8]}; now {manifest['data']}, {manifest['data_sha256'][:8]}); bring them back, or give another folder, run=...")
         with atomic(self.path/'config.yaml') as part: part.write_text(dump_config(self.config), encoding='utf-8')
+        manifest = manifest | dict(changed=_changed_since(sessions, manifest))
         self.note('manifest.json', dict(sessions=[*sessions, manifest]))
         return re.sub(r'[^\w-]', '-', f"{self.path.name}-{[*sessions, manifest][0]['date']}")
 
@@ -373,10 +383,18 @@ def _commit() -> str | None:
     try: return subprocess.run(['git', '-C', Path(diffusion_scratch.__file__).parent, 'rev-parse', 'HEAD'], capture_output=True, text=True).stdout.strip() or None
     except OSError: return None
 
+def _processor() -> str:
+    "What this machine calls its processor"
+    try:
+        lines = Path('/proc/cpuinfo').read_text().splitlines()
+        return next(l.partition(':')[2].strip() for l in lines if l.startswith('model name'))
+    except (OSError, StopIteration): return platform.processor() or platform.machine()
+
 def _manifest(config: Config, state: TrainState, data: ImageSet, accelerator: Accelerator, device: torch.device) -> dict:
     "What is about to run, on what, from where"
     return dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'), command=' '.join(sys.argv), after_step=state.step, seed=config.seed,
                 version=diffusion_scratch.__version__, commit=_commit(), python=platform.python_version(), torch=torch.__version__, system=platform.platform(),
+                processor=_processor(), cpu_capability=torch.backends.cpu.get_cpu_capability(),
                 device=_device_name(device), threads=torch.get_num_threads(), processes=accelerator.num_processes, precision=config.training.precision,
                 parameters=sum(p.numel() for p in state.denoiser.parameters()), data=repr(data), data_sha256=fingerprint(data), data_skipped=len(data.skipped), skipped=list(data.skipped))
 
@@ -393,7 +411,7 @@ def train(config: Config,
         try:
             with accelerator.main_process_first(): data = make_data(config, progress and main, cache=run.path/'data')
             state = TrainState(make_denoiser(config, data).to(device), config.training.adam, config.training.ema)
-            if checkpoints(run.path): resume(run.path, state, schedule)
+            if checkpoints(run.path): schedule = resume(run.path, state, schedule)
             if len(set(accelerator.gather(torch.tensor([state.step], device=accelerator.device)).tolist())) > 1:
                 raise ConfigError(f'run: the processes find different checkpoints in {run.path}; on several machines it must be a folder that they share')
             if state.step > (steps := config.training.steps):
@@ -411,6 +429,10 @@ def train(config: Config,
         accelerator.print(f'{data!r}\n{schedule!r}\n{"UNet" if config.model == "unet" else config.model} of {sum(p.numel() for p in state.denoiser.parameters()):,} parameters on {device}, predicting {config.parameterization}; folder {run.path}')
         if data.skipped: accelerator.print(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; all are named in {run.path/"manifest.json"}')
         if state.step: accelerator.print(f'going on after step {state.step:,} of {config.training.steps:,}')
+        if main and state.step and (changed := run.sessions()[-1]['changed']):
+            words = ', '.join(f'{k} from {there} to {here}' for k, (there, here) in changed.items())
+            print(f'changed since its checkpoint was made: {words}; '
+                  'the last digits of what it learns may differ from here on')
         try:
             measured = measure(state, schedule, data, accelerator=accelerator, **options) if state.step < config.training.steps else []
             if main and measured: print(_budget(run, state, measured))

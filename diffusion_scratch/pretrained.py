@@ -361,7 +361,7 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
     if y is not None and not -1 <= y < labels: raise ValueError(f'y: {y} is not allowed; allowed: ' + (f'0..{labels - 1}, or none' if labels else 'none, for the network takes no labels'))
     weights, sampling = _on_cpu(net, torch.float32), SamplingConfig(**{k: v for k, v in about.get('sampling', {}).items() if k in ('variance', 'clip')})
     if labels: weights['time.2.bias'] += weights.pop('label.weight')[0 if y is None else y + 1]
-    straight = torch.equal(betas, linear_betas(schedule.T, betas[0].item(), betas[-1].item()))
+    straight = schedule.is_close(Schedule(linear_betas(schedule.T, betas[0].item(), betas[-1].item())))
     scheduler = dict(_class_name='DDPMScheduler', num_train_timesteps=schedule.T, beta_schedule='linear', beta_start=betas[0].item(), beta_end=betas[-1].item(), trained_betas=None if straight else betas.tolist(),
                      prediction_type={v: k for k, v in _PREDICTS.items()}[denoiser.parameterization.name], variance_type=sampling.variance, clip_sample=sampling.clip, clip_sample_range=1.,
                      timestep_spacing='trailing' if sampling.variance == 'fixed_small' else 'leading')  # diffusers adds noise in a last step of fixed_large, unless it begins at t = 1, as leading's does

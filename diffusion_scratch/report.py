@@ -67,14 +67,15 @@ def generate(denoiser: nn.Module,
              progress: bool=True    # show a progress bar
             ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,)
     """Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call
-    goes on, and ends with the same bytes; with a larger n, it draws what is missing"""
+    goes on, and ends with the same bytes, on the same processor, threads, device and version of
+    PyTorch; with a larger n, it draws what is missing"""
     for k, v in dict(n=n, batch=batch).items():
         if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
     folder, times = Path(folder).expanduser(), schedule.times(steps)
     if shares is not None: shares = [round(float(s), 6) for s in shares]
     _claim(folder, dict(
-        model=model_hash(denoiser), betas=[float(f'{b:.12g}') for b in schedule.betas.tolist()],
-        solver=solver_name(step), times=times, steps=steps, shape=list(shape), shares=shares,
+        model=model_hash(denoiser), betas=schedule.betas.tolist(), solver=solver_name(step),
+        times=times, steps=steps, shape=list(shape), shares=shares,
         guidance=None if shares is None else guidance, seed=seed, batch=batch))
     y, parts = None if shares is None else random_labels(shares, n, seed), []
     calls = len(visits(step, times)) - 1
@@ -142,14 +143,15 @@ def _claim(folder: Path, settings: dict):
                          f"({', '.join(changed)}); give this evaluation a folder of its own, or "
                          "delete that one")
 
-def _same(key: str, a, b) -> bool:
-    "The last digits of betas that were computed on two machines may differ"
-    if key != 'betas' or not a or not b: return a == b
-    return len(a) == len(b) and np.allclose(a, b, rtol=1e-9, atol=1e-15)
+def _same(key: str, there, here) -> bool:
+    "Equal; betas but for rounding, for each processor computes them anew"
+    if key != 'betas' or not there: return there == here
+    return Schedule(there).is_close(Schedule(here))
 
 def _short(value):
+    "Of many numbers the first and the last"
     if not isinstance(value, list) or len(value) <= 12: return value
-    return f'{len(value):,} numbers, {value[0]} to {value[-1]}'
+    return f'{value[0]:.3g}..{value[-1]:.3g} ({len(value)} numbers)'
 
 # %% ../nbs/17_report.ipynb #96cebf29
 def reference(extractor: Extractor,
@@ -278,7 +280,8 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                                                     _label_accuracy(real.p, data.labels))
     made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
-                device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch)
+                device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch,
+                cpu_capability=torch.backends.cpu.get_cpu_capability())
     cost = bits and _bits_of_real(denoiser, schedule, data, bits, classes, seed, batch, progress)
     report = Report(folder, images, y, found, made, cost or None)
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)

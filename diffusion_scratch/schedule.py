@@ -130,6 +130,13 @@ class Schedule:
             raise ValueError(f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {self.T}..1')
         return times
 
+    def is_close(self,
+                 other: Schedule,
+                 rtol: float=1e-9  # of each beta
+                ) -> bool:
+        "The same betas but for rounding, whose last digits are a processor's own"
+        return self.T == other.T and torch.allclose(self.betas, other.betas, rtol, atol=1e-15)
+
     def __repr__(self):
         return f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, alpha_bar_T={self.alpha_bar[-1]:.3g})'
 

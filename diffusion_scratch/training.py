@@ -432,12 +432,12 @@ def about_checkpoint(path: str | Path) -> dict:
 # %% ../nbs/09_training.ipynb #7eb80c41
 def resume(path: str | Path,   # a run folder, or a checkpoint file
            state: TrainState,  # filled in place
-           schedule: Schedule  # must be the one of the checkpoint
-          ):
+           schedule: Schedule  # must be the one of the checkpoint, but for rounding
+          ) -> Schedule:       # that of the checkpoint, to go on with
     "Go on where a checkpoint stopped: weights, average, optimizer and step. A checkpoint that does not fit is refused before anything changes"
     tensors, meta = _open(path, 'schedule.', 'denoiser.', 'ema.', 'optimizer.')
     saved = Schedule(tensors['schedule.betas'])
-    if not torch.equal(saved.betas, schedule.betas): raise ValueError(f'{path} was trained with other betas, {saved!r}, than this schedule, {schedule!r}')
+    if not saved.is_close(schedule): raise ValueError(f'{path} was trained with other betas, {saved!r}, than this schedule, {schedule!r}')
     if meta['parameterization'] != state.denoiser.parameterization.name: raise ValueError(f'{path} predicts {meta["parameterization"]}, not {state.denoiser.parameterization.name}')
     parts = [(d.net, _part(tensors, prefix)) for d, prefix in ((state.denoiser, 'denoiser.'), (state.ema, 'ema.'))]
     for net, weights in parts: _same_network(path, weights, net)
@@ -445,3 +445,4 @@ def resume(path: str | Path,   # a run folder, or a checkpoint file
     for i, p in enumerate(state.denoiser.parameters()):  # Adam's memory takes the memory layout of its weight, or fused kernels would mix them up
         state.optimizer.state[p] = {k: torch.empty_like(p).copy_(v) if v.shape == p.shape else v.to(p.device) for k, v in _part(tensors, f'optimizer.{i}.').items()}
     state.step, state.scaler = meta['step'], meta.get('scaler')
+    return saved

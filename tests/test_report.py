@@ -137,18 +137,22 @@ def test_other_weights_or_another_schedule_are_refused(oracle, data, tmp_path):
     drawn(oracle, tmp_path/'a', 3)
     other = MixtureOracle(to_float(data.images), 0.1001, labels=data.labels)
     with pytest.raises(ValueError, match='model: '): drawn(other, tmp_path/'a', 3)
-    betas = cosine_betas(100)
-    betas[50] *= 1 + 1e-6
-    for schedule in (Schedule(cosine_betas(101)), Schedule(betas)):
-        with pytest.raises(ValueError, match='betas: '): drawn(oracle, tmp_path/'a', 3, schedule)
+    with pytest.raises(ValueError, match=r'betas: .*\(100 numbers\) there, .*\(101 numbers\) here'):
+        drawn(oracle, tmp_path/'a', 3, Schedule(cosine_betas(101)))
+    changed = SCHEDULE.betas.clone()
+    changed[1] *= 1 + 1e-8
+    with pytest.raises(ValueError, match='betas: '):
+        drawn(oracle, tmp_path/'a', 3, Schedule(changed))
 
-def test_betas_of_another_processor_go_on(oracle, tmp_path):
-    "It computes their last digits differently, by up to a relative 1e-13"
-    drawn(oracle, tmp_path/'a', 3)
-    noise = torch.rand(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.5
-    schedule = Schedule(cosine_betas(100) * (1 + 1e-12 * noise))
-    assert not torch.equal(schedule.betas, SCHEDULE.betas)
-    drawn(oracle, tmp_path/'a', 3, schedule)
+@pytest.mark.any_processor
+def test_the_last_digits_of_another_processor_are_no_other_settings(oracle, tmp_path):
+    images, _ = drawn(oracle, tmp_path/'a', 10)
+    file = tmp_path/'a'/'settings.json'
+    settings = json.loads(file.read_text(encoding='utf-8'))
+    betas = [b * (1 + 1e-13) for b in settings['betas']]
+    assert betas != settings['betas']
+    file.write_text(json.dumps(settings | dict(betas=betas)), encoding='utf-8')
+    assert torch.equal(drawn(oracle, tmp_path/'a', 10)[0], images)
 
 def test_a_foreign_or_damaged_folder_is_refused(oracle, tmp_path):
     (tmp_path/'note.txt').write_text('mine')
@@ -189,7 +193,8 @@ def test_json_is_complete(made):
         assert m['low'] - 1e-9 <= m['value'] <= m['high'] + 1e-9 and m['n'] > 0
     expected = dict(generated=60, extractor='quarters v1', solver='ddim(eta=0.0)', seed=0)
     assert found['protocol'] | expected == found['protocol']
-    assert {'date', 'version', 'torch', 'device', 'threads', 'batch'} <= set(found['made'])
+    assert {'date', 'version', 'torch', 'device', 'threads', 'batch',
+            'cpu_capability'} <= set(found['made'])
 
 def test_page_says_all_and_shows_all(made):
     page = (made.folder/'report.md').read_text(encoding='utf-8')

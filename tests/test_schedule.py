@@ -8,6 +8,7 @@ from scipy.special import expit
 
 from diffusion_scratch.schedule import Level, Schedule, cosine_betas, leading, linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr
 
+pytestmark = pytest.mark.any_processor
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
 images = torch.zeros(4, 3, 5, 7)
 
@@ -48,6 +49,25 @@ def test_a_schedule_does_not_change_with_the_tensor_it_came_from():
     schedule = Schedule(betas)
     betas[0] = 0.5
     assert schedule.betas[0] == 1e-4
+
+
+@pytest.mark.parametrize('make', MAKERS)
+@pytest.mark.parametrize('T', [1, 10, 1000, 4000, 100_000])
+def test_the_same_betas_of_another_processor_are_close(make, T):
+    """Doubles whose last two bits are another's: of the line itself where the betas are one, else of the curve,
+    of which each beta is a small difference from 1"""
+    def other(x): return x * (1 + 2.**-52 * torch.randint(-2, 3, x.shape, generator=torch.Generator().manual_seed(0)))
+    schedule = Schedule(make(T))
+    betas = schedule.betas if make is linear_betas else 1 - other(1 - schedule.betas)
+    assert schedule.is_close(Schedule(other(betas))) and schedule.is_close(schedule)
+
+
+def test_other_betas_are_not_close():
+    betas = cosine_betas()
+    changed = betas.clone(); changed[499] *= 1 + 1e-8
+    for other in (changed, betas[:-1], cosine_betas(1001), linear_betas(), zero_terminal_snr(betas)):
+        assert not Schedule(betas).is_close(Schedule(other))
+    assert Schedule(betas).is_close(Schedule(changed), rtol=1e-7)
 
 
 @pytest.mark.parametrize('betas, said', [

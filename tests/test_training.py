@@ -305,6 +305,7 @@ def test_a_network_that_uses_one_weight_twice(tmp_path):
     go(s, 4, data); go(t, 4, data)
     assert same(everything(s), everything(t)) and t.denoiser.net.a is t.denoiser.net.b
 
+@pytest.mark.any_processor
 @pytest.mark.parametrize('cut', [0, 1, 5, 13])
 def test_a_resumed_run_equals_one_that_was_never_stopped(cut, tmp_path):
     "Dropout, flips, hidden labels, changing learning rate, channels_last: the same bits in weights, average, optimizer and metrics"
@@ -317,6 +318,15 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(cut, tmp_path):
     assert same(everything(second), everything(straight)) and [m[:5] for m in b] == [m[:5] for m in a[cut:]]
     p = second.denoiser.net.stem.weight
     assert second.optimizer.state[p]['exp_avg'].stride() == p.stride()
+
+@pytest.mark.any_processor
+def test_a_run_goes_on_with_the_betas_of_its_checkpoint(tmp_path):
+    "Made on another processor, they differ in their last digits from those that are made here"
+    f, there = tmp_path/'x.safetensors', Schedule(SCHEDULE.betas * (1 + 1e-13))
+    s = start(); go(s, 2); save_checkpoint(f, s, there)
+    schedule = resume(f, start(), SCHEDULE)
+    assert torch.equal(schedule.betas, there.betas) and not torch.equal(schedule.betas, SCHEDULE.betas)
+    with pytest.raises(ValueError, match='trained with other betas'): resume(f, start(), Schedule(SCHEDULE.betas * (1 - 1e-7)))
 
 def test_saving_does_not_disturb_a_run(tmp_path):
     a, b = start(), start(); go(a, 8)

@@ -67,7 +67,8 @@ def ship(a):
         found, session = find(run), json.loads((run/'manifest.json').read_text())['sessions'][-1]
         denoiser, schedule = found.load()
         facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256')}
-        about = found.about | dict(ema=True, made=dict(command=f'diffusion-train configs/{config}.yaml', **facts, cpu=cpu(), data_name=c.data.name, steps=len(rows),
+        facts |= dict(cpu=session.get('processor', cpu()), cpu_capability=session.get('cpu_capability'))
+        about = found.about | dict(ema=True, made=dict(command=f'diffusion-train configs/{config}.yaml', **facts, data_name=c.data.name, steps=len(rows),
             images=len(rows) * c.training.batch_size, training_seconds=round(sum(c.training.batch_size / float(r['images_per_second']) for r in rows))))
         if (report := ASSETS/f'{name}.json').exists(): about['measured'] = summary(json.loads(report.read_text()))
         print(save(denoiser, schedule, SHIPPED/name, about, dtype=torch.float16))
