@@ -5,6 +5,7 @@
 # %% ../nbs/15_evaluation.ipynb #b2c73945
 from __future__ import annotations
 import math
+from functools import partial
 from statistics import NormalDist
 from typing import Callable, NamedTuple
 import torch
@@ -14,26 +15,12 @@ from .features import Features
 # %% auto #0
 __all__ = ['Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation', 'extrapolate', 'floor',
            'kernel_distance', 'PrecisionRecall', 'precision_recall', 'inception_score', 'confidence', 'Classes',
-           'class_coverage', 'Nearest', 'nearest', 'memorised', 'Protocol', 'Measured', 'Evaluation', 'evaluate']
+           'class_coverage', 'Nearest', 'nearest', 'memorised', 'wilson_interval', 'Protocol', 'Measured', 'Evaluation',
+           'evaluate']
 
 # %% ../nbs/15_evaluation.ipynb #877d570b
-def _rows(x: Tensor, what: str='features') -> Tensor:
-    "A set of vectors in float64, or why it is none"
-    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0: raise ValueError(f'{what} have shape {tuple(x.shape)}; they must be (N, D), a row for each image, N and D at least 1')
-    bad = (~x.isfinite().all(1)).nonzero()[:, 0]
-    if len(bad): raise ValueError(f'{len(bad):,} of {len(x):,} rows of {what} hold NaN or infinity, the first of them row {bad[0]}; look at the images that they come from')
-    return x.double()
-
-def _two(a: Tensor, b: Tensor, least: int, why: str) -> tuple[Tensor, Tensor]:
-    "Two sets with the same number of features, each with at least so many rows"
-    a, b = _rows(a), _rows(b)
-    if a.shape[1] != b.shape[1]: raise ValueError(f'the sets have {a.shape[1]} and {b.shape[1]} features; both must come from the same extractor')
-    if min(len(a), len(b)) < least: raise ValueError(f'{min(len(a), len(b))} rows are too few: {why} needs at least {least} in each set')
-    return a, b
-
-# %% ../nbs/15_evaluation.ipynb #ced5b6de
 class Moments(NamedTuple):
-    "Mean and covariance of a set, which is all that the Frechet distance asks of it: keep them, and the images need not be looked at again"
+    "Mean and covariance of a set: all that the Frechet distance takes of it"
     mean: Tensor  # (D,)
     cov: Tensor   # (D, D), divided by n - 1
     n: float      # rows of the set; math.inf if mean and covariance are known exactly
@@ -41,25 +28,65 @@ class Moments(NamedTuple):
 def moments(x: Tensor  # features (N, D)
            ) -> Moments:
     "What the Frechet distance needs of a set"
-    x = _rows(x)
-    if len(x) < 2: raise ValueError('one row has no covariance; give at least 2')
+    x = _checked_rows(x)
+    _check_more_than_one(x)
     return Moments(x.mean(0), x.T.cov().reshape(x.shape[1], -1), len(x))
 
+# %% ../nbs/15_evaluation.ipynb #ced5b6de
 def frechet_distance(a: Tensor | Moments, # features (N, D), or their moments
                      b: Tensor | Moments
-                    ) -> float:           # >= 0; squared, in the square of the features' unit
-    "The squared Frechet distance between Gaussians with the sets' means and covariances (eq-frechet; Heusel et al. 2017, eq. 6)"
-    a, b = (x if isinstance(x, Moments) else moments(x) for x in (a, b))
-    (D, d), n = (len(a.mean), len(b.mean)), min(a.n, b.n)
-    if D != d: raise ValueError(f'the sets have {D} and {d} features; both must come from the same extractor')
-    if n <= D: raise ValueError(f'{n} rows of {D} features have a singular covariance, and their Frechet distance would be mostly bias. Give more than {D} rows, better several times as many; or use kernel_distance, which has no bias')
-    overlap = torch.linalg.svdvals(_root(a.cov).T @ _root(b.cov)).sum()
-    return max(0., ((a.mean - b.mean).square().sum() + a.cov.trace() + b.cov.trace() - 2 * overlap).item())
+                    ) -> float:           # >= 0; squared, in the square of their unit
+    "The squared Frechet distance of two sets (eq-frechet; Heusel et al. 2017, eq. 6)"
+    (m1, S1, _), (m2, S2, _) = _checked_moments(a, b)
+    overlap = torch.linalg.svdvals(_root(S1).T @ _root(S2)).sum()
+    d2 = (m1 - m2).square().sum() + S1.trace() + S2.trace() - 2 * overlap
+    return max(0., d2.item())
 
-def _root(cov: Tensor) -> Tensor:
-    "Some L with L L^T = cov, of whatever rank"
-    values, vectors = torch.linalg.eigh(cov)
+def _root(S: Tensor) -> Tensor:
+    "Some L with L L^T = S, of whatever rank"
+    values, vectors = torch.linalg.eigh(S)
     return vectors * values.clamp(min=0).sqrt()
+
+# %% ../nbs/15_evaluation.ipynb #d2a20bf6
+#| code-fold: true
+#| code-summary: "Plumbing: checks of features"
+def _checked_rows(x: Tensor, what: str='features') -> Tensor:
+    "A set of vectors in float64, or why it is none"
+    if x.ndim != 2 or x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f'{what} have shape {tuple(x.shape)}; they must be (N, D), a row for each '
+                         'image, N and D at least 1')
+    bad = (~x.isfinite().all(1)).nonzero()[:, 0]
+    if len(bad):
+        raise ValueError(f'{len(bad):,} of {len(x):,} rows of {what} hold NaN or infinity, the '
+                         f'first of them row {bad[0]}; look at the images that they come from')
+    return x.double()
+
+def _checked_pair(a: Tensor, b: Tensor, least: int, why: str) -> tuple[Tensor, Tensor]:
+    "Two sets with the same number of features, each with at least so many rows"
+    a, b = _checked_rows(a), _checked_rows(b)
+    _check_same_features(a.shape[1], b.shape[1])
+    if min(len(a), len(b)) < least:
+        raise ValueError(f'{min(len(a), len(b))} rows are too few: {why} needs at least {least} '
+                         'in each set')
+    return a, b
+
+def _checked_moments(a: Tensor | Moments, b: Tensor | Moments) -> tuple[Moments, Moments]:
+    "Moments of two sets of which a Frechet distance makes sense"
+    a, b = (x if isinstance(x, Moments) else moments(x) for x in (a, b))
+    D, n = len(a.mean), min(a.n, b.n)
+    _check_same_features(D, len(b.mean))
+    if n <= D:
+        raise ValueError(f'{n} rows of {D} features have a singular covariance, and their Frechet '
+                         f'distance would be mostly bias. Give more than {D} rows, better several '
+                         'times as many; or use kernel_distance, which has no bias')
+    return a, b
+
+def _check_same_features(D: int, d: int):
+    if D != d: raise ValueError(f'the sets have {D} and {d} features; '
+                                'both must come from the same extractor')
+
+def _check_more_than_one(x: Tensor):
+    if len(x) < 2: raise ValueError('one row has no covariance; give at least 2')
 
 # %% ../nbs/15_evaluation.ipynb #321e595c
 class Estimate(NamedTuple):
@@ -68,63 +95,90 @@ class Estimate(NamedTuple):
     low: float
     high: float
     n: int          # images it was made from; of two sets, of the smaller
-    bias: float=0.  # how much of the value a set of this size adds on average; 0 where that is not known to be anything else
+    bias: float=0.  # what a set of this size adds on average; 0 where nothing is known
 
     @property
     def unbiased(self) -> Estimate:
         "The same for endlessly many images: extrapolated in 1/n (eq-limit)"
-        return Estimate(self.value - self.bias, self.low - self.bias, self.high - self.bias, self.n)
+        value, low, high, n, bias = self
+        return Estimate(value - bias, low - bias, high - bias, n)
 
-    def __str__(self):
-        width = self.high - self.low
-        digits = 3 if not 0 < width < math.inf else min(9, max(0, 1 - math.floor(math.log10(width))))
-        return '{:.{d}f} [{:.{d}f}, {:.{d}f}]'.format(*self[:3], d=digits)
+    def __str__(self): return _with_known_digits(*self[:3])
+
+# %% ../nbs/15_evaluation.ipynb #75969163
+#| code-fold: true
+#| code-summary: "Plumbing: as many digits as are known"
+def _with_known_digits(value: float, low: float, high: float) -> str:
+    width = high - low
+    digits = 3 if not 0 < width < math.inf else min(9, max(0, 1 - math.floor(math.log10(width))))
+    return f'{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
 
 # %% ../nbs/15_evaluation.ipynb #feb5c4d0
-def interval(statistic: Callable,     # of the sets -> a float, or a NamedTuple of floats
-             *sets: Tensor,           # (N,...) each, of independent rows
-             pairs: int=100,          # of halves; the half width is good to 1 part in sqrt(2 pairs)
+def interval(statistic: Callable,  # of the sets -> a float, or a NamedTuple of floats
+             *sets: Tensor,        # (N,...) each, of independent rows
+             pairs: int=100,       # of halves; the width is good to 1 / sqrt(2 pairs)
              level: float=0.95,
-             within: tuple=(-math.inf, math.inf), # what values are possible: an interval is cut there
+             within: tuple=(-math.inf, math.inf), # possible values: cut there
              seed: int=0
-            ) -> Estimate:            # or that NamedTuple, of Estimates
-    "A statistic with an interval for its mean over all such sets, from how much its values on random halves differ (eq-halves)"
-    if not 0 < level < 1: raise ValueError(f'level = {level} is outside 0..1; 0.95 holds the truth 19 times in 20')
-    if pairs < 2: raise ValueError(f'pairs = {pairs}; at least 2 are needed to say how much they differ')
-    n = min(map(len, sets))
-    if n < 4: raise ValueError(f'{n} rows are too few to be halved; give at least 4 in each set')
-    whole, z, orders = torch.tensor(statistic(*sets), dtype=torch.float64), NormalDist().inv_cdf((1 + level) / 2), _orders(sets, pairs, seed)
-    cuts = [tuple(o[:len(o) // 2] for o in order) for order in orders] + [tuple(o[len(o) // 2:] for o in order) for order in orders]
-    try: halves, made = _on_subsets(statistic, sets, cuts)
-    except ValueError as e: raise ValueError(f'the interval is made from halves of the sets, and the statistic refuses those: {e}') from e
-    halves = halves.view(2, pairs, -1)
-    error, bias = ((halves[0] - halves[1]) / 2).square().mean(0).sqrt(), halves.mean((0, 1)) - whole
-    low, high = ((whole + sign * z * error).clamp(*within) for sign in (-1, 1))
-    estimates = [Estimate(*numbers, n, b) for *numbers, b in torch.stack([whole.expand_as(low), low, high, bias]).T.tolist()]
-    return made(estimates if whole.ndim else estimates[0])
+            ) -> Estimate:         # or that NamedTuple, of Estimates
+    "A statistic and an interval for its mean, from random halves (eq-halves, eq-limit)"
+    _check_interval(sets, pairs, level)
+    whole = torch.tensor(statistic(*sets), dtype=torch.float64)
+    halves, estimates = _on_halves(statistic, sets, pairs, seed)  # (2, pairs, values)
+    half, other = halves
+    error = ((half - other) / 2).square().mean(0).sqrt()                   # eq-halves
+    bias = halves.mean((0, 1)) - whole                                     # eq-limit
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    low, high = (whole - z * error).clamp(*within), (whole + z * error).clamp(*within)
+    return estimates(whole.expand_as(low), low, high, min(map(len, sets)), bias)
 
-def _on_subsets(statistic, sets: tuple, rows: list[tuple]) -> tuple[Tensor, Callable]:
-    "The statistic on each choice of rows, (R,) or (R, values), and what makes one result of the values"
-    if hasattr(statistic, 'of_subsets'):
-        members = [torch.stack([torch.zeros(len(x), dtype=torch.float64, device=x.device).index_fill_(0, r[i], 1.) for r in rows], 1) for i, x in enumerate(sets)]
-        return statistic.of_subsets(sets, members).cpu(), lambda value: value
-    found = [statistic(*(x[i] for x, i in zip(sets, r))) for r in rows]
-    return torch.tensor(found, dtype=torch.float64), type(found[0])._make if isinstance(found[0], tuple) else lambda value: value
-
-def _orders(sets: tuple, repeats: int, seed: int) -> list[tuple]:
+# %% ../nbs/15_evaluation.ipynb #a5809db5
+#| code-fold: true
+#| code-summary: "Plumbing: statistics of one number or several on subsets of the sets, and checks"
+def _random_orders(sets: tuple, repeats: int, seed: int) -> list[tuple]:
     "For each repeat, the rows of each set in random order"
     g = torch.Generator().manual_seed(seed)
-    return [tuple(torch.randperm(len(x), generator=g).to(x.device) for x in sets) for _ in range(repeats)]
+    return [tuple(torch.randperm(len(x), generator=g).to(x.device) for x in sets)
+            for _ in range(repeats)]
 
-def _wilson(share: float, n: int, level: float=0.95) -> Estimate:
-    "A share of n with the interval of Wilson (1927), which is right for 0 of n too"
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    centre, half = (share + z * z / (2 * n)) / (1 + z * z / n), z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Estimate(share, min(share, max(0., centre - half)), max(share, min(1., centre + half)), n)  # rounding must not shut 0 and 1 out
+def _on_halves(statistic, sets: tuple, pairs: int, seed: int) -> tuple[Tensor, Callable]:
+    "The statistic on the halves of random cuts, (2, pairs, values), and what makes Estimates"
+    orders = _random_orders(sets, pairs, seed)
+    rows = [tuple(o[:len(o) // 2] for o in order) for order in orders]
+    rows += [tuple(o[len(o) // 2:] for o in order) for order in orders]
+    try: values, estimates = _on_subsets(statistic, sets, rows)
+    except ValueError as e:
+        raise ValueError('the interval is made from halves of the sets, and the statistic refuses '
+                         f'those: {e}') from e
+    return values.view(2, pairs, -1), estimates
+
+def _on_subsets(statistic, sets: tuple, rows: list[tuple]) -> tuple[Tensor, Callable]:
+    "The statistic on each choice of rows, (R, values), and what makes Estimates of such values"
+    if hasattr(statistic, 'of_subsets'):  # all choices at once
+        return statistic.of_subsets(sets, rows).cpu()[:, None], partial(_estimates, None)
+    found = [statistic(*(x[i] for x, i in zip(sets, r))) for r in rows]
+    named = type(found[0])._make if isinstance(found[0], tuple) else None
+    values = torch.tensor(found, dtype=torch.float64)
+    return values.view(len(rows), -1), partial(_estimates, named)
+
+def _estimates(named: Callable | None, value: Tensor, low: Tensor, high: Tensor, n: int, bias=None):
+    "One Estimate, or a NamedTuple of them, out of vectors"
+    bias = torch.zeros_like(value) if bias is None else bias
+    rows = torch.stack([value, low, high, bias]).T.tolist()
+    found = [Estimate(v, l, h, n, b) for v, l, h, b in rows]
+    return named(found) if named else found[0]
+
+def _check_interval(sets, pairs, level):
+    if not 0 < level < 1:
+        raise ValueError(f'level = {level} is outside 0..1; 0.95 holds the truth 19 times in 20')
+    if pairs < 2:
+        raise ValueError(f'pairs = {pairs}; at least 2 are needed to say how much they differ')
+    n = min(map(len, sets))
+    if n < 4: raise ValueError(f'{n} rows are too few to be halved; give at least 4 in each set')
 
 # %% ../nbs/15_evaluation.ipynb #45b7535f
 class Extrapolation(NamedTuple):
-    "The line value = limit + slope / n through a statistic's means on subsets of several sizes"
+    "The line value = limit + slope / n through means on subsets of several sizes"
     limit: float         # at 1/n = 0
     slope: float
     sizes: tuple         # n of the smallest set
@@ -136,118 +190,186 @@ def extrapolate(statistic: Callable,  # of the sets -> float
                 repeats: int=20,      # subsets of each size
                 seed: int=0
                ) -> Extrapolation:
-    "What a statistic would be on endlessly many images (eq-limit; Chong & Forsyth 2020)"
-    if len(set(shares)) < 2 or not all(0 < s <= 1 for s in shares): raise ValueError(f'shares = {shares}; give two or more different ones in 0..1')
-    n, orders = min(map(len, sets)), _orders(sets, repeats, seed)
-    values = [_on_subsets(statistic, sets, [tuple(o[:round(share * len(o))] for o in order) for order in orders[:repeats if share < 1 else 1]])[0].mean().item() for share in shares]
-    sizes = tuple(round(share * n) for share in shares)
-    u, v = 1 / torch.tensor(sizes, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)
-    slope = ((u - u.mean()) * (v - v.mean())).sum() / (u - u.mean()).square().sum()
-    return Extrapolation((v.mean() - slope * u.mean()).item(), slope.item(), sizes, tuple(values))
+    "A statistic of endlessly many images (eq-limit; Chong & Forsyth 2020)"
+    _check_shares(shares)
+    n = tuple(round(share * min(map(len, sets))) for share in shares)
+    values = _means_on_shares(statistic, sets, shares, repeats, seed)
+    u = 1 / torch.tensor(n, dtype=torch.float64)
+    v = torch.tensor(values, dtype=torch.float64)
+    du, dv = u - u.mean(), v - v.mean()
+    slope = (du * dv).sum() / du.square().sum()              # least squares
+    limit = v.mean() - slope * u.mean()
+    return Extrapolation(limit.item(), slope.item(), n, values)
+
+# %% ../nbs/15_evaluation.ipynb #55225b5c
+#| code-fold: true
+#| code-summary: "Plumbing: means over subsets"
+def _means_on_shares(statistic, sets: tuple, shares: tuple, repeats: int, seed: int) -> tuple:
+    "The mean of a statistic over random subsets that are such shares of the sets"
+    orders, means = _random_orders(sets, repeats, seed), []
+    for share in shares:
+        used = orders if share < 1 else orders[:1]
+        rows = [tuple(o[:round(share * len(o))] for o in order) for order in used]
+        means.append(_on_subsets(statistic, sets, rows)[0].mean().item())
+    return tuple(means)
+
+def _check_shares(shares):
+    if len(set(shares)) < 2 or not all(0 < s <= 1 for s in shares):
+        raise ValueError(f'shares = {shares}; give two or more different ones in 0..1')
 
 # %% ../nbs/15_evaluation.ipynb #a8757348
-def floor(statistic: Callable,  # of two sets, (other real images, real images in the place of generated ones) -> a float, or a NamedTuple of floats
+def floor(statistic: Callable,  # of two sets, real and generated, as in `interval`
           real: Tensor,         # (N,...)
-          n: int,               # how many in the place of generated ones; at most half of them are taken
+          n: int,               # images in the place of generated ones; at most half
           repeats: int=20,
           seed: int=0
-         ) -> Estimate:         # mean and range (its middle 95 %) over random splits; or that NamedTuple, of Estimates
-    "The value of a perfect generator: of real images against other real ones, at the same sample size"
-    if len(real) < 2 or n < 1: raise ValueError(f'{len(real)} real images, n = {n}: two disjoint parts of at least 1 are needed')
+         ) -> Estimate:         # mean and middle 95 % over random splits
+    "The value of a perfect generator: of real images against other real ones"
+    _check_floor(real, n)
     n = min(n, len(real) // 2)
-    values, made = _on_subsets(statistic, (real, real), [(o[n:], o[:n]) for o, in _orders((real,), repeats, seed)])
-    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), 0)
-    estimates = [Estimate(*numbers, n) for numbers in torch.stack([values.mean(0), low, high]).view(3, -1).T.tolist()]
-    return made(estimates if values.ndim > 1 else estimates[0])
+    orders = _random_orders((real,), repeats, seed)
+    splits = [(order[n:], order[:n]) for order, in orders]      # the rest, and n
+    values, estimates = _on_subsets(statistic, (real, real), splits)
+    low, high = (values.quantile(q, 0) for q in (0.025, 0.975))
+    return estimates(values.mean(0), low, high, n)
+
+# %% ../nbs/15_evaluation.ipynb #7be7d85a
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _check_floor(real, n):
+    if len(real) < 2 or n < 1:
+        raise ValueError(f'{len(real)} real images, n = {n}: two disjoint parts of at least 1 are '
+                         'needed')
 
 # %% ../nbs/15_evaluation.ipynb #b9731234
 def kernel_distance(a: Tensor,      # features (N, D)
                     b: Tensor,      # (M, D)
-                    block: int=256 # rows at a time, which changes only speed and memory
-                   ) -> float:      # 0 on average where both come from the same distribution, and then negative half of the time
-    "The unbiased squared maximum mean discrepancy with the cubic kernel (eq-kid; Binkowski et al. 2018), over all pairs"
-    one = lambda x: torch.ones(len(x), 1, dtype=torch.float64, device=x.device)
-    return _kernel_distances((a, b), (one(a), one(b)), block).item()
+                    block: int=256  # rows at a time: changes only speed and memory
+                   ) -> float:      # 0 on average if the distributions are the same
+    "The unbiased squared MMD with a cubic kernel (eq-kid; Binkowski et al. 2018)"
+    x, y = _checked_pair(a, b, 2, 'an average over pairs')
+    n, m = len(x), len(y)
+    xx = _kernel_sum(x, x, block) / (n * (n - 1))
+    yy = _kernel_sum(y, y, block) / (m * (m - 1))
+    xy = _kernel_sum(x, y, block) / (n * m)
+    return (xx + yy - 2 * xy).item()
 
-def _kernel_distances(sets: tuple,   # two, features (N, D) and (M, D)
-                      members: tuple, # of R subsets: for each set (N, R), 1 where a row belongs to a subset and 0 elsewhere
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    "k(x, y) of all pairs of rows"
+    return (x @ y.T / x.shape[1] + 1)**3
+
+def _kernel_sum(x: Tensor, y: Tensor, block: int) -> Tensor:
+    "The sum of k over all pairs, but for those of a vector with itself"
+    total = 0.
+    for i in range(0, len(x), block):
+        k = _cubic(x[i:i+block], y)
+        if x is y: k.diagonal(i).zero_()
+        total = total + k.sum()
+    return total
+
+# %% ../nbs/15_evaluation.ipynb #6932c03c
+#| code-fold: true
+#| code-summary: "Plumbing: one pass over the pairs for all subsets of an interval"
+def _kernel_distances(sets: tuple,        # two, features (N, D) and (M, D)
+                      rows: list[tuple],  # of R subsets: their rows of each set
                       block: int=256
-                     ) -> Tensor:     # (R,)
-    "The kernel distance of many pairs of subsets at once"
-    (a, b), (A, B) = _two(*sets, 2, 'an average over pairs'), members
-    def k(x, y): return (x @ y.T / x.shape[1] + 1)**3
-    def within(x, M):
-        total = 0.
+                     ) -> Tensor:         # (R,)
+    "The kernel distances of many pairs of subsets at once"
+    a, b = _checked_pair(*sets, 2, 'an average over pairs')
+    A, B = a.new_zeros(len(a), len(rows)), b.new_zeros(len(b), len(rows))
+    for r, (i, j) in enumerate(rows): A[i, r], B[j, r] = 1., 1.  # where a row belongs to a subset
+    n, m = A.sum(0), B.sum(0)
+    def total(x, y, X, Y):
+        found = 0.
         for i in range(0, len(x), block):
-            K = k(x[i:i+block], x)
-            K.diagonal(i).zero_()                        # no vector is paired with itself
-            total = total + (M[i:i+block] * (K @ M)).sum(0)
-        n = M.sum(0)
-        return total / (n * (n - 1))
-    across = sum((A[i:i+block] * (k(a[i:i+block], b) @ B)).sum(0) for i in range(0, len(a), block))
-    return within(a, A) + within(b, B) - 2 * across / (A.sum(0) * B.sum(0))
+            k = _cubic(x[i:i+block], y)
+            if x is y: k.diagonal(i).zero_()
+            found = found + (X[i:i+block] * (k @ Y)).sum(0)
+        return found
+    return (total(a, a, A, A) / (n * (n - 1)) + total(b, b, B, B) / (m * (m - 1))
+            - 2 * total(a, b, A, B) / (n * m))
 
-kernel_distance.of_subsets = _kernel_distances           # for `interval`: one pass over the pairs does for all subsets
+kernel_distance.of_subsets = _kernel_distances
 
 # %% ../nbs/15_evaluation.ipynb #1f63a705
 class PrecisionRecall(NamedTuple):
-    "How many generated images are like real ones, and how many real ones like generated ones"
+    "How many generated images are like real ones, and the other way round"
     precision: float  # share of generated images that lie where real ones do, 0..1
     recall: float     # share of real images that lie where generated ones do, 0..1
 
 def precision_recall(real: Tensor,   # features (N, D)
                      fake: Tensor,   # (M, D)
                      k: int=3,       # a ball reaches to the kth nearest of its own set
-                     block: int=256 # rows at a time, which changes only speed and memory
+                     block: int=256  # rows at a time: changes only speed and memory
                     ) -> PrecisionRecall:
     "Improved precision and recall (eq-precision-recall; Kynkaanniemi et al. 2019)"
-    if k < 1: raise ValueError(f'k = {k}; the nearest neighbour is k = 1')
-    real, fake = _two(real, fake, k + 1, f'the distance to the neighbour number k = {k}')
-    def radii(x): return torch.cat([_squared(rows, x).kthvalue(k + 1, 1).values for rows in x.split(block)])  # the first of them is x itself
-    def inside(x, centres): return torch.cat([(_squared(rows, centres) <= reach).any(1) for reach in [radii(centres)] for rows in x.split(block)]).double().mean().item()
-    return PrecisionRecall(inside(fake, real), inside(real, fake))
+    x, y = _checked_balls(real, fake, k)
+    return PrecisionRecall(_inside(y, x, k, block), _inside(x, y, k, block))
 
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    "All squared distances (len(a), len(b)); what may be mere rounding is 0, so that copies are at distance 0"
+def _inside(y: Tensor, x: Tensor, k: int, block: int) -> float:
+    "The share of y that lies in the union of the balls B(x_i, r_i)"
+    r2 = [_squared_distances(rows, x).kthvalue(k + 1, 1).values    # the first is x
+          for rows in x.split(block)]
+    inside = [(_squared_distances(rows, x) <= torch.cat(r2)).any(1)
+              for rows in y.split(block)]
+    return torch.cat(inside).double().mean().item()
+
+# %% ../nbs/15_evaluation.ipynb #fcd70cf9
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    "|a|^2 + |b|^2 - 2 a b of all pairs; mere rounding counts as 0, as copies are at 0"
     sizes = a.square().sum(1)[:, None] + b.square().sum(1)
-    d = sizes - 2 * a @ b.T
-    return d.where(d > 1e-12 * sizes, 0.)
+    d2 = sizes - 2 * a @ b.T
+    return d2.where(d2 > 1e-12 * sizes, 0.)
+
+# %% ../nbs/15_evaluation.ipynb #d4701a33
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _checked_balls(real, fake, k):
+    if k < 1: raise ValueError(f'k = {k}; the nearest neighbour is k = 1')
+    return _checked_pair(real, fake, k + 1, f'the distance to the neighbour number k = {k}')
 
 # %% ../nbs/15_evaluation.ipynb #b31b3f54
-def _probabilities(p: Tensor) -> Tensor:
-    "Class probabilities in float64, or why they are none"
-    p = _rows(p, 'class probabilities')
-    if p.min() < 0 or (p.sum(1) - 1).abs().max() > 1e-3: raise ValueError(f'class probabilities lie in 0..1 and a row adds up to 1; these lie in {p.min():.3g}..{p.max():.3g}, and add up to {p.sum(1).min():.3g}..{p.sum(1).max():.3g}. If they are scores, give scores.softmax(1)')
-    return p
-
-# %% ../nbs/15_evaluation.ipynb #64168350
 def inception_score(p: Tensor  # class probabilities (N, K)
                    ) -> float: # 1..K
-    "How sure the classifier is of each image, and how varied it finds them all (eq-inception-score; Salimans et al. 2016), without splits"
-    p = _probabilities(p)
+    "How sure and how varied (eq-inception-score; Salimans et al. 2016), without splits"
+    p = _checked_probabilities(p)
     return (_entropy(p.mean(0)) - _entropy(p).mean()).exp().item()
+
+def _entropy(p: Tensor) -> Tensor:
+    "H(p) in nats, along the last axis"
+    return torch.special.entr(p).sum(-1)
 
 def confidence(p: Tensor  # class probabilities (N, K)
               ) -> float: # 1/K..1
     "The mean of each image's largest class probability"
-    return _probabilities(p).max(1).values.mean().item()
+    return _checked_probabilities(p).max(1).values.mean().item()
 
+# %% ../nbs/15_evaluation.ipynb #64168350
 class Classes(NamedTuple):
     "Which classes a set holds, each image counted for its likeliest"
     classes: float           # how many appear, 1..K
-    effective_classes: float # how many equally frequent ones would be as varied (eq-effective), 1..K
-    rarest_class: float      # its share, in units of the even share 1/K; 0 if it never appears
+    effective_classes: float # equally frequent ones that are as varied (eq-effective)
+    rarest_class: float      # its share, in units of the even share 1/K
 
 def class_coverage(p: Tensor  # class probabilities (N, K)
                   ) -> Classes:
-    "Are all classes there, and how evenly? The alarm for mode collapse"
-    p = _probabilities(p)
-    share = torch.bincount(p.argmax(1), minlength=p.shape[1]).double() / len(p)
-    return Classes((share > 0).sum().item(), _entropy(share).exp().item(), share.min().item() * p.shape[1])
+    "Are all classes there, and how evenly (eq-effective)? The alarm for mode collapse"
+    N, K = (p := _checked_probabilities(p)).shape
+    h = torch.bincount(p.argmax(1), minlength=K).double() / N
+    return Classes((h > 0).sum().item(), _entropy(h).exp().item(), h.min().item() * K)
 
-def _entropy(p: Tensor) -> Tensor:
-    "In nats, along the last axis"
-    return torch.special.entr(p).sum(-1)
+# %% ../nbs/15_evaluation.ipynb #f8d0208b
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _checked_probabilities(p: Tensor) -> Tensor:
+    "Class probabilities in float64, or why they are none"
+    p = _checked_rows(p, 'class probabilities')
+    sums = p.sum(1)
+    if p.min() < 0 or (sums - 1).abs().max() > 1e-3:
+        raise ValueError('class probabilities lie in 0..1 and a row adds up to 1; these lie in '
+                         f'{p.min():.3g}..{p.max():.3g}, and add up to {sums.min():.3g}..'
+                         f'{sums.max():.3g}. If they are scores, give scores.softmax(1)')
+    return p
 
 # %% ../nbs/15_evaluation.ipynb #1ee4410c
 class Nearest(NamedTuple):
@@ -255,35 +377,58 @@ class Nearest(NamedTuple):
     distance: Tensor  # Euclidean (N,)
     index: Tensor     # row of the nearest one (N,)
 
-def nearest(x: Tensor,               # images or features (N,...)
-            known: Tensor | None=None, # among which to search (M,...); if none, among the other rows of x
-            block: int=256          # rows at a time, which changes only speed and memory
+def nearest(x: Tensor,                 # images or features (N,...)
+            known: Tensor | None=None, # where to search (M,...); the other rows if none
+            block: int=256             # rows at a time: changes only speed and memory
            ) -> Nearest:
     "The nearest neighbour of each row"
-    a = _rows(x.flatten(1), 'rows')
-    b = a if known is None else _rows(known.flatten(1), 'rows')
-    a, b = _two(a, b, 1 + (known is None), 'a nearest neighbour')
-    def search(i):
-        d = _squared(a[i:i+block], b)
-        if known is None: d.diagonal(i).fill_(math.inf)
-        return d.argmin(1)
-    index = torch.cat([search(i) for i in range(0, len(a), block)])
+    index, (a, b) = [], _checked_neighbours(x, known)
+    for i in range(0, len(a), block):
+        d2 = _squared_distances(a[i:i+block], b)
+        if known is None: d2.diagonal(i).fill_(math.inf)      # not itself
+        index.append(d2.argmin(1))
+    index = torch.cat(index)
     return Nearest((a - b[index]).norm(dim=1), index)
 
-def memorised(fake: Tensor,                # images or features (N,...)
-              training: Tensor,            # what the generator learned from (M,...)
-              held_out: Tensor | None=None, # real ones that it has not seen; if none, each training row plays that part among the others
-              quantile: float=0.01         # of the distances of real ones, 0..1
-             ) -> Estimate:                # where the generator is no nearer to what it learned than real images are: `quantile`
-    "The share of generated images that lie nearer to a training image than only a few held-out ones do (eq-memorised), with Wilson's interval"
-    if not 0 < quantile < 1: raise ValueError(f'quantile = {quantile} is outside 0..1')
+# %% ../nbs/15_evaluation.ipynb #9f72ce7c
+def memorised(fake: Tensor,       # images or features (N,...)
+              training: Tensor,   # what the generator learned from (M,...)
+              held_out: Tensor | None=None, # unseen; if none, each training row in turn
+              quantile: float=0.01 # of the distances of real ones, 0..1
+             ) -> Estimate:       # `quantile`, if it is no nearer than real images are
+    "The share that is too near to a training image (eq-memorised), with its interval"
+    _check_quantile(quantile)
     real = nearest(training) if held_out is None else nearest(held_out, training)
-    close = nearest(fake, training).distance <= real.distance.quantile(quantile)
-    return _wilson(close.double().mean().item(), len(close))
+    q = real.distance.quantile(quantile)
+    close = nearest(fake, training).distance <= q
+    return wilson_interval(close.double().mean().item(), len(close))
+
+# %% ../nbs/15_evaluation.ipynb #216f83cf
+def wilson_interval(s: float,         # a share, 0..1
+                    n: int,           # of how many
+                    level: float=0.95
+                   ) -> Estimate:
+    "A share with the interval of Wilson (1927), which is right for 0 of n too"
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    centre = (s + z**2 / (2*n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(s * (1 - s) / n + z**2 / (4 * n**2))
+    low, high = max(0., centre - half), min(1., centre + half)
+    return Estimate(s, min(s, low), max(s, high), n)   # 0 and 1 stay in, though rounded
+
+# %% ../nbs/15_evaluation.ipynb #077dbfc3
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _checked_neighbours(x, known):
+    a = _checked_rows(x.flatten(1), 'rows')
+    b = a if known is None else _checked_rows(known.flatten(1), 'rows')
+    return _checked_pair(a, b, 1 + (known is None), 'a nearest neighbour')
+
+def _check_quantile(quantile):
+    if not 0 < quantile < 1: raise ValueError(f'quantile = {quantile} is outside 0..1')
 
 # %% ../nbs/15_evaluation.ipynb #d12c2e2f
 class Protocol(NamedTuple):
-    "How a number was made: what must be the same before two of them may be compared"
+    "What must be the same before two numbers may be compared"
     extractor: str               # name and hash
     features: int                # D
     generated: int               # images
@@ -294,18 +439,16 @@ class Protocol(NamedTuple):
     steps: int | None=None       # as asked for; None: not stated
     guidance: float | None=None  # None: none
     seed: int | None=None
-    clipped: bool | None=None    # was each predicted image kept in [-1, 1]? None: not stated
+    clipped: bool | None=None    # was each predicted image kept in [-1, 1]?
     rounded: bool=True           # to bytes, as whoever gets the images would have them
 
-    def __str__(self):
-        said = lambda word, value: f'{word} {"not stated" if value is None else value}'
-        return ', '.join([f'{self.generated:,} images of {self.weights}', f'solver {self.solver}', said('steps', self.steps), f'guidance {"none" if self.guidance is None else self.guidance}',
-                          said('seed', self.seed), said('clipped', self.clipped), f'rounded to bytes {self.rounded}', f'against {self.real:,} of {self.reference}', f'seen by {self.extractor} ({self.features} features)'])
+    def __str__(self): return _in_words(self)
 
+# %% ../nbs/15_evaluation.ipynb #5544277a
 class Measured(NamedTuple):
     "A number and what to hold it against"
     value: Estimate  # of the generated images
-    floor: Estimate  # of real images in their place: the least there is to reach, or the most (precision, recall, scores)
+    floor: Estimate  # of real images in their place: the best there is to reach
 
 class Evaluation(NamedTuple):
     "All that was measured, and how"
@@ -315,48 +458,78 @@ class Evaluation(NamedTuple):
 
     def plain(self) -> dict:
         "Dicts, lists, strings and numbers, for JSON"
-        return dict(protocol=self.protocol._asdict(), refused=self.refused,
-                    measures={k: {part: e._asdict() for part, e in m._asdict().items()} for k, m in self.measures.items()})
+        measures = {k: dict(value=m.value._asdict(), floor=m.floor._asdict())
+                    for k, m in self.measures.items()}
+        protocol = self.protocol._asdict()
+        return dict(protocol=protocol, refused=self.refused, measures=measures)
 
     def __str__(self):
-        lines = [str(self.protocol)] + [f'{k:18} {m.value}, real {m.floor}' for k, m in self.measures.items()]
-        return '\n'.join(lines + [f'{k:18} refused: {why}' for k, why in self.refused.items()])
+        lines = [f'{k:18} {m.value}, real {m.floor}' for k, m in self.measures.items()]
+        lines += [f'{k:18} refused: {why}' for k, why in self.refused.items()]
+        return '\n'.join([str(self.protocol), *lines])
 
-def evaluate(real: Features,                 # at least as many as generated ones, better several times as many
-             fake: Features,                 # of the same extractor
+# %% ../nbs/15_evaluation.ipynb #f0df0d97
+def evaluate(real: Features,     # at least as many as generated ones, better many more
+             fake: Features,     # of the same extractor
              protocol: Protocol,
-             training: Features | None=None, # of the images that the generator learned from, for `memorised`; may be `real` itself
-             pairs: int=100,                 # of halves for each interval
+             training: Features | None=None, # of what was learned from; may be `real`
+             pairs: int=100,     # of halves for each interval
              seed: int=0
             ) -> Evaluation:
-    "Every number of this chapter with its interval and its floor, or why it cannot be had"
-    _two(real.x, fake.x, 4, 'an interval')
-    for p in (real.p, fake.p): p is None or _probabilities(p)
-    order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(seed)).to(real.x.device)
-    measures, refused, shuffled = {}, {}, Features(*(None if r is None else r[order] for r in real))
-    for statistic, a, b, within in _measures(shuffled, fake):
-        try: value, base = interval(statistic, a, b, pairs=pairs, within=within, seed=seed), floor(statistic, a, len(b), seed=seed)
-        except ValueError as e: refused[statistic.__name__] = str(e)
-        else:
-            if isinstance(value, Estimate): measures[statistic.__name__] = Measured(value, base)
-            else: measures |= {name: Measured(*pair) for name, *pair in zip(value._fields, value, base)}
-    if 'frechet_distance' in measures: measures['frechet_limit'] = Measured(measures['frechet_distance'].value.unbiased, Estimate(0., 0., 0., len(fake.x)))
+    "Every number of this chapter with its interval and its floor, or why it is refused"
+    _check_both(real, fake)
+    measures, refused = {}, {}
+    for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake):
+        try:
+            value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
+            base = floor(statistic, a, len(b), seed=seed)
+        except ValueError as e: refused[name] = str(e)
+        else: measures |= _by_name(name, value, base)
+    if 'frechet_distance' in measures:
+        limit = measures['frechet_distance'].value.unbiased
+        measures['frechet_limit'] = Measured(limit, Estimate(0., 0., 0., limit.n))
     if training is not None:
-        value = memorised(fake.x, training.x, None if torch.equal(training.x, real.x) else real.x)
+        held_out = None if torch.equal(training.x, real.x) else real.x
+        value = memorised(fake.x, training.x, held_out)
         measures['memorised'] = Measured(value, Estimate(0.01, 0.01, 0.01, value.n))
     return Evaluation(protocol, measures, refused)
 
-def _measures(real: Features, fake: Features):
-    "(statistic of real and generated vectors, those vectors, what values it may have)"
+# %% ../nbs/15_evaluation.ipynb #b908afb3
+#| code-fold: true
+#| code-summary: "Plumbing: which statistic of which vectors, a protocol in words, checks"
+def _statistics(real: Features, fake: Features):
+    "(name, statistic of real and generated vectors, those vectors, its possible values)"
     def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
-    def alone(statistic):
-        def of_fake(real, fake): return statistic(fake)
-        of_fake.__name__ = statistic.__name__
-        return of_fake
-    equally_many.__name__ = precision_recall.__name__
-    yield frechet_distance, real.x, fake.x, (0., math.inf)
-    yield kernel_distance, real.x, fake.x, (-math.inf, math.inf)
-    yield equally_many, real.x, fake.x, (0., 1.)
+    def of_fake(statistic): return lambda real, fake: statistic(fake)
+    yield 'frechet_distance', frechet_distance, real.x, fake.x, (0., math.inf)
+    yield 'kernel_distance', kernel_distance, real.x, fake.x, (-math.inf, math.inf)
+    yield 'precision_recall', equally_many, real.x, fake.x, (0., 1.)
     if real.p is None or fake.p is None: return
     K = real.p.shape[1]
-    for statistic, within in ((inception_score, (1., K)), (confidence, (0., 1.)), (class_coverage, (0., K))): yield alone(statistic), real.p, fake.p, within
+    yield 'inception_score', of_fake(inception_score), real.p, fake.p, (1., K)
+    yield 'confidence', of_fake(confidence), real.p, fake.p, (0., 1.)
+    yield 'class_coverage', of_fake(class_coverage), real.p, fake.p, (0., K)
+
+def _by_name(name: str, value, base) -> dict[str, Measured]:
+    "A statistic of several numbers has a name for each"
+    if isinstance(value, Estimate): return {name: Measured(value, base)}
+    return {field: Measured(*pair) for field, *pair in zip(value._fields, value, base)}
+
+def _shuffled(real: Features, seed: int) -> Features:
+    "The real images in random order, since precision and recall take the first of them"
+    order = torch.randperm(len(real.x), generator=torch.Generator().manual_seed(seed))
+    return Features(*(None if r is None else r[order.to(real.x.device)] for r in real))
+
+def _in_words(p: Protocol) -> str:
+    def said(word, value): return f'{word} {"not stated" if value is None else value}'
+    guidance = 'none' if p.guidance is None else p.guidance
+    return ', '.join([f'{p.generated:,} images of {p.weights}', f'solver {p.solver}',
+                      said('steps', p.steps), f'guidance {guidance}', said('seed', p.seed),
+                      said('clipped', p.clipped), f'rounded to bytes {p.rounded}',
+                      f'against {p.real:,} of {p.reference}',
+                      f'seen by {p.extractor} ({p.features} features)'])
+
+def _check_both(real: Features, fake: Features):
+    _checked_pair(real.x, fake.x, 4, 'an interval')
+    for p in (real.p, fake.p):
+        if p is not None: _checked_probabilities(p)

@@ -21,6 +21,7 @@ __all__ = ['check_float_images', 'check_bound_times', 'normal_like', 'uniform', 
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_float_images(x0: Tensor):
+    "Refuse bytes where float images are needed"
     if not x0.is_floating_point():
         raise TypeError(
             f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from'

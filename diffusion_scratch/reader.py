@@ -19,54 +19,85 @@ __all__ = ['Share', 'Reader']
 
 # %% ../nbs/13_reader.ipynb #2ab4dca0
 class Share(NamedTuple):
-    "A share of n, with its standard error (eq-share-error), which is too small where nearly none or nearly all of a few count"
+    "A share of n. Its standard error (eq-share-error) is too small near 0 and 1"
     value: float  # 0..1
     n: int
 
     @property
-    def error(self) -> float: return math.sqrt(self.value * (1 - self.value) / self.n)
+    def error(self) -> float:
+        s, n = self
+        return math.sqrt(s * (1 - s) / n)
+
     def __str__(self): return f'{self.value:.1%} ± {self.error:.1%} of {self.n:,}'
 
 # %% ../nbs/13_reader.ipynb #7929a5c1
-def _pixels(images: Tensor) -> np.ndarray:
+def _pixel_rows(images: Tensor) -> np.ndarray:
     "Images as rows of bytes, which is what anyone who looks at them gets"
     if images.dtype != torch.uint8: images = to_uint8(images)
     return images.flatten(1).cpu().numpy()
 
-def _classifier():
-    "Randomised trees whose votes are calibrated: on noise they are unsure, where a network or an SVM may be certain"
-    return CalibratedClassifierCV(ExtraTreesClassifier(100, random_state=0), ensemble=False, cv=3)
+# %% ../nbs/13_reader.ipynb #de593a4c
+def _calibrated_trees():
+    "Randomised trees whose votes are calibrated: unsure where there is nothing to read"
+    trees = ExtraTreesClassifier(100, random_state=0)
+    return CalibratedClassifierCV(trees, ensemble=False, cv=3)
 
 # %% ../nbs/13_reader.ipynb #906d5790
+def _share_above(p: np.ndarray,   # class probabilities (N, K)
+                 threshold: float # 0..1
+                ) -> Share:
+    "The share of images that get a class with a probability above a threshold"
+    _check_threshold(threshold)
+    return Share(float((p.max(1) > threshold).mean()), len(p))
+
+# %% ../nbs/13_reader.ipynb #8191109b
 class Reader:
-    "An independent judge of labelled images: a scikit-learn classifier trained on the same data as the diffusion model"
+    "A judge of labelled images: a classifier trained on the diffusion model's own data"
     def __init__(self, data: ImageSet):
-        if data.labels is None: raise ValueError(f'a Reader learns from labels, and {data.name!r} has none')
-        self.data, self.classifier = data, _classifier().fit(_pixels(data.images), data.labels.numpy())
+        _check_labelled(data)
+        X, y = _pixel_rows(data.images), data.labels.numpy()
+        self.data, self.classifier = data, _calibrated_trees().fit(X, y)
 
     def probabilities(self, images: Tensor  # float in [-1, 1], or uint8 (B,C,H,W)
                      ) -> np.ndarray:       # (B, classes)
-        if len(images) == 0 or tuple(images.shape[1:]) != self.data.shape: raise ValueError(f'images have shape {tuple(images.shape)}; this Reader reads (B, {", ".join(map(str, self.data.shape))}), B >= 1')
-        return self.classifier.predict_proba(_pixels(images))
+        _check_fits(images, self.data.shape)
+        return self.classifier.predict_proba(_pixel_rows(images))
 
     def readable(self, images: Tensor, threshold: float=0.9) -> Share:
         "The share of images that get a class with a probability above `threshold`"
-        return _above(self.probabilities(images), threshold)
+        return _share_above(self.probabilities(images), threshold)
 
     def agrees(self,
                images: Tensor, # (B,C,H,W)
                labels: Tensor  # what each was asked to be (B,)
               ) -> Share:
         "The share of images whose likeliest class is the label asked for"
-        if len(labels) != len(images): raise ValueError(f'{len(labels)} labels for {len(images)} images')
+        _check_labels_of(images, labels)
         read = self.classifier.classes_[self.probabilities(images).argmax(1)]
         return Share(float((read == np.asarray(labels)).mean()), len(read))
 
     def readable_real(self, threshold: float=0.9, folds: int=5) -> Share:
-        "The same share as `readable` for the real images, each read by a classifier that has not seen it (cross-validation)"
-        p = cross_val_predict(_classifier(), _pixels(self.data.images), self.data.labels.numpy(), cv=folds, method='predict_proba')
-        return _above(p, threshold)
+        "`readable` of the real images, each read by a classifier that has not seen it"
+        X, y = _pixel_rows(self.data.images), self.data.labels.numpy()
+        trees = _calibrated_trees()
+        p = cross_val_predict(trees, X, y, cv=folds, method='predict_proba')
+        return _share_above(p, threshold)
 
-def _above(p, threshold):
+# %% ../nbs/13_reader.ipynb #f340e785
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _check_labelled(data):
+    if data.labels is None:
+        raise ValueError(f'a Reader learns from labels, and {data.name!r} has none')
+
+def _check_fits(images, shape):
+    if len(images) == 0 or tuple(images.shape[1:]) != shape:
+        raise ValueError(f'images have shape {tuple(images.shape)}; '
+                         f'this Reader reads (B, {", ".join(map(str, shape))}), B >= 1')
+
+def _check_labels_of(images, labels):
+    if len(labels) != len(images):
+        raise ValueError(f'{len(labels)} labels for {len(images)} images')
+
+def _check_threshold(threshold):
     if not 0 <= threshold < 1: raise ValueError(f'threshold = {threshold} is outside 0..1')
-    return Share(float((p.max(1) > threshold).mean()), len(p))

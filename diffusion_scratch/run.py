@@ -62,7 +62,7 @@ def draw(denoiser: Denoiser,
     solver = make_solver(sampling)
     evenly = torch.linspace(sampling.steps, 0, moments).tolist()
     wanted, batches = {times[round(i)] for i in evenly}, []
-    with _sampling_bar(n * (len(visits(solver, times)) - 1), progress) as bar:
+    with _sampling_bar(n * (len(solver.visits(times)) - 1), progress) as bar:
         for first in range(0, n, size):
             labels = None if y is None else y[first:first + size]
             asked = conditioned(denoiser, labels, sampling)

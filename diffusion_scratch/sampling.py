@@ -68,6 +68,7 @@ def check_walk(step, times, schedule, shape, x_T, y):
         raise ValueError(f'{len(y)} labels y for {shape[0]} images')
 
 def check_seed(seed: int, first: int):
+    "Refuse seeds and image numbers that name no stream of noise"
     if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
     if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
 
@@ -87,6 +88,7 @@ def times_written(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 def number_of_frames(step: Solver, times: list[int]) -> int:
+    "How many frames a walk has"
     visited = step.visits(times)
     return 1 + sum(s <= t for t, s in zip(visited, visited[1:]))
 

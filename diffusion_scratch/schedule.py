@@ -58,11 +58,13 @@ def check_timesteps(t: Tensor, T: int, n: int):
             raise ValueError(f't = {extreme} is outside 1..{T} (0 is the data itself)')
 
 def check_number_of_steps(n: int, T: int):
+    "Refuse what is no whole number of steps, 1..T"
     if not isinstance(n, Integral):
         raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{T}')
     if not 1 <= n <= T: raise ValueError(f'n = {n} steps are outside 1..{T}')
 
 def check_spacing(spacing: Callable):
+    "Refuse what is no function from a schedule and n to timesteps"
     if not callable(spacing):
         raise ValueError(
             f'spacing = {spacing!r} is not a spacing: give schedule.trailing, leading, '
@@ -70,15 +72,18 @@ def check_spacing(spacing: Callable):
         )
 
 def check_falling(times: list[int], n: int, T: int):
+    "Refuse timesteps that do not fall from at most T to 0"
     if len(times) != n + 1 or times[0] > T or any(s >= t for t, s in zip(times, times[1:])):
         raise ValueError(
             f'the spacing gave {times[:-1]}; it must give {n} timesteps that fall within {T}..1'
         )
 
 def check_length(T: int):
+    "Refuse a schedule without steps"
     if T < 1: raise ValueError(f'T = {T} is not a number of steps; it must be at least 1')
 
 def check_zero_terminal(T: int):
+    "Refuse a schedule too short to be rescaled"
     if T < 2:
         raise ValueError(
             'T = 1 is too short: alpha_bar_1 stays and alpha_bar_T becomes 0, so T must be at'

@@ -19,6 +19,7 @@ __all__ = ['check_eta', 'check_visited_twice', 'ddim', 'step_length', 'dpm_solve
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_eta(eta: float):
+    "Refuse an eta outside 0..1"
     if not 0 <= eta <= 1:
         raise ValueError(
             f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step'

@@ -1,12 +1,15 @@
-"Distances between sets of features: against closed forms, scipy and torchmetrics; and whether the intervals hold what they say"
+"""Distances between sets of features: against closed forms, scipy and torchmetrics;
+and whether the intervals hold what they say"""
 import json, math, warnings
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 from torch import nn
-from diffusion_scratch.evaluation import (Estimate, Moments, Protocol, class_coverage, confidence, evaluate, extrapolate, floor, frechet_distance,
-                                          inception_score, interval, kernel_distance, memorised, moments, nearest, precision_recall, _wilson)
+from diffusion_scratch.evaluation import (
+    Estimate, Moments, Protocol, class_coverage, confidence, evaluate, extrapolate, floor,
+    frechet_distance, inception_score, interval, kernel_distance, memorised, moments, nearest,
+    precision_recall, wilson_interval)
 from diffusion_scratch.features import Features
 
 def rng(seed=0): return torch.Generator().manual_seed(seed)
@@ -21,25 +24,30 @@ def by_matrix_root(a, b):
 
 @pytest.mark.parametrize('n, m, D', [(50, 60, 2), (300, 200, 20), (400, 900, 64)])
 def test_frechet_is_that_of_the_matrix_root(n, m, D):
-    "eq-frechet; tolerance: the root of a product that is not symmetric loses about half of the digits"
+    "eq-frechet; the root of a product that is not symmetric loses about half of the digits"
     mix = normal(D, D, seed=3)
     a, b = normal(n, D) @ mix, 1.3 * normal(m, D, seed=1) @ mix.T + 0.4
     assert frechet_distance(a, b) == pytest.approx(by_matrix_root(a, b), rel=1e-6)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-10)
 
 def test_frechet_of_rank_deficient_features_is_exact():
-    "Features that live in 3 of 40 dimensions have the distance that they have in those 3 (a rotation changes none); and dead features cost nothing"
+    """Features that live in 3 of 40 dimensions have the distance that they have in those 3
+    (a rotation changes none); and dead features cost nothing"""
     Q, _ = torch.linalg.qr(normal(40, 40, seed=5))
     a, b = normal(200, 3), 1.5 * normal(300, 3, seed=1) + 1
     wide = lambda x: torch.cat([x, torch.zeros(len(x), 37, dtype=torch.float64)], 1)
     exact = frechet_distance(a, b)
     assert frechet_distance(wide(a), wide(b)) == pytest.approx(exact, rel=1e-12)
-    assert frechet_distance(wide(a) @ Q, wide(b) @ Q) == pytest.approx(exact, rel=1e-7)      # rounding of a zero eigenvalue, 1e-16, has the root 1e-8
-    assert frechet_distance(wide(a) @ Q, wide(b) @ Q) == pytest.approx(by_matrix_root(a, b), rel=1e-6)
+    turned = frechet_distance(wide(a) @ Q, wide(b) @ Q)
+    assert turned == pytest.approx(exact, rel=1e-7)  # rounding of 1e-16 has the root 1e-8
+    assert turned == pytest.approx(by_matrix_root(a, b), rel=1e-6)
 
 def test_frechet_of_known_gaussians():
-    "eq-frechet against the closed form for covariances that commute, and eq-frechet-line on paper: (3 - 1)^2 + (2 - 1)^2 = 5"
-    of = lambda mean, std: Moments(torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64).square().diag(), math.inf)
+    """eq-frechet against the closed form for covariances that commute, and eq-frechet-line on
+    paper: (3 - 1)^2 + (2 - 1)^2 = 5"""
+    def of(mean, std):
+        mean, std = (torch.tensor(v, dtype=torch.float64) for v in (mean, std))
+        return Moments(mean, std.square().diag(), math.inf)
     assert frechet_distance(of([3.], [2.]), of([1.], [1.])) == pytest.approx(5, rel=1e-12)
     a, b = of([0., 1., 2.], [1., 2., 0.]), of([1., 1., 0.], [3., 0.5, 1.])
     assert frechet_distance(a, b) == pytest.approx(1 + 0 + 4 + 4 + 2.25 + 1, rel=1e-12)
@@ -47,14 +55,17 @@ def test_frechet_of_known_gaussians():
 def test_frechet_of_a_set_with_itself_is_nothing_and_moments_do_for_the_set():
     a, b = normal(100, 10), normal(90, 10, seed=1).float()
     assert frechet_distance(a, a) < 1e-10
-    assert frechet_distance(moments(a), b) == frechet_distance(a, moments(b)) == frechet_distance(a, b.double())
+    exact = frechet_distance(a, b.double())
+    assert frechet_distance(moments(a), b) == frechet_distance(a, moments(b)) == exact
     assert moments(a).n == 100 and moments(a[:, :1]).cov.shape == (1, 1)
 
 @pytest.mark.parametrize('D, n, m', [(1, 200, 200), (4, 200, 400), (16, 800, 800)])
 def test_bias_of_equal_gaussians(D, n, m):
-    "eq-frechet-bias by Monte Carlo: four standard errors, and 4 % for what is of order 1/n^2 and the ratio D/n"
+    """eq-frechet-bias by Monte Carlo: four standard errors, and 4 % for what is of order 1/n^2
+    and the ratio D/n"""
     g = rng(D)
-    found = torch.tensor([frechet_distance(torch.randn(n, D, generator=g), torch.randn(m, D, generator=g)) for _ in range(400)])
+    found = torch.tensor([frechet_distance(torch.randn(n, D, generator=g),
+                                           torch.randn(m, D, generator=g)) for _ in range(400)])
     expected = D * (D + 5) / 4 * (1 / n + 1 / m)
     assert abs(found.mean() - expected) < 4 * found.std() / 20 + 0.04 * expected
 
@@ -63,19 +74,26 @@ def test_bias_of_equal_gaussians(D, n, m):
 def by_definition(a, b):
     k = lambda x, y: (x @ y / len(x) + 1)**3
     n, m = len(a), len(b)
-    return (sum(k(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1)) + sum(k(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-            - 2 * sum(k(x, y) for x in a for y in b) / (n * m)).item()
+    def within(x): return sum(k(u, v) for i, u in enumerate(x) for j, v in enumerate(x) if i != j)
+    across = sum(k(x, y) for x in a for y in b)
+    return (within(a) / (n * (n - 1)) + within(b) / (m * (m - 1)) - 2 * across / (n * m)).item()
 
 def test_kernel_distance_is_its_definition_at_any_block():
     "eq-kid, pair by pair"
     a, b = normal(13, 5), normal(9, 5, seed=1) + 0.5
-    for block in (1, 4, 13, 1000): assert kernel_distance(a, b, block) == pytest.approx(by_definition(a, b), rel=1e-11)
+    exact = pytest.approx(by_definition(a, b), rel=1e-11)
+    for block in (1, 4, 13, 1000): assert kernel_distance(a, b, block) == exact
 
 def test_kernel_distance_is_unbiased():
-    "eq-kid: the mean over many small sets is the distance of the distributions (eq-mmd), here known; and 0 for equal ones. Four standard errors"
-    g, x = rng(1), lambda n, shift=0.: torch.randn(n, 1, generator=g, dtype=torch.float64) + shift
-    # one feature, N(0, 1) against N(d, 1): E k(x, y) = 1 + 3 E xy + 3 E x^2 E y^2 + E x^3 E y^3, and the third moment of N(d, 1) is d^3 + 3d
-    d, k = 0.6, lambda a, b: 1 + 3 * a * b + 3 * (a * a + 1) * (b * b + 1) + (a**3 + 3 * a) * (b**3 + 3 * b)
+    """eq-kid: the mean over many small sets is the distance of the distributions (eq-mmd), here
+    known; and 0 for equal ones. Four standard errors"""
+    g = rng(1)
+    def x(n, shift=0.): return torch.randn(n, 1, generator=g, dtype=torch.float64) + shift
+    # one feature, N(0, 1) against N(d, 1): E k(x, y) = 1 + 3 E xy + 3 E x^2 E y^2 + E x^3 E y^3,
+    # and the third moment of N(d, 1) is d^3 + 3d
+    def k(a, b): return (1 + 3 * a * b + 3 * (a * a + 1) * (b * b + 1)
+                         + (a**3 + 3 * a) * (b**3 + 3 * b))
+    d = 0.6
     for shift, exact in ((0., 0.), (d, k(0, 0) + k(d, d) - 2 * k(0, d))):
         found = torch.tensor([kernel_distance(x(7), x(5, shift)) for _ in range(2000)])
         assert abs(found.mean() - exact) < 4 * found.std() / 2000**0.5
@@ -85,8 +103,10 @@ def test_kernel_distance_is_unbiased():
 
 def test_precision_and_recall_of_constructed_sets():
     "eq-precision-recall: points on a line, balls to the nearest neighbour"
-    real, fake = torch.tensor([[0.], [1.], [2.], [10.], [11.]]), torch.tensor([[0.5], [1.5], [5.], [30.]])
-    # real balls: 0..1, 0..2, 1..3, 9..11, 10..12 hold 0.5 and 1.5; fake balls: [-.5, 1.5], [.5, 2.5], [1.5, 8.5], [5, 55] hold all five
+    real = torch.tensor([[0.], [1.], [2.], [10.], [11.]])
+    fake = torch.tensor([[0.5], [1.5], [5.], [30.]])
+    # real balls: 0..1, 0..2, 1..3, 9..11, 10..12 hold 0.5 and 1.5;
+    # fake balls: [-.5, 1.5], [.5, 2.5], [1.5, 8.5], [5, 55] hold all five
     assert precision_recall(real, fake, k=1) == (0.5, 1.)
     far = normal(50, 3) + 100
     assert precision_recall(normal(60, 3), far) == (0, 0)
@@ -94,28 +114,34 @@ def test_precision_and_recall_of_constructed_sets():
 
 def test_precision_and_recall_tell_narrow_from_noisy():
     real, g = normal(500, 4), rng(2)
-    narrow, noisy = precision_recall(real, 0.3 * normal(500, 4, seed=1)), precision_recall(real, 3 * normal(500, 4, seed=1))
-    assert narrow.precision > 0.95 and narrow.recall < 0.3 and noisy.precision < 0.3 and noisy.recall > 0.95
+    narrow = precision_recall(real, 0.3 * normal(500, 4, seed=1))
+    noisy = precision_recall(real, 3 * normal(500, 4, seed=1))
+    assert narrow.precision > 0.95 and narrow.recall < 0.3
+    assert noisy.precision < 0.3 and noisy.recall > 0.95
 
 def test_precision_and_recall_of_torch_fidelity():
     from torch_fidelity.metric_prc import calculate_precision_recall_full
     real, fake = normal(300, 8), 0.8 * normal(300, 8, seed=1) + 0.2
-    assert precision_recall(real, fake) == pytest.approx(calculate_precision_recall_full(fake, real, 3), abs=1e-6)     # theirs is a mean in float32
+    theirs = calculate_precision_recall_full(fake, real, 3)         # a mean in float32
+    assert precision_recall(real, fake) == pytest.approx(theirs, abs=1e-6)
 
 @pytest.mark.parametrize('block', [1, 7, 100, 1000])
 def test_blocks_change_nothing(block):
     real, fake = normal(130, 6) + 5, 0.9 * normal(90, 6, seed=1) + 5
-    fake[:20] = real[:20]; fake[20:30] = fake[20]                            # copies and repetitions
+    fake[:20] = real[:20]; fake[20:30] = fake[20]  # copies and repetitions
     assert precision_recall(real, fake, block=block) == precision_recall(real, fake)
     for other in (real, None):
         a, b = nearest(fake, other, block=block), nearest(fake, other)
-        assert torch.equal(a.distance, b.distance) and (other is None or torch.equal(a.index, b.index))
+        assert torch.equal(a.distance, b.distance)
+        if other is not None: assert torch.equal(a.index, b.index)
 
 def test_nearest_is_the_nearest():
     x, known = torch.rand(20, 1, 3, 3, generator=rng()), torch.rand(30, 1, 3, 3, generator=rng(1))
-    d = torch.cdist(x.flatten(1).double(), known.flatten(1).double(), compute_mode='donot_use_mm_for_euclid_dist')
+    d = torch.cdist(x.flatten(1).double(), known.flatten(1).double(),
+                    compute_mode='donot_use_mm_for_euclid_dist')
     found = nearest(x, known)
-    assert torch.equal(found.index, d.argmin(1)) and torch.allclose(found.distance, d.min(1).values, rtol=1e-12)
+    assert torch.equal(found.index, d.argmin(1))
+    assert torch.allclose(found.distance, d.min(1).values, rtol=1e-12)
     known[4] = x[2]
     assert nearest(x, known).distance[2] == 0 and nearest(x, known).index[2] == 4
     assert (nearest(x).distance > 0).all() and (nearest(x).index != torch.arange(20)).all()
@@ -123,27 +149,36 @@ def test_nearest_is_the_nearest():
 
 def test_the_interval_of_a_share_holds_the_share():
     "Also for 0 of n and n of n, which a bound's rounding would shut out"
-    for e in (_wilson(share, n) for n in range(1, 2000) for share in (0., 1.)): assert e.low <= e.value <= e.high, e
+    for n in range(1, 2000):
+        for e in (wilson_interval(0., n), wilson_interval(1., n)):
+            assert e.low <= e.value <= e.high, e
 
 def test_memorised_is_the_quantile_for_honest_images_and_one_for_copies():
-    "eq-memorised: 1 % within four standard errors of the share and of the quantile; half copies: half"
+    """eq-memorised: 1 % within four standard errors of the share and of the quantile; half copies:
+    half"""
     training, held_out, honest = normal(1000, 8), normal(4000, 8, seed=1), normal(4000, 8, seed=2)
     for other in (held_out, None):
         share = memorised(honest, training, other)
-        assert abs(share.value - 0.01) < 4 * (0.01 * 0.99 * (1 / 4000 + 1 / (1000 if other is None else 4000)))**0.5 and share.low < share.value < share.high
+        n = 1000 if other is None else 4000
+        assert abs(share.value - 0.01) < 4 * (0.01 * 0.99 * (1 / 4000 + 1 / n))**0.5
+        assert share.low < share.value < share.high
     copies = honest.clone(); copies[:2000] = training[torch.arange(2000) % 1000]
     assert memorised(copies, training, held_out).value == pytest.approx(0.5, abs=0.02)
-    assert memorised(honest + 50, training).value == 0 and memorised(honest + 50, training).high < 0.002
+    far = memorised(honest + 50, training)
+    assert far.value == 0 and far.high < 0.002
 
 # ---- class probabilities
 
 def test_inception_score_by_hand():
-    "eq-inception-score: sure and even, K; sure and always the same, 1; unsure, 1. Between: 2 classes with 3/4 and 1/4"
+    """eq-inception-score: sure and even, K; sure and always the same, 1; unsure, 1. Between:
+    2 classes with 3/4 and 1/4"""
     one, K = torch.eye(10, dtype=torch.float64), 10
-    assert inception_score(one.repeat(5, 1)) == pytest.approx(K) and inception_score(one[:1].repeat(50, 1)) == pytest.approx(1)
+    assert inception_score(one.repeat(5, 1)) == pytest.approx(K)
+    assert inception_score(one[:1].repeat(50, 1)) == pytest.approx(1)
     assert inception_score(torch.full((50, K), 1 / K)) == pytest.approx(1)
     H = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert inception_score(torch.tensor([[0.75, 0.25], [0.25, 0.75]])) == pytest.approx(2 * math.exp(-H))
+    two = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    assert inception_score(two) == pytest.approx(2 * math.exp(-H))
     assert confidence(torch.tensor([[0.75, 0.25], [0.5, 0.5]])) == 0.625
 
 def test_class_coverage_counts():
@@ -151,8 +186,10 @@ def test_class_coverage_counts():
     p = torch.eye(4, dtype=torch.float64)[[0, 0, 1, 1, 2, 2, 2, 2]]
     found = class_coverage(p)
     assert found.classes == 3 and found.rarest_class == 0
-    assert found.effective_classes == pytest.approx(math.exp(2 * 0.25 * math.log(4) + 0.5 * math.log(2)))
-    assert class_coverage(torch.eye(4)) == pytest.approx((4, 4, 1)) and class_coverage(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx((1, 1, 0))
+    H = 2 * 0.25 * math.log(4) + 0.5 * math.log(2)
+    assert found.effective_classes == pytest.approx(math.exp(H))
+    assert class_coverage(torch.eye(4)) == pytest.approx((4, 4, 1))
+    assert class_coverage(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx((1, 1, 0))
     assert inception_score(p) <= found.effective_classes + 1e-9
 
 # ---- the field's own
@@ -165,15 +202,20 @@ class Asis(nn.Module):
 def test_torchmetrics_agrees_given_the_same_features():
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        from torchmetrics.image import FrechetInceptionDistance, InceptionScore, KernelInceptionDistance
+        from torchmetrics.image import (FrechetInceptionDistance, InceptionScore,
+                                        KernelInceptionDistance)
         real, fake = normal(400, 16), 1.1 * normal(400, 16, seed=1) + 0.1
-        fid, kid, score = FrechetInceptionDistance(Asis(16)), KernelInceptionDistance(Asis(16), subsets=1, subset_size=400), InceptionScore(Asis(16), splits=1)
+        fid = FrechetInceptionDistance(Asis(16))
+        kid = KernelInceptionDistance(Asis(16), subsets=1, subset_size=400)
+        score = InceptionScore(Asis(16), splits=1)
         for metric in (fid, kid): metric.update(real, real=True); metric.update(fake, real=False)
         score.update(fake)
-        # theirs: eigenvalues of a product that is not symmetric; their kernel distance with one subset of everything is all pairs
+        # theirs: eigenvalues of a product that is not symmetric; their kernel distance with one
+        # subset of everything is all pairs
         assert frechet_distance(real, fake) == pytest.approx(fid.compute().item(), rel=1e-5)
         assert kernel_distance(real, fake) == pytest.approx(kid.compute()[0].item(), abs=1e-6)
-        assert inception_score(fake.softmax(1)) == pytest.approx(score.compute()[0].item(), rel=1e-6)
+        theirs = score.compute()[0].item()
+        assert inception_score(fake.softmax(1)) == pytest.approx(theirs, rel=1e-6)
 
 # ---- intervals
 
@@ -183,16 +225,21 @@ def hits(statistic, draw, truth, trials, pairs=40):
     return sum(e.low <= truth <= e.high for e in found) / trials
 
 def test_interval_of_a_mean_holds_it_19_times_in_20():
-    "eq-halves, where the truth is the textbook's: half width 1.96 std / sqrt(n), and coverage 0.95 within four standard errors of a share of 400"
+    """eq-halves, where the truth is the textbook's: half width 1.96 std / sqrt(n), and coverage
+    0.95 within four standard errors of a share of 400"""
     x = normal(1000, 1)
     e = interval(lambda x: x.mean().item(), x, pairs=2000)
-    assert (e.high - e.low) / 2 == pytest.approx(1.96 * x.std().item() / 1000**0.5, rel=4 / 4000**0.5) and abs(e.bias) < 1e-12
+    half_width = 1.96 * x.std().item() / 1000**0.5
+    assert (e.high - e.low) / 2 == pytest.approx(half_width, rel=4 / 4000**0.5)
+    assert abs(e.bias) < 1e-12
     g = rng(3)
-    share = hits(lambda x: x.mean().item(), lambda: (torch.randn(60, 1, generator=g).exp(),), math.exp(0.5), 400)
-    assert 0.88 < share < 0.99                                              # a skewed law and 60 draws: a little below 0.95 is to be expected
+    def draw(): return torch.randn(60, 1, generator=g).exp(),
+    share = hits(lambda x: x.mean().item(), draw, math.exp(0.5), 400)
+    assert 0.88 < share < 0.99  # a skewed law and 60 draws: a little below 0.95 is to be expected
 
 def test_interval_of_the_frechet_distance_holds_the_mean_at_this_n_and_its_limit():
-    "eq-halves and eq-limit, 0.95 less four standard errors of a share of 120 (too wide is no fault here); and the plain interval does not hold the limit, nor does `unbiased` hold the mean"
+    """eq-halves and eq-limit, 0.95 less four standard errors of a share of 120 (too wide is no
+    fault here); the plain interval does not hold the limit, nor does `unbiased` hold the mean"""
     g, D = rng(5), 8
     draw = lambda: (torch.randn(200, D, generator=g), torch.randn(200, D, generator=g) * 1.2 + 0.2)
     limit, mean = D * (0.04 + 0.04), sum(frechet_distance(*draw()) for _ in range(800)) / 800
@@ -201,7 +248,9 @@ def test_interval_of_the_frechet_distance_holds_the_mean_at_this_n_and_its_limit
     assert min(held(mean), held(limit, lambda e: e.unbiased)) > 0.95 - 4 * (0.95 * 0.05 / 120)**0.5
     assert max(held(limit), held(mean, lambda e: e.unbiased)) < 0.7
 
-def around(n=80): return (g := rng(6)) and (lambda: (torch.randn(n, 4, generator=g), torch.randn(n, 4, generator=g) * 0.8 + 0.3))
+def around(n=80):
+    g = rng(6)
+    return lambda: (torch.randn(n, 4, generator=g), torch.randn(n, 4, generator=g) * 0.8 + 0.3)
 
 def test_interval_of_the_kernel_distance_holds_its_mean():
     "eq-halves, 0.95 less four standard errors of a share of 100"
@@ -213,16 +262,20 @@ def test_intervals_of_precision_and_recall_hold_their_means():
     "eq-halves for numbers that come in pairs, 0.95 less four standard errors of a share of 100"
     draw = around()
     means = torch.tensor([precision_recall(*draw()) for _ in range(600)]).mean(0).tolist()
-    found = [interval(precision_recall, *draw(), pairs=15, within=(0, 1), seed=i) for i in range(100)]
+    found = [interval(precision_recall, *draw(), pairs=15, within=(0, 1), seed=i)
+             for i in range(100)]
     for name, mean in zip(('precision', 'recall'), means):
-        assert sum(getattr(e, name).low <= mean <= getattr(e, name).high for e in found) / 100 > 0.95 - 4 * (0.95 * 0.05 / 100)**0.5
+        es = [getattr(e, name) for e in found]
+        share = sum(e.low <= mean <= e.high for e in es) / 100
+        assert share > 0.95 - 4 * (0.95 * 0.05 / 100)**0.5
 
 def test_the_bootstrap_is_no_better():
-    "What the chapter says: the percentile interval of draws with replacement misses the limit nearly always"
+    "The percentile interval of draws with replacement misses the limit nearly always"
     g, missed = rng(8), 0
     for _ in range(40):
         a, b = torch.randn(200, 8, generator=g), torch.randn(200, 8, generator=g) * 1.2 + 0.2
-        again = torch.tensor([frechet_distance(*(x[torch.randint(200, (200,), generator=g)] for x in (a, b))) for _ in range(40)])
+        def again(x): return x[torch.randint(200, (200,), generator=g)]
+        again = torch.tensor([frechet_distance(again(a), again(b)) for _ in range(40)])
         missed += not again.quantile(0.025) <= 8 * (0.04 + 0.04) <= again.quantile(0.975)
     assert missed > 30
 
@@ -235,34 +288,43 @@ def test_intervals_repeat_and_leave_no_footprints():
     a, b = normal(60, 3), normal(50, 3, seed=1)
     state, before = torch.get_rng_state(), a.clone()
     e = interval(frechet_distance, a, b, pairs=5)
-    assert e == interval(frechet_distance, a, b, pairs=5) != interval(frechet_distance, a, b, pairs=5, seed=1) and e.n == 50
+    assert e.n == 50 and e == interval(frechet_distance, a, b, pairs=5)
+    assert e != interval(frechet_distance, a, b, pairs=5, seed=1)
     assert torch.equal(state, torch.get_rng_state()) and torch.equal(a, before)
     assert interval(confidence, torch.eye(4).repeat(5, 1), within=(0, 1))[:3] == (1, 1, 1)
 
 def test_extrapolation_finds_the_limit_of_a_line():
     "eq-limit: exact for a statistic that is 3 + 50/n; and near the truth for the Frechet distance"
     line = extrapolate(lambda x: 3 + 50 / len(x), normal(200, 1))
-    assert line.limit == pytest.approx(3, rel=1e-12) and line.slope == pytest.approx(50, rel=1e-12) and line.sizes[-1] == 200
+    assert line.limit == pytest.approx(3, rel=1e-12) and line.sizes[-1] == 200
+    assert line.slope == pytest.approx(50, rel=1e-12)
     a, b = normal(2000, 16), 1.2 * normal(2000, 16, seed=1)
     line, e = extrapolate(frechet_distance, a, b), interval(frechet_distance, a, b)
-    assert abs(line.limit - 16 * 0.04) < 0.1 < line.values[-1] - 16 * 0.04 + 0.1 and line.limit == pytest.approx(e.unbiased.value, abs=0.02)
+    exact = 16 * 0.04
+    assert abs(line.limit - exact) < 0.1 < line.values[-1] - exact + 0.1
+    assert line.limit == pytest.approx(e.unbiased.value, abs=0.02)
 
 def test_floor_is_what_equal_sets_of_that_size_have():
     "eq-frechet-bias at n against N - n, within its scatter over a single set of 3000"
     x = normal(3000, 8)
     f = floor(frechet_distance, x, 500)
-    assert f.n == 500 and f.low < f.value < f.high and f.value == pytest.approx(8 * 13 / 4 * (1 / 500 + 1 / 2500), rel=0.15)
-    assert floor(frechet_distance, x, 5000).n == 1500 and floor(precision_recall, x[:300], 100).precision.value > 0.5
+    assert f.n == 500 and f.low < f.value < f.high
+    assert f.value == pytest.approx(8 * 13 / 4 * (1 / 500 + 1 / 2500), rel=0.15)
+    assert floor(frechet_distance, x, 5000).n == 1500
+    assert floor(precision_recall, x[:300], 100).precision.value > 0.5
     assert floor(frechet_distance, x, 500) == f
 
 def test_estimates_print_as_many_digits_as_they_know():
-    assert str(Estimate(2.8123, 2.551, 3.1, 100)) == '2.81 [2.55, 3.10]' and str(Estimate(57.31, 52.2, 62.9, 100)) == '57 [52, 63]'
-    assert str(Estimate(0.00123, 0.0010, 0.0015, 9)) == '0.00123 [0.00100, 0.00150]' and str(Estimate(1., 1., 1., 9)) == '1.000 [1.000, 1.000]'
+    for e, text in ((Estimate(2.8123, 2.551, 3.1, 100), '2.81 [2.55, 3.10]'),
+                    (Estimate(57.31, 52.2, 62.9, 100), '57 [52, 63]'),
+                    (Estimate(0.00123, 0.0010, 0.0015, 9), '0.00123 [0.00100, 0.00150]'),
+                    (Estimate(1., 1., 1., 9), '1.000 [1.000, 1.000]')): assert str(e) == text
     assert Estimate(3., 2., 4., 9, 0.5).unbiased[:4] == (2.5, 1.5, 3.5, 9)
 
 # ---- all at once
 
-PROTOCOL = Protocol('blobs 0123456789ab', 6, 400, 'normal 00000000', 1200, 'none', 'ddim()', 50, 0.5, 0, True)
+PROTOCOL = Protocol('blobs 0123456789ab', 6, 400, 'normal 00000000', 1200, 'none', 'ddim()', 50,
+                    0.5, 0, True)
 
 @pytest.fixture(scope='module')
 def real():
@@ -270,68 +332,88 @@ def real():
     x = blobs(torch.arange(1200) % 10, 0)
     return seen(x)
 
-def blobs(y, seed): return 4 * torch.eye(10, dtype=torch.float64)[y] + 0.5 * normal(len(y), 10, seed=seed)
+def blobs(y, seed):
+    return 4 * torch.eye(10, dtype=torch.float64)[y] + 0.5 * normal(len(y), 10, seed=seed)
 def seen(x): return Features(x, (3 * x).softmax(1))
 
 def test_degenerate_generators_are_caught_by_the_right_number(real):
     y = torch.arange(400) % 10
-    kinds = dict(honest=blobs(y, 1), constant=blobs(y[:1], 1).expand(400, -1), mode=blobs(y * 0, 1), noise=4 * normal(400, 10, seed=2), copies=real.x[:400])
-    kinds['constant'] = kinds['constant'].clone()
-    e = {k: evaluate(real, seen(x), PROTOCOL, training=real, pairs=10).measures for k, x in kinds.items()}
-    for k in e:
-        assert (e[k]['frechet_distance'].value.low > e[k]['frechet_distance'].floor.high) == (k in ('constant', 'mode', 'noise'))
-        assert (e[k]['kernel_distance'].value.low > e[k]['kernel_distance'].floor.high) == (k in ('constant', 'mode', 'noise'))
-        assert (e[k]['memorised'].value.low > 0.05) == (k == 'copies')          # and nothing else catches copies
-        assert (e[k]['effective_classes'].value.value < 2) == (k in ('constant', 'mode'))
-        assert (e[k]['recall'].value.value < 0.3) == (k in ('constant', 'mode', 'noise')) or k == 'noise'
-    assert e['noise']['precision'].value.value < 0.1 and e['mode']['precision'].value.value > 0.7 and e['mode']['confidence'].value.value > 0.9
-    assert e['honest']['frechet_limit'].value.low < 0.1
+    kinds = dict(honest=blobs(y, 1), constant=blobs(y[:1], 1).repeat(400, 1), mode=blobs(y * 0, 1),
+                 noise=4 * normal(400, 10, seed=2), copies=real.x[:400])
+    found = {k: evaluate(real, seen(x), PROTOCOL, training=real, pairs=10).measures
+             for k, x in kinds.items()}
+    for k, e in found.items():
+        bad = k in ('constant', 'mode', 'noise')
+        for name in ('frechet_distance', 'kernel_distance'):
+            assert (e[name].value.low > e[name].floor.high) == bad
+        assert (e['memorised'].value.low > 0.05) == (k == 'copies')  # nothing else does
+        assert (e['effective_classes'].value.value < 2) == (k in ('constant', 'mode'))
+        assert (e['recall'].value.value < 0.3) == bad or k == 'noise'
+    assert found['noise']['precision'].value.value < 0.1
+    assert found['mode']['precision'].value.value > 0.7
+    assert found['mode']['confidence'].value.value > 0.9
+    assert found['honest']['frechet_limit'].value.low < 0.1
+
 
 def test_evaluation_goes_to_json_and_to_one_line_a_number(real):
     e = evaluate(real, seen(blobs(torch.arange(400) % 10, 1)), PROTOCOL, pairs=5)
     back = json.loads(json.dumps(e.plain()))
-    assert back['measures']['frechet_distance']['value']['value'] == e.measures['frechet_distance'].value.value and back['protocol']['seed'] == 0
+    there = back['measures']['frechet_distance']['value']['value']
+    assert there == e.measures['frechet_distance'].value.value and back['protocol']['seed'] == 0
     lines = str(e).split('\n')
-    assert lines[0] == str(PROTOCOL) and len(lines) == 1 + len(e.measures) and 'memorised' not in e.measures
-    for word in ('400 images', 'none', 'ddim()', 'steps 50', 'guidance 0.5', 'seed 0', 'clipped True', 'rounded to bytes True', '1,200 of normal 00000000', 'blobs 0123456789ab (6 features)'): assert word in lines[0]
+    assert lines[0] == str(PROTOCOL) and len(lines) == 1 + len(e.measures)
+    assert 'memorised' not in e.measures
+    for word in ('400 images', 'none', 'ddim()', 'steps 50', 'guidance 0.5', 'seed 0',
+                 'clipped True', 'rounded to bytes True', '1,200 of normal 00000000',
+                 'blobs 0123456789ab (6 features)'): assert word in lines[0]
     assert 'not stated' in str(Protocol('x', 1, 1, 'y', 1)) and '\n' not in str(PROTOCOL)
 
 def test_too_few_for_frechet_are_told_so_and_get_the_rest(real):
     few = Features(blobs(torch.arange(15) % 10, 1))
     e = evaluate(Features(real.x), few, PROTOCOL, pairs=5)
-    assert 'kernel_distance' in e.refused['frechet_distance'] and 'frechet_limit' not in e.measures and 'refused' in str(e)
+    assert 'kernel_distance' in e.refused['frechet_distance']
+    assert 'frechet_limit' not in e.measures and 'refused' in str(e)
     assert set(e.measures) == {'kernel_distance', 'precision', 'recall'}
 
 def test_evaluate_refuses_what_nothing_can_be_said_of(real):
     bad = real.x[:400].clone(); bad[3, 3] = math.nan
-    with pytest.raises(ValueError, match='1 of 400 rows of features hold NaN'): evaluate(real, Features(bad), PROTOCOL)
-    with pytest.raises(ValueError, match='10 and 9 features'): evaluate(real, Features(real.x[:, :9]), PROTOCOL)
-    with pytest.raises(ValueError, match='3 rows are too few: an interval needs at least 4'): evaluate(real, Features(real.x[:3]), PROTOCOL)
-    with pytest.raises(ValueError, match='softmax'): evaluate(real, Features(real.x, 3 * real.x), PROTOCOL)
+    for fake, said in ((Features(bad), '1 of 400 rows of features hold NaN'),
+                       (Features(real.x[:, :9]), '10 and 9 features'),
+                       (Features(real.x[:3]), '3 rows are too few: an interval needs at least 4'),
+                       (Features(real.x, 3 * real.x), 'softmax')):
+        with pytest.raises(ValueError, match=said): evaluate(real, fake, PROTOCOL)
 
 # ---- mistakes
 
-@pytest.mark.parametrize('f', [frechet_distance, kernel_distance, precision_recall, lambda a, b: nearest(a, b), lambda a, b: memorised(a, b)])
+@pytest.mark.parametrize('f', [frechet_distance, kernel_distance, precision_recall,
+                               lambda a, b: nearest(a, b), lambda a, b: memorised(a, b)])
 def test_bad_features_are_refused(f):
     good, bad = normal(50, 3), normal(50, 3); bad[7, 1] = math.nan
-    with pytest.raises(ValueError, match='1 of 50 rows .* hold NaN or infinity, the first of them row 7'): f(good, bad)
-    with pytest.raises(ValueError, match=r'have (3 and 4|4 and 3) features; both must come from the same extractor'): f(good, normal(50, 4))
+    said = '1 of 50 rows .* hold NaN or infinity, the first of them row 7'
+    with pytest.raises(ValueError, match=said): f(good, bad)
+    said = r'have (3 and 4|4 and 3) features; both must come from the same extractor'
+    with pytest.raises(ValueError, match=said): f(good, normal(50, 4))
     with pytest.raises(ValueError, match=r'\(N, D\)'): f(good, good[:0])
 
 def test_vectors_without_a_row_axis_are_refused():
     with pytest.raises(ValueError, match=r'shape \(3,\)'): kernel_distance(normal(3), normal(3))
 
 def test_too_few_are_refused():
-    with pytest.raises(ValueError, match='3 rows of 3 features .* kernel_distance'): frechet_distance(normal(3, 3), normal(50, 3))
-    with pytest.raises(ValueError, match='one row has no covariance'): moments(normal(1, 3))
-    with pytest.raises(ValueError, match='1 rows are too few.*at least 2'): kernel_distance(normal(1, 3), normal(5, 3))
-    with pytest.raises(ValueError, match='3 rows are too few.*k = 3 needs at least 4'): precision_recall(normal(9, 3), normal(3, 3))
-    with pytest.raises(ValueError, match='k = 0'): precision_recall(normal(9, 3), normal(9, 3), k=0)
-    with pytest.raises(ValueError, match='3 rows are too few to be halved'): interval(lambda x: 0., normal(3, 1))
-    with pytest.raises(ValueError, match='made from halves of the sets.*3 rows of 3 features'): interval(frechet_distance, normal(7, 3), normal(50, 3))
-    with pytest.raises(ValueError, match='two disjoint parts'): floor(kernel_distance, normal(1, 1), 5)
+    def few(n, D=3): return normal(n, D)
+    for said, f in (
+        ('3 rows of 3 features .* kernel_distance', lambda: frechet_distance(few(3), few(50))),
+        ('one row has no covariance', lambda: moments(few(1))),
+        ('1 rows are too few.*at least 2', lambda: kernel_distance(few(1), few(5))),
+        ('3 rows are too few.*k = 3 needs at least 4', lambda: precision_recall(few(9), few(3))),
+        ('k = 0', lambda: precision_recall(few(9), few(9), k=0)),
+        ('3 rows are too few to be halved', lambda: interval(lambda x: 0., few(3, 1))),
+        ('made from halves of the sets.*3 rows of 3 features',
+         lambda: interval(frechet_distance, few(7), few(50))),
+        ('two disjoint parts', lambda: floor(kernel_distance, few(1, 1), 5))):
+        with pytest.raises(ValueError, match=said): f()
 
-@pytest.mark.parametrize('p', [torch.full((4, 3), 0.5), torch.tensor([[1.5, -0.5]]), torch.tensor([[3., 4.]])])
+@pytest.mark.parametrize('p', [torch.full((4, 3), 0.5), torch.tensor([[1.5, -0.5]]),
+                               torch.tensor([[3., 4.]])])
 def test_scores_are_no_probabilities(p):
     for f in (inception_score, confidence, class_coverage):
         with pytest.raises(ValueError, match='softmax'): f(p)

@@ -11,7 +11,7 @@ from diffusion_scratch.evaluation import frechet_distance
 from diffusion_scratch.features import digit_classifier
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.pretrained import SHIPPED, about, load, save
-from diffusion_scratch.report import _model_hash, random_labels
+from diffusion_scratch.report import model_hash, random_labels
 from diffusion_scratch.sampling import ancestral, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
@@ -98,7 +98,7 @@ def test_samples_are_nearer_to_digits_than_blurred_digits_are(name):
 def test_the_published_numbers_are_of_these_weights(name):
     report, eye = published_report(name), digit_classifier()
     protocol = report['protocol']
-    assert protocol['weights'] == f'{name} {_model_hash(*load(name))}' and protocol['extractor'] == f'{eye.name} {eye.hash}'
+    assert protocol['weights'] == f'{name} {model_hash(*load(name))}' and protocol['extractor'] == f'{eye.name} {eye.hash}'
     assert protocol['generated'] == 10_000 and protocol['real'] == 60_000 and protocol['reference'] == f"mnist {about('mnist-conditional')['made']['data_sha256'][:12]}"
     assert about(name)['measured'] == tool.summary(report)
 
