@@ -11,62 +11,59 @@ from .denoiser import Prediction
 from .schedule import Level
 
 # %% auto #0
-__all__ = ['NULL', 'drop_labels', 'guided']
+__all__ = ['NULL', 'check_probability', 'check_guidance', 'check_guided_batch', 'drop_labels', 'guided']
+
+# %% ../nbs/11_guidance.ipynb #65b40112
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def check_probability(p: float):
+    if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
+
+def check_guidance(y: Tensor, scale: float):
+    if y.ndim != 1:
+        raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
+    if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
+
+def check_guided_batch(labels: Tensor, x_t: Tensor, y):
+    "Refuse labels that are given twice, and a batch of another size"
+    if y is not None:
+        raise ValueError('guided() holds its labels already: give y there, not to the sampler too')
+    if len(labels) != len(x_t):
+        raise ValueError(f'guided() holds {len(labels)} labels for a batch of {len(x_t)}')
 
 # %% ../nbs/11_guidance.ipynb #f4af811f
 NULL = -1  # the label that says "no label"
 
 def drop_labels(y: Tensor,     # labels (B,), long
-                p: float,      # the share to drop, 0..1
+                p: float,      # probability, 0..1
                 generator: torch.Generator | None=None
                ) -> Tensor:    # (B,)
-    "Replace each label by NULL with probability `p`, so that one network learns with and without labels (eq-cfg-dropout; Ho & Salimans 2022, algorithm 1)"
-    if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
-    drop = (
-        torch.rand(
-            y.shape,
-            generator=generator,
-            device=generator.device if generator else 'cpu',
-        )
-        < p
-    )
+    """Labels of which each is replaced by NULL with probability p (eq-cfg-dropout;
+    Ho & Salimans 2022, algorithm 1)"""
+    check_probability(p)
+    device = generator.device if generator else 'cpu'
+    drop = torch.rand(y.shape, generator=generator, device=device) < p
     return y.masked_fill(drop.to(y.device), NULL)
 
 # %% ../nbs/11_guidance.ipynb #55720708
 class guided(nn.Module):
-    "A denoiser that exaggerates what the labels change: (1 + scale) * with - scale * without (eq-cfg; Ho & Salimans 2022, eq. 6)"
+    """A denoiser that exaggerates what the labels change
+    (eq-cfg; Ho & Salimans 2022, eq. 6)"""
     def __init__(self,
                  denoiser: nn.Module,  # trained with some labels dropped
                  y: Tensor,            # the labels wanted (B,)
-                 scale: float          # 0: the labels as learned; -1: without labels; larger: more typical, less varied
+                 scale: float          # 0: labels as learned; -1: none; more: typical
                 ):
         super().__init__()
-        y = torch.as_tensor(y)
-        if y.ndim != 1:
-            raise ValueError(
-                f'y has shape {tuple(y.shape)}; give one label for each image, (B,)'
-            )
-        if not math.isfinite(scale):
-            raise ValueError(f'scale = {scale} is not a finite number')
-        self.denoiser, self.training, self.y, self.scale = (
-            denoiser,
-            denoiser.training,
-            y,
-            scale,
-        )
+        self.y, self.scale = torch.as_tensor(y), scale
+        check_guidance(self.y, scale)
+        self.denoiser, self.training = denoiser, denoiser.training
 
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:
-        if y is not None:
-            raise ValueError(
-                'guided() holds its labels already: give y there, not to the'
-                ' sampler too'
-            )
-        if len(self.y) != len(x_t):
-            raise ValueError(
-                f'guided() holds {len(self.y)} labels for a batch of {len(x_t)}'
-            )
-        cond = self.denoiser(x_t, level, self.y.to(x_t.device))
-        if self.scale == 0: return cond
-        free = self.denoiser(x_t, level)
-        mix = lambda f, c: torch.lerp(f, c, 1 + self.scale)
-        return Prediction(mix(free.x0, cond.x0), mix(free.eps, cond.eps))
+        check_guided_batch(self.y, x_t, y)
+        with_label = self.denoiser(x_t, level, self.y.to(x_t.device))
+        if self.scale == 0: return with_label
+        without = self.denoiser(x_t, level)
+        x0 = torch.lerp(without.x0, with_label.x0, 1 + self.scale)
+        eps = torch.lerp(without.eps, with_label.eps, 1 + self.scale)
+        return Prediction(x0, eps)
