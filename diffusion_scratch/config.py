@@ -12,89 +12,121 @@ from pathlib import Path
 from typing import Annotated, Any, Iterator, Literal
 import torch
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator)
 from . import data as datasets
 from .data import DATA, ImageSet
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .loss import min_snr, uniform, v_weight, x0_weight
-from .schedule import Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr
+from .schedule import (
+    Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr)
 from .training import warmup_constant, warmup_cosine
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError', 'make_section',
-           'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'flat_config', 'make_data',
-           'import_named', 'make_denoiser', 'make_fit_options']
+__all__ = ['setting', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError',
+           'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'make_data', 'make_denoiser',
+           'import_named', 'make_fit_options']
 
 # %% ../nbs/19_config.ipynb #e210b3a5
 class _Section(BaseModel):
-    "Keys with types, ranges and defaults; an unknown key is refused, and nothing changes once it is made"
+    "Keys with types, ranges and defaults; it refuses others, and never changes"
     model_config = ConfigDict(extra='forbid', frozen=True, allow_inf_nan=False)
 
     @model_validator(mode='before')
     @classmethod
-    def _empty(cls, values): return {} if values is None else values  # in YAML, `training:` with nothing below it
+    def _empty(cls, values): return {} if values is None else values
+
+# %% ../nbs/19_config.ipynb #ba0db4a2
+def setting(default, meaning: str, **bounds):
+    "The default of a key, what it means, and its range"
+    return Field(default, description=meaning, **bounds)
 
 def _number(value):
     if isinstance(value, bool): raise ValueError('true and false are not numbers')
     return value
 
+_Real = Annotated[float, BeforeValidator(_number)]
+_Whole = Annotated[int, BeforeValidator(_number)]
 _Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
 _Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
 _Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
+_Coordinate = Literal['eps', 'x0', 'v']
 _Named = Annotated[str, Field(pattern=r'^[A-Za-z_][\w.]*:[A-Za-z_]\w*$')]
 
 # %% ../nbs/19_config.ipynb #fa78f90f
 class DataConfig(_Section):
     "What to learn from"
-    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder'] = Field('mnist_mini', description='data set')
-    root: Path = Field(DATA, description='the folder of images, or where the files of mnist or cifar10 lie already; by default they are downloaded')
-    size: _Positive | tuple[_Positive, _Positive] = Field(64, description='of the images of a folder: height and width, or one number for both')
-    channels: Literal[1, 3] = Field(3, description='of the images of a folder, 3 for colour, 1 for gray')
-    flip: bool = Field(False, description='mirror half of the images (never for digits)')
-    subfolders: bool = Field(False, description='of a folder: its subfolders are classes')
-    corrupt: Literal['refuse', 'skip'] = Field('refuse', description='of a folder: what to do with files that cannot be read')
+    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder'] = setting(
+        'mnist_mini', 'data set')
+    root: Path = setting(
+        DATA, 'the folder of images, or where the files of mnist or cifar10 lie '
+        'already; by default they are downloaded')
+    size: _Positive | tuple[_Positive, _Positive] = setting(
+        64, 'of the images of a folder: height and width, or one number for both')
+    channels: Literal[1, 3] = setting(
+        3, 'of the images of a folder, 3 for colour, 1 for gray')
+    flip: bool = setting(False, 'mirror half of the images (never for digits)')
+    subfolders: bool = setting(False, 'of a folder: its subfolders are classes')
+    corrupt: Literal['refuse', 'skip'] = setting(
+        'refuse', 'of a folder: what to do with files that cannot be read')
 
+# %% ../nbs/19_config.ipynb #efd6983d
 class ScheduleConfig(_Section):
     "How fast an image dies"
-    name: Literal['linear', 'cosine', 'sigmoid'] = Field('linear', description='its shape')
-    T: _Positive = Field(1000, description='number of steps')
-    zero_terminal_snr: bool = Field(False, description='leave nothing of the image at T')
+    name: Literal['linear', 'cosine', 'sigmoid'] = setting('linear', 'its shape')
+    T: _Positive = setting(1000, 'number of steps')
+    zero_terminal_snr: bool = setting(False, 'leave nothing of the image at T')
 
+# %% ../nbs/19_config.ipynb #7fc29a18
 class NetworkConfig(_Section):
     "The UNet"
-    channels: Annotated[int, Field(ge=4, multiple_of=4), BeforeValidator(_number)] = Field(64, description='width at full size')
-    multipliers: Annotated[tuple[_Positive, ...], Field(min_length=1)] = Field((1, 2), description='width of each level, in multiples of channels')
-    blocks: _Positive = Field(1, description='residual blocks a level')
-    attention: tuple[_Count, ...] = Field((1,), description='levels with attention, 0 is full size')
-    dropout: _Share = Field(0., description='inside residual blocks')
-    unshuffle: _Positive = Field(1, description='fold so many pixels a side into channels')
-    labels: bool = Field(True, description='learn the classes, where the data has them')
+    channels: _Whole = setting(64, 'width at full size', ge=4, multiple_of=4)
+    multipliers: Annotated[tuple[_Positive, ...], Field(min_length=1)] = setting(
+        (1, 2), 'width of each level, in multiples of channels')
+    blocks: _Positive = setting(1, 'residual blocks a level')
+    attention: tuple[_Count, ...] = setting(
+        (1,), 'levels with attention, 0 is full size')
+    dropout: _Share = setting(0., 'inside residual blocks')
+    unshuffle: _Positive = setting(1, 'fold so many pixels a side into channels')
+    labels: bool = setting(True, 'learn the classes, where the data has them')
 
+# %% ../nbs/19_config.ipynb #6fdbd863
 class TrainingConfig(_Section):
     "How to learn"
-    steps: _Positive = Field(2000, description='in all')
-    batch_size: _Positive = Field(64, description='images a step, whatever the number of processes')
-    accumulate: _Positive = Field(1, description='goes in which a process works through its part of a batch, to save memory')
-    precision: Literal['fp32', 'bf16', 'fp16'] = Field('fp32', description='of the network in training; 16 bits are for GPUs')
-    lr: Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)] = Field(2e-4, description='peak learning rate')
-    warmup: _Count = Field(200, description='steps of warm-up')
-    decay: Literal['constant', 'cosine'] = Field('constant', description='of the learning rate after warm-up')
-    adam: tuple[_Share, _Share] = Field((0.9, 0.999), description="Adam's betas")
-    clip: Annotated[float, Field(gt=0), BeforeValidator(_number)] = Field(1., description='largest norm of the gradient')
-    explode: Annotated[float, Field(gt=0), BeforeValidator(_number)] = Field(1e5, description='a gradient with a larger norm stops the run')
-    ema: _Share = Field(0.9999, description='decay of the moving average of the weights')
-    label_dropout: _Share = Field(0.1, description='share of labels hidden, which guidance needs')
-    weight: Literal['eps', 'x0', 'v', 'min_snr'] | _Named | None = Field(None, description="of the loss; null is the parameterization's own")
+    steps: _Positive = setting(2000, 'in all')
+    batch_size: _Positive = setting(
+        64, 'images a step, whatever the number of processes')
+    accumulate: _Positive = setting(
+        1, 'goes in which a process works through its part of a batch, to save memory')
+    precision: Literal['fp32', 'bf16', 'fp16'] = setting(
+        'fp32', 'of the network in training; 16 bits are for GPUs')
+    lr: _Real = setting(2e-4, 'peak learning rate', gt=0, le=1)
+    warmup: _Count = setting(200, 'steps of warm-up')
+    decay: Literal['constant', 'cosine'] = setting(
+        'constant', 'of the learning rate after warm-up')
+    adam: tuple[_Share, _Share] = setting((0.9, 0.999), "Adam's betas")
+    clip: _Real = setting(1., 'largest norm of the gradient', gt=0)
+    explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
+    ema: _Share = setting(0.9999, 'decay of the moving average of the weights')
+    label_dropout: _Share = setting(0.1, 'share of labels hidden, which guidance needs')
+    weight: Literal['eps', 'x0', 'v', 'min_snr'] | _Named | None = setting(
+        None, "of the loss; null is the parameterization's own")
 
+# %% ../nbs/19_config.ipynb #fa310c52
 class SamplingConfig(_Section):
     "How to draw"
-    steps: _Positive = Field(100, description='of the reverse process, at most schedule.T')
-    solver: Literal['ancestral', 'ddim', 'dpm++', 'dpm++sde', 'heun'] = Field('ancestral', description='how a step is made; dpm++ wants about 20 steps, heun asks the network twice in each')
-    variance: Literal['fixed_small', 'fixed_large'] = Field('fixed_small', description='of an ancestral step')
-    guidance: Annotated[float, Field(ge=-1), BeforeValidator(_number)] = Field(0.5, description='of labels, if any; 0 is as learned, more is more typical and less varied')
-    clip: bool = Field(True, description='keep the predicted image in [-1, 1]')
-    batch_size: _Positive = Field(100, description='images at once; they do not depend on it')
+    steps: _Positive = setting(100, 'of the reverse process, at most schedule.T')
+    solver: Literal['ancestral', 'ddim', 'dpm++', 'dpm++sde', 'heun'] = setting(
+        'ancestral', 'how a step is made; dpm++ wants about 20 steps, heun asks the '
+        'network twice in each')
+    variance: Literal['fixed_small', 'fixed_large'] = setting(
+        'fixed_small', 'of an ancestral step')
+    guidance: _Real = setting(
+        0.5, 'of labels, if any; 0 is as learned, more is more typical and less varied',
+        ge=-1)
+    clip: bool = setting(True, 'keep the predicted image in [-1, 1]')
+    batch_size: _Positive = setting(100, 'images at once; they do not depend on it')
 
 # %% ../nbs/19_config.ipynb #5a91c0ff
 def _keys(section: type[_Section], prefix: str='') -> Iterator[tuple[str, dict]]:
@@ -106,97 +138,149 @@ def _keys(section: type[_Section], prefix: str='') -> Iterator[tuple[str, dict]]
             yield from _keys(type(field.default), f'{prefix}{name}.')
         else: yield prefix + name, schema['properties'][name]
 
+# %% ../nbs/19_config.ipynb #dc7c0628
+_KINDS = dict(integer='whole number', boolean='true or false', object='keys and values')
+_BOUNDS = dict(minimum='>=', exclusiveMinimum='>', maximum='<=', exclusiveMaximum='<',
+               multipleOf='multiple of')
+
 def _allowed(schema: dict) -> str:
     "What a JSON schema allows, in words"
     if 'anyOf' in schema: return ', or '.join(_allowed(s) for s in schema['anyOf'])
     if 'pattern' in schema: return 'module:name, of your own code'
     if 'const' in schema: return schema['const']
     if 'enum' in schema: return ', '.join(str(v) for v in schema['enum'])
-    if 'properties' in schema: return f"a section with the keys {', '.join(schema['properties'])}"
-    if schema['type'] == 'array':
-        length = schema.get('maxItems') or ('1 or more' if schema.get('minItems') else 'any length')
-        return f"list of {length}, each {_allowed(schema.get('items') or schema['prefixItems'][0])}"
-    kind = dict(integer='whole number', boolean='true or false', object='keys and values', string=schema.get('format', 'text')).get(schema['type'], schema['type'])
-    bounds = dict(minimum='>=', exclusiveMinimum='>', maximum='<=', exclusiveMaximum='<', multipleOf='multiple of')
-    return f"{kind} {' and '.join(f'{words} {schema[k]}' for k, words in bounds.items() if k in schema)}".rstrip()
+    if 'properties' in schema:
+        return 'a section with the keys ' + ', '.join(schema['properties'])
+    kind = schema['type']
+    if kind == 'array':
+        some = '1 or more' if schema.get('minItems') else 'any length'
+        item = schema.get('items') or schema['prefixItems'][0]
+        return f"list of {schema.get('maxItems') or some}, each {_allowed(item)}"
+    if kind == 'string': kind = schema.get('format', 'text')
+    bounds = [f'{words} {schema[k]}' for k, words in _BOUNDS.items() if k in schema]
+    return f"{_KINDS.get(kind, kind)} {' and '.join(bounds)}".rstrip()
 
 # %% ../nbs/19_config.ipynb #d509a158
+class ConfigError(ValueError):
+    "A config that cannot be honoured: names the key, the value, what is allowed"
+
+def _made(section: type[_Section], values: dict) -> _Section:
+    "A section, or a whole Config, of these values; raises ConfigError"
+    try: return section(**values)
+    except ValidationError as e:
+        raise ConfigError(_in_words(e, section, values)) from None
+
+# %% ../nbs/19_config.ipynb #a4761120
+#| code-fold: true
+#| code-summary: "Plumbing: pydantic's errors in words, one line for each wrong key"
+def _in_words(error: ValidationError, section: type[_Section], values: dict) -> str:
+    "A line for each wrong key"
+    keys, lines = dict(_keys(section)), {}
+    for e in error.errors():
+        key = '.'.join(str(p) for p in e['loc'])
+        if not key: lines[key] = e['msg'].removeprefix('Value error, ')
+        elif e['type'] in ('extra_forbidden', 'invalid_key'): lines[key] = _unknown(key, list(keys))
+        else:
+            # pydantic names the item of a list, or the member of a union
+            while key not in keys: key = key.rpartition('.')[0]
+            lines[key] = _refused(key, reduce(getitem, key.split('.'), values), keys[key])
+    return '\n'.join(lines.values())
+
+def _unknown(key: str, keys: list[str]) -> str:
+    "What to say of a key that is not known"
+    section, _, name = key.rpartition('.')
+    if key in keys: return f'{key}: write it as {name} in the section {section}'  # a dot in YAML
+    if near := _nearest(key, keys): return f"{key}: unknown key; did you mean {' or '.join(near)}?"
+    here = ', '.join(k.rpartition('.')[2] for k in keys if k.rpartition('.')[0] == section)
+    of = f'of {section}' if section else 'and sections'
+    return f'{key}: unknown key; the keys {of} are {here}'
+
 def _nearest(key: str, keys: list[str]) -> list[str]:
     "The keys that a wrong one looks most like: by its last part, and a little by its section"
+    wrong_section, _, wrong = key.rpartition('.')
     def alike(k):
-        (section, _, name), (wrong_section, _, wrong) = k.rpartition('.'), key.rpartition('.')
-        return SequenceMatcher(None, name.lower(), wrong.lower()).ratio() + 0.1 * (section == wrong_section)
+        section, _, name = k.rpartition('.')
+        ratio = SequenceMatcher(None, name.lower(), wrong.lower()).ratio()
+        return ratio + 0.1 * (section == wrong_section)
     best = max(map(alike, keys))
     return [k for k in keys if alike(k) == best > 0.6]
 
-class ConfigError(ValueError):
-    "A config that cannot be honoured: the message names the key, the value and what is allowed"
-
-def _unknown(key: str, keys: list[str]) -> str:
-    section, _, name = key.rpartition('.')
-    if key in keys: return f'{key}: write it as {name} in the section {section}'  # a dot in a YAML key
-    if near := _nearest(key, keys): return f"{key}: unknown key; did you mean {' or '.join(near)}?"
-    here = ', '.join(k.rpartition('.')[2] for k in keys if k.rpartition('.')[0] == section)
-    return f"{key}: unknown key; the keys {f'of {section}' if section else 'and sections'} are {here}"
-
 def _refused(key: str, value, schema: dict) -> str:
-    words = [c for s in schema.get('anyOf', [schema]) for c in s.get('enum', []) if isinstance(c, str)]
+    "What to say of a value that is not allowed"
+    choices = [c for s in schema.get('anyOf', [schema]) for c in s.get('enum', [])]
+    words = [c for c in choices if isinstance(c, str)]
     near = get_close_matches(str(value).lower(), words, 1, 0.5)
-    return f"{key}: {'null' if value is None else repr(value)} is not allowed; allowed: {_allowed(schema)}" + (f'. Did you mean {near[0]}?' if near else '')
-
-def make_section(section: type[_Section], values: dict) -> _Section:
-    "A section, or a whole Config, of these values; raises ConfigError with a line for each wrong key"
-    try: return section(**values)
-    except ValidationError as e:
-        keys, lines = dict(_keys(section)), {}
-        for error in e.errors():
-            key = '.'.join(str(p) for p in error['loc'])
-            if not key: lines[key] = error['msg'].removeprefix('Value error, ')
-            elif error['type'] in ('extra_forbidden', 'invalid_key'): lines[key] = _unknown(key, list(keys))
-            else:
-                while key not in keys: key = key.rpartition('.')[0]  # pydantic names the item of a list, or the member of a union
-                lines[key] = _refused(key, reduce(getitem, key.split('.'), values), keys[key])
-        raise ConfigError('\n'.join(lines.values())) from None
+    meant = f'. Did you mean {near[0]}?' if near else ''
+    shown = 'null' if value is None else repr(value)
+    return f'{key}: {shown} is not allowed; allowed: {_allowed(schema)}{meant}'
 
 # %% ../nbs/19_config.ipynb #bc0efd85
+def _variance_left(c: Config) -> float:
+    "The share of the image's variance at T, where sampling assumes 0: eq-linear-end"
+    return make_schedule(c).alpha_bar[-1].item()
+
+# %% ../nbs/19_config.ipynb #4c0c05e6
+#| code-fold: true
+#| code-summary: "Plumbing: values that do not go together"
 def _disagreements(c: Config) -> Iterator[str]:
     "What each key allows by itself, but not together with another"
-    T, levels, left = c.schedule.T, len(c.network.multipliers), make_schedule(c).alpha_bar[-1].item()
+    T, levels, left = c.schedule.T, len(c.network.multipliers), _variance_left(c)
     if c.parameterization == 'eps' and c.schedule.zero_terminal_snr:
-        yield 'parameterization: eps is not allowed with schedule.zero_terminal_snr, for where no signal is left eps does not tell x0; allowed: x0, v'
-    if left > 0.05:  # eq-linear-end
-        yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then leaves {left:.0%} of the variance where drawing starts '
-               'from pure noise; allowed: a larger T, or cosine, or sigmoid')
-    if c.sampling.steps > T: yield f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and <= {T}, which is schedule.T'
+        yield ('parameterization: eps is not allowed with schedule.zero_terminal_snr, for where no '
+               'signal is left eps does not tell x0; allowed: x0, v')
+    if left > 0.05:
+        yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then '
+               f'leaves {left:.0%} of the variance where drawing starts from pure noise; allowed: '
+               'a larger T, or cosine, or sigmoid')
+    if c.sampling.steps > T:
+        yield (f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and '
+               f'<= {T}, which is schedule.T')
     for level in c.network.attention:
-        if level >= levels: yield f'network.attention: level {level} is not allowed; allowed: 0..{levels - 1}, the levels of network.multipliers'
-    if c.network.labels and (c.data.name != 'folder' or c.data.subfolders) and c.sampling.guidance and not c.training.label_dropout:
-        yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with training.label_dropout 0, for the network never learns to do without labels; '
+        if level >= levels:
+            yield (f'network.attention: level {level} is not allowed; allowed: 0..{levels - 1}, '
+                   'the levels of network.multipliers')
+    labelled = c.network.labels and (c.data.name != 'folder' or c.data.subfolders)
+    if labelled and c.sampling.guidance and not c.training.label_dropout:
+        yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with '
+               'training.label_dropout 0, for the network never learns to do without labels; '
                'allowed: 0, or some label_dropout, such as 0.1')
-    if c.data.flip and 'mnist' in c.data.name: yield f'data.flip: True is not allowed with data.name {c.data.name}, for a mirrored digit is no digit; allowed: false'
-    if c.data.name == 'folder' and c.data.root == DATA: yield 'data.root: the folder of your images is missing; allowed: path'
-    if c.model == 'unet' and c.model_args: yield f'model_args: {c.model_args} is not allowed with model unet, whose keys are in network; allowed: nothing'
+    if c.data.flip and 'mnist' in c.data.name:
+        yield (f'data.flip: True is not allowed with data.name {c.data.name}, for a mirrored digit '
+               'is no digit; allowed: false')
+    if c.data.name == 'folder' and c.data.root == DATA:
+        yield 'data.root: the folder of your images is missing; allowed: path'
+    if c.model == 'unet' and c.model_args:
+        yield (f'model_args: {c.model_args} is not allowed with model unet, whose keys are in '
+               'network; allowed: nothing')
     of_folders = ['size', 'channels', 'subfolders', 'corrupt']
-    for key in dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders):
+    unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
+    for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
-            yield f'data.{key}: {value} is not allowed with data.name {c.data.name}, which has no use for it; allowed: nothing, or data.name folder'
+            yield (f'data.{key}: {value} is not allowed with data.name {c.data.name}, which has no '
+                   'use for it; allowed: nothing, or data.name folder')
 
 # %% ../nbs/19_config.ipynb #6c1a6ccd
 class Config(_Section):
     "One run, whole: what `diffusion-train` reads and what a notebook may build by hand"
-    run: Path = Field(Path('runs/run'), description='folder of the run')
-    seed: Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)] = Field(0, description='of the weights, the batches and the images')
-    device: str = Field('auto', description='auto, cpu, cuda, cuda:1, mps')
-    threads: Annotated[int, Field(ge=0, le=1024), BeforeValidator(_number)] = Field(0, description='CPU threads; 0 leaves it to torch')
-    preview_every: _Positive = Field(500, description='steps between pictures')
-    save_every: _Positive = Field(500, description='steps between checkpoints')
-    keep: _Positive = Field(3, description='how many of the newest checkpoints to keep, beside the best')
-    log: tuple[Literal['tensorboard', 'wandb'], ...] = Field(('tensorboard',), description='loggers beside metrics.csv, through accelerate')
-    log_every: _Positive = Field(10, description='steps between two lines of these loggers')
-    judge: _Count = Field(0, description='images that an independent classifier reads at the end, where there are labels')
-    parameterization: Literal['eps', 'x0', 'v'] = Field('eps', description='what the network predicts')
-    model: Literal['unet'] | _Named = Field('unet', description='the network, any module net(x, t[, y])')
-    model_args: dict[str, Any] = Field({}, description='what your own network is made with')
+    run: Path = setting(Path('runs/run'), 'folder of the run')
+    seed: _Whole = setting(
+        0, 'of the weights, the batches and the images', ge=0, lt=2**63)
+    device: str = setting('auto', 'auto, cpu, cuda, cuda:1, mps')
+    threads: _Whole = setting(0, 'CPU threads; 0 leaves it to torch', ge=0, le=1024)
+    preview_every: _Positive = setting(500, 'steps between pictures')
+    save_every: _Positive = setting(500, 'steps between checkpoints')
+    keep: _Positive = setting(
+        3, 'how many of the newest checkpoints to keep, beside the best')
+    log: tuple[Literal['tensorboard', 'wandb'], ...] = setting(
+        ('tensorboard',), 'loggers beside metrics.csv, through accelerate')
+    log_every: _Positive = setting(10, 'steps between two lines of these loggers')
+    judge: _Count = setting(
+        0, 'images that an independent classifier reads at the end, where there are '
+        'labels')
+    parameterization: _Coordinate = setting('eps', 'what the network predicts')
+    model: Literal['unet'] | _Named = setting(
+        'unet', 'the network, any module net(x, t[, y])')
+    model_args: dict[str, Any] = setting({}, 'what your own network is made with')
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     network: NetworkConfig = NetworkConfig()
@@ -208,122 +292,191 @@ class Config(_Section):
         if wrong := '\n'.join(_disagreements(self)): raise ValueError(wrong)
         return self
 
+# %% ../nbs/19_config.ipynb #497dc293
 def make_schedule(config: Config) -> Schedule:
     "The schedule that a config names"
     c = config.schedule
-    betas = dict(linear=linear_betas, cosine=cosine_betas, sigmoid=sigmoid_betas)[c.name](c.T)
+    make = dict(linear=linear_betas, cosine=cosine_betas, sigmoid=sigmoid_betas)[c.name]
+    betas = make(c.T)
     return Schedule(zero_terminal_snr(betas) if c.zero_terminal_snr else betas)
 
 # %% ../nbs/19_config.ipynb #0e9436fb
+#| code-fold: true
+#| code-summary: "Plumbing: YAML, in which no key stands twice"
 class _Loader(yaml.SafeLoader):
     "YAML in which no key stands twice"
     def construct_mapping(self, node, deep=False):
-        if not isinstance(node, yaml.MappingNode): raise yaml.MarkedYAMLError(problem='keys and values are missing here', problem_mark=node.start_mark)
+        if not isinstance(node, yaml.MappingNode):
+            raise yaml.MarkedYAMLError(problem='keys and values are missing here',
+                                       problem_mark=node.start_mark)
         names = [str(key.value) for key, _ in node.value]
         for key, _ in node.value:
-            if names.count(str(key.value)) > 1: raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice', problem_mark=key.start_mark)
+            if names.count(str(key.value)) > 1:
+                raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice',
+                                           problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
+# what PyYAML lets out for a wrong tag, date or depth
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+
 def _yaml(text: str, where) -> object:
+    "What YAML says; raises ConfigError"
     try: return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:  # what PyYAML lets out for a wrong tag, date or depth
-        raise ConfigError(f'{where} is not YAML: {e}') from None
+    except _YAML_ERRORS as e: raise ConfigError(f'{where} is not YAML: {e}') from None
+
+def _read_yaml(file: Path) -> dict | None:
+    "The keys and values of a YAML file; raises ConfigError"
+    if not file.is_file():
+        configs = ', '.join(str(f) for f in sorted(Path('configs').glob('*.yaml')))
+        wrong = 'is a folder' if file.is_dir() else 'does not exist'
+        at_hand = f'are {configs}' if configs else 'is none'
+        raise ConfigError(f'{file} {wrong}; give a YAML file; in ./configs there {at_hand}')
+    try: values = _yaml(file.read_text(encoding='utf-8'), file)
+    except UnicodeDecodeError: raise ConfigError(f'{file} is not text; give a YAML file') from None
+    if not isinstance(values, dict | None):
+        raise ConfigError(f'{file} must hold keys and values, not {type(values).__name__}')
+    return values
+
+def _override(values: dict, item: str):
+    "Change `values` as 'section.key=value' says; raises ConfigError"
+    key, eq, value = item.partition('=')
+    if not eq:
+        raise ConfigError(f'{item!r} is not an override; write section.key=value, such as '
+                          'training.steps=1000')
+    *sections, last = key.split('.')
+    place = values
+    for s in sections:
+        if place.get(s) is None: place[s] = {}
+        place = place[s]
+        if not isinstance(place, dict):
+            raise ConfigError(f'{key}: {s} holds the value {place!r}, not keys')
+    place[last] = _yaml(value, key)
 
 # %% ../nbs/19_config.ipynb #db64943f
 def parse_config(values: dict,           # nested, as in YAML
                  overrides: list[str]=() # 'section.key=value', values in YAML
                 ) -> Config:
-    "A config from a dictionary; raises ConfigError, which names the key, the value and what is allowed"
+    "A config from a dictionary; raises ConfigError, which names what is wrong"
     values = copy.deepcopy(values or {})
-    for item in overrides:
-        key, eq, value = item.partition('=')
-        if not eq: raise ConfigError(f'{item!r} is not an override; write section.key=value, such as training.steps=1000')
-        *sections, last = key.split('.')
-        place = values
-        for s in sections:
-            if place.get(s) is None: place[s] = {}
-            place = place[s]
-            if not isinstance(place, dict): raise ConfigError(f'{key}: {s} holds the value {place!r}, not keys')
-        place[last] = _yaml(value, key)
-    return make_section(Config, {str(k): v for k, v in values.items()})
+    for item in overrides: _override(values, item)
+    return _made(Config, {str(k): v for k, v in values.items()})
 
 def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
                ) -> Config:
-    "A config from a YAML file"
-    file = Path(file)
-    if not file.is_file():
-        at_hand = ', '.join(str(f) for f in sorted(Path('configs').glob('*.yaml')))
-        raise ConfigError(f"{file} {'is a folder' if file.is_dir() else 'does not exist'}; give a YAML file; in ./configs there {f'are {at_hand}' if at_hand else 'is none'}")
-    try: values = _yaml(file.read_text(encoding='utf-8'), file)
-    except UnicodeDecodeError: raise ConfigError(f'{file} is not text; give a YAML file') from None
-    if not isinstance(values, dict | None): raise ConfigError(f'{file} must hold keys and values, not {type(values).__name__}')
-    return parse_config(values, overrides)
+    "A config from a YAML file; raises ConfigError"
+    return parse_config(_read_yaml(Path(file)), overrides)
 
 # %% ../nbs/19_config.ipynb #8dbb8f83
 def dump_config(config: Config) -> str:
-    "A config as YAML: every key, the defaults too, with what it means and what it allows"
+    "A config as YAML: every key, the defaults too, with its meaning and what it allows"
     values, lines = config.model_dump(mode='json'), []
     for key, schema in _keys(type(config)):
         *sections, name = key.split('.')
-        value = '' if 'properties' in schema else ' ' + yaml.safe_dump([reduce(getitem, key.split('.'), values)], default_flow_style=True, width=1e9)[1:-2]
-        means = schema['description'] if 'properties' in schema else f"{schema['description']}: {_allowed(schema)}"
-        lines.append(f"{'  ' * len(sections) + name + ':' + value:35} # {means}")
+        line, means = '  ' * len(sections) + f'{name}:', schema['description']
+        if 'properties' not in schema:   # a key, not a section
+            line += ' ' + _one_line(reduce(getitem, key.split('.'), values))
+            means += f': {_allowed(schema)}'
+        lines.append(f'{line:35} # {means}')
     return '\n'.join(lines) + '\n'
 
-def flat_config(config: Config) -> dict:
+def _one_line(value) -> str:
+    return yaml.safe_dump([value], default_flow_style=True, width=1e9)[1:-2]
+
+def _flat(config: Config) -> dict:
     "Every key, with dots, and its value"
-    return {key: attrgetter(key)(config) for key, schema in _keys(type(config)) if 'properties' not in schema}
+    keys = [key for key, schema in _keys(type(config)) if 'properties' not in schema]
+    return {key: attrgetter(key)(config) for key in keys}
 
 # %% ../nbs/19_config.ipynb #af6177f1
 def make_data(config: Config,
-              progress: bool=True, # show a progress bar where files are read
-              cache: Path | None=None # keep what was read from a folder here, so that the next start does not read again
+              progress: bool=True,    # show a progress bar where files are read
+              cache: Path | None=None # a file to keep what was read from a folder
              ) -> ImageSet:
-    "The data set that a config names; without its labels if the network is not to learn them"
-    c, n = config.data, config.network
-    data = (datasets.mnist_mini() if c.name == 'mnist_mini' else
-            datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders, corrupt=c.corrupt, cache=cache) if c.name == 'folder' else
-            getattr(datasets, c.name)(c.root, download=c.root == DATA))  # a folder that a config names is read, never written
-    (H, W), need = data.shape[1:], n.unshuffle * 2**(len(n.multipliers) - 1)
-    if min(H, W) < need and config.model == 'unet':
-        raise ConfigError(f'network.multipliers: {len(n.multipliers)} levels with unshuffle {n.unshuffle} need images of at least {need} x {need}, '
-                          f'and those of {data.name} have {H} x {W}; allowed: fewer levels')
-    if (size := config.training.batch_size) > len(data):
-        raise ConfigError(f'training.batch_size: {size} is not allowed; allowed: whole number >= 1 and <= {len(data)}, the images of {data.name}')
-    if n.labels: return data
+    """The data set that a config names; without labels if the network is not to learn
+    them. Raises ConfigError, or as the functions of `data` do"""
+    data = _read_data(config.data, progress, cache)
+    _check_data(config, data)
+    if config.network.labels: return data
     plain = ImageSet(data.images, name=data.name)
     plain.skipped = data.skipped
     return plain
 
-def import_named(name: str, key: str):
-    "What `module:name` in a config names: your own code, found as Python finds it, or in the working folder; raises ConfigError"
+# %% ../nbs/19_config.ipynb #9b900963
+#| code-fold: true
+#| code-summary: "Plumbing: reading and checking the data"
+def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
+    "The data set, with its labels"
+    if c.name == 'mnist_mini': return datasets.mnist_mini()
+    if c.name == 'folder':
+        return datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders,
+                                     corrupt=c.corrupt, cache=cache)
+    # a folder that a config names is read, never written
+    return getattr(datasets, c.name)(c.root, download=c.root == DATA)
+
+def _check_data(config: Config, data: ImageSet):
+    "Refuse data that are too small for the network or the batch"
+    n, (H, W) = config.network, data.shape[1:]
+    need = n.unshuffle * 2**(len(n.multipliers) - 1)
+    if min(H, W) < need and config.model == 'unet':
+        raise ConfigError(f'network.multipliers: {len(n.multipliers)} levels with unshuffle '
+                          f'{n.unshuffle} need images of at least {need} x {need}, and those of '
+                          f'{data.name} have {H} x {W}; allowed: fewer levels')
+    size = config.training.batch_size
+    if size > len(data):
+        raise ConfigError(f'training.batch_size: {size} is not allowed; allowed: whole number >= 1 '
+                          f'and <= {len(data)}, the images of {data.name}')
+
+# %% ../nbs/19_config.ipynb #766a07be
+def make_denoiser(config: Config,
+                  data: ImageSet # tells the channels and the classes
+                 ) -> Denoiser:
+    "A fresh network, its first weights a function of the seed; raises ConfigError"
+    n = config.network
+    with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
+        torch.default_generator.manual_seed(config.seed)
+        if config.model == 'unet':
+            net = UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention,
+                       n.dropout, data.num_classes, n.unshuffle)
+        else: net = _own_network(config)
+    net = net.to(memory_format=torch.channels_last)
+    return Denoiser(net, PARAMETERIZATIONS[config.parameterization])
+
+# %% ../nbs/19_config.ipynb #22c9b359
+#| code-fold: true
+#| code-summary: "Plumbing: your own code, by its name"
+def import_named(name: str, # module:name
+                 key: str   # of the config that names it, for the error
+                ):
+    "Your own code, found as Python finds it, or in the working folder; raises ConfigError"
     module, _, attribute = name.partition(':')
     sys.path.insert(0, os.getcwd())
     try: return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
-        raise ConfigError(f'{key}: {name} cannot be imported ({e}); write module:name, and start where Python finds the module, such as its folder') from None
+        raise ConfigError(f'{key}: {name} cannot be imported ({e}); write module:name, and start '
+                          'where Python finds the module, such as its folder') from None
     finally: sys.path.remove(os.getcwd())
 
-def make_denoiser(config: Config,
-                  data: ImageSet # tells the channels and the classes
-                 ) -> Denoiser:
-    "A fresh network, its first weights a function of the seed"
-    n = config.network
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn on the CPU; its generator is left as it was
-        torch.default_generator.manual_seed(config.seed)
-        if config.model == 'unet': net = UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention, n.dropout, data.num_classes, n.unshuffle)
-        else:
-            make = import_named(config.model, 'model')
-            if not (isinstance(make, type) and issubclass(make, torch.nn.Module)): raise ConfigError(f'model: {config.model} is not a torch.nn.Module; allowed: unet, or a class of your own that is one')
-            try: net = make(**config.model_args)
-            except TypeError as e: raise ConfigError(f'model_args: {config.model_args} is not allowed for {config.model} ({e})') from None
-    return Denoiser(net.to(memory_format=torch.channels_last), PARAMETERIZATIONS[config.parameterization])
+def _own_network(config: Config) -> torch.nn.Module:
+    "A network of your own class"
+    make = import_named(config.model, 'model')
+    if not (isinstance(make, type) and issubclass(make, torch.nn.Module)):
+        raise ConfigError(f'model: {config.model} is not a torch.nn.Module; allowed: unet, or a '
+                          'class of your own that is one')
+    try: return make(**config.model_args)
+    except TypeError as e:
+        raise ConfigError(f'model_args: {config.model_args} is not allowed for {config.model} '
+                          f'({e})') from None
 
+# %% ../nbs/19_config.ipynb #a5cf9cab
 def make_fit_options(config: Config) -> dict:
-    "The keywords of `fit`"
+    "The keywords of `fit`; raises ConfigError"
     t = config.training
-    lr = warmup_cosine(t.lr, t.warmup, t.steps) if t.decay == 'cosine' else warmup_constant(t.lr, t.warmup)
-    name, known = t.weight or config.parameterization, dict(eps=uniform, x0=x0_weight, v=v_weight, min_snr=min_snr())
-    return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=known[name] if name in known else import_named(name, 'training.weight'), label_dropout=t.label_dropout,
-                clip=t.clip, explode=t.explode, accumulate=t.accumulate, flip=config.data.flip, seed=config.seed)
+    lr = warmup_constant(t.lr, t.warmup)
+    if t.decay == 'cosine': lr = warmup_cosine(t.lr, t.warmup, t.steps)
+    weights = dict(eps=uniform, x0=x0_weight, v=v_weight, min_snr=min_snr())
+    name = t.weight or config.parameterization
+    weight = weights[name] if name in weights else import_named(name, 'training.weight')
+    return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=weight,
+                label_dropout=t.label_dropout, clip=t.clip, explode=t.explode,
+                accumulate=t.accumulate, flip=config.data.flip, seed=config.seed)
