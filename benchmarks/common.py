@@ -35,7 +35,8 @@ def table(*titles: str) -> list[str]:
 
 
 def overhead_row(name: str, pairs: list, target: float) -> str:
-    "Pairs (with the library, bare) in ms: the overhead of the medians, and the middle half of the pairs"
+    """Pairs (with the library, bare) in ms: the overhead of the medians, and the middle half of
+    the pairs"""
     ours, bare = (median(p) for p in zip(*pairs))
     low, _, high = (100 * (q - 1) for q in quantiles((a / b for a, b in pairs), n=4))
     over = 100 * (ours / bare - 1)
@@ -48,7 +49,8 @@ OVERHEADS = ('what', 'ours, ms', 'bare, ms', 'overhead', 'middle half', 'target'
 
 
 def quickstart():
-    "Config, data, schedule and a fresh denoiser of the quickstart; memory is kept as diffusion-train does"
+    """Config, data, schedule and a fresh denoiser of the quickstart; memory is kept as
+    diffusion-train does"""
     keep_freed_memory()
     config = load_config(HERE.parent/'configs'/'quickstart.yaml')
     data = make_data(config)
@@ -65,6 +67,9 @@ def cpu() -> str:
 
 def measured(script: str, began: float) -> str:
     "The last lines of a page: when, where and how it was measured"
-    return (f'Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/{script}` in '
-            f'{time.perf_counter() - began:.0f} s: {cpu()}, {os.cpu_count()} cores, '
-            f'{torch.get_num_threads()} threads, Python {platform.python_version()}, torch {torch.__version__}.\n')
+    return (
+        f'Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/{script}` in'
+        f' {time.perf_counter() - began:.0f} s: {cpu()}, {os.cpu_count()} cores,'
+        f' {torch.get_num_threads()} threads, Python {platform.python_version()}, torch'
+        f' {torch.__version__}.\n'
+    )

@@ -25,8 +25,8 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['setting', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError',
-           'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'make_data', 'make_denoiser',
-           'import_named', 'make_fit_options']
+           'make_section', 'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'flat_config',
+           'make_data', 'make_denoiser', 'import_named', 'make_fit_options']
 
 # %% ../nbs/19_config.ipynb #e210b3a5
 class _Section(BaseModel):
@@ -164,7 +164,7 @@ def _allowed(schema: dict) -> str:
 class ConfigError(ValueError):
     "A config that cannot be honoured: names the key, the value, what is allowed"
 
-def _made(section: type[_Section], values: dict) -> _Section:
+def make_section(section: type[_Section], values: dict) -> _Section:
     "A section, or a whole Config, of these values; raises ConfigError"
     try: return section(**values)
     except ValidationError as e:
@@ -359,7 +359,7 @@ def parse_config(values: dict,           # nested, as in YAML
     "A config from a dictionary; raises ConfigError, which names what is wrong"
     values = copy.deepcopy(values or {})
     for item in overrides: _override(values, item)
-    return _made(Config, {str(k): v for k, v in values.items()})
+    return make_section(Config, {str(k): v for k, v in values.items()})
 
 def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
@@ -383,7 +383,7 @@ def dump_config(config: Config) -> str:
 def _one_line(value) -> str:
     return yaml.safe_dump([value], default_flow_style=True, width=1e9)[1:-2]
 
-def _flat(config: Config) -> dict:
+def flat_config(config: Config) -> dict:
     "Every key, with dots, and its value"
     keys = [key for key, schema in _keys(type(config)) if 'properties' not in schema]
     return {key: attrgetter(key)(config) for key in keys}

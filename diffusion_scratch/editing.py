@@ -26,15 +26,18 @@ __all__ = ['check_change', 'check_changed', 'check_known', 'check_mask', 'check_
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_change(change: Callable):
+    "Refuse what is no function of images and their level"
     if not callable(change):
         raise TypeError(f'change = {change!r} is not a function of images and their level')
 
 def check_changed(x0: Tensor, x_t: Tensor):
+    "Refuse a change that returned other shapes"
     if x0.shape != x_t.shape:
         raise ValueError(f'the change returned {tuple(x0.shape)} for images {tuple(x_t.shape)}; '
                          'the shapes must be equal')
 
 def check_known(known: Tensor, name: str='known'):
+    "Refuse what is not a batch of known images"
     if not known.is_floating_point():
         raise TypeError(
             f'{name} is {known.dtype}; it must be float, as data.to_float makes it from bytes'
@@ -56,6 +59,7 @@ def check_mask(mask: Tensor, known: Tensor):
                          f'{pixels.max():.4g}; data.to_float makes images from bytes')
 
 def check_fits(known: Tensor, x: Tensor, what: str='the images are'):
+    "Refuse known images that do not fit those of the batch"
     if known.shape[1:] != x.shape[1:] or len(known) not in (1, len(x)):
         raise ValueError(f'known has shape {tuple(known.shape)}, but {what} {tuple(x.shape)}; '
                          'only the first number may differ, and be 1')
@@ -71,18 +75,22 @@ def check_view(known: Tensor, view: View):
         )
 
 def check_block(k: int):
+    "Refuse a block that holds no pixel"
     if index(k) < 1:
         raise ValueError(f'k = {k} is not a number of pixels; it must be at least 1')
 
 def check_cut(x: Tensor, k: int):
+    "Refuse images that cannot be cut into blocks"
     if x.shape[-2] % k or x.shape[-1] % k:
         raise ValueError(f'images {tuple(x.shape)} cannot be cut into blocks of {k} x {k} pixels')
 
 def check_colour_weights(weights):
+    "Refuse weights that weigh nothing"
     if not torch.as_tensor(weights).square().sum() > 0:
         raise ValueError(f'weights = {weights} weigh nothing')
 
 def check_steering(loss: Callable, scale: float | Callable, least: float):
+    "Refuse what cannot steer"
     if not callable(loss): raise TypeError(f'loss = {loss!r} is not a function of images')
     if not callable(scale) and not math.isfinite(scale):
         raise ValueError(f'scale = {scale} is not a finite number')
@@ -111,6 +119,7 @@ def falling_times(times) -> list[int]:
     return times
 
 def check_jumps(jump: int, repeats: int):
+    "Refuse jumps and repeats below 1"
     if jump < 1 or repeats < 1:
         raise ValueError(f'jump = {jump} and repeats = {repeats} must both be at least 1')
 
@@ -138,12 +147,14 @@ def check_invertible(step: Solver, schedule: Schedule, times: list[int], x0: Ten
         )
 
 def check_ends(a: Tensor, b: Tensor, w: Tensor):
+    "Refuse ends of a blend that do not fit"
     n = max(len(a), len(b), len(w))
     if a.shape[1:] != b.shape[1:] or any(len(z) not in (1, n) for z in (a, b, w)):
         raise ValueError(f'a {tuple(a.shape)}, b {tuple(b.shape)} and w {tuple(w.shape)} do not '
                          'fit: images of one shape, each n times or once')
 
 def check_angle(angle: Tensor, a: Tensor, b: Tensor):
+    "Refuse two noises without one way between them"
     if (angle > 3.1).any() or not all(z.flatten(1).any(1).all() for z in (a, b)):
         raise ValueError('a and b are opposite, or one is 0: there is no one way between them')
 

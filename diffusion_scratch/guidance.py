@@ -17,9 +17,11 @@ __all__ = ['NULL', 'check_probability', 'check_guidance', 'check_guided_batch', 
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_probability(p: float):
+    "Refuse what is no probability"
     if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
 
 def check_guidance(y: Tensor, scale: float):
+    "Refuse labels or a scale that cannot guide"
     if y.ndim != 1:
         raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
     if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')

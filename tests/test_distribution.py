@@ -25,14 +25,18 @@ print(json.dumps(dict(home=diffusion_scratch.__file__, drawn=drawn)))
 '''
 
 
-def run(*command, **options): return subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, **options).stdout
+def run(*command, **options):
+    return subprocess.run(
+        [str(c) for c in command], check=True, capture_output=True, text=True, **options
+    ).stdout
 
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
     "A copy of what is packed, so that building leaves nothing in the repository"
     copy = tmp_path_factory.mktemp('sources')
     for name in SOURCES:
-        if (ROOT/name).is_dir(): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__'))
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns('__pycache__'))
         else: shutil.copy(ROOT/name, copy)
     return copy
 
@@ -43,12 +47,36 @@ def test_installed_without_the_repository_it_draws_digits(sources, tmp_path, kin
     [built] = (tmp_path/'dist').iterdir()
     venv.create(home := tmp_path/'env')
     paths = sysconfig.get_paths(vars=dict(base=str(home), platbase=str(home)))
-    (Path(paths['purelib'])/'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')   # a .pth file in that folder, as of an editable install, is not followed
+    # a .pth file in that folder, as of an editable install, is not followed
+    (Path(paths['purelib'])/'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
     python = Path(paths['scripts'])/Path(sys.executable).name
-    assert run(python, '-c', 'import importlib.util; print(importlib.util.find_spec("diffusion_scratch"))', cwd=tmp_path).strip() == 'None'
-    run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-build-isolation', '--no-index', '--no-user', built)
+    assert (
+        run(
+            python,
+            '-c',
+            'import importlib.util; print(importlib.util.find_spec("diffusion_scratch"))',
+            cwd=tmp_path,
+        ).strip()
+        == 'None'
+    )
+    run(
+        sys.executable,
+        '-m',
+        'pip',
+        '--python',
+        python,
+        'install',
+        '-q',
+        '--no-deps',
+        '--no-build-isolation',
+        '--no-index',
+        '--no-user',
+        built,
+    )
     found = json.loads(run(python, '-c', DRAW, cwd=tmp_path))
     assert Path(found['home']).is_relative_to(home)
     assert set(found['drawn']) >= {'mnist', 'mnist-conditional', 'mnist-mini'}
-    for name, f in found['drawn'].items():   # noise is read with confidence too, so that being right counts: 8 of 10 by chance once in a million
+    # noise is read with confidence too, so that being right counts: 8 of 10 by chance once in a
+    # million
+    for name, f in found['drawn'].items():
         assert f['confidence'] > 0.8 and f['right'] in (None, 8, 9, 10), name

@@ -1,13 +1,17 @@
-"The installed package, in a fresh process: it imports without the notebooks, and its code reads no name that only a notebook had"
+"""The installed package, in a fresh process: it imports without the notebooks, and its code
+reads no name that only a notebook had"""
 import builtins, dis, importlib, pkgutil, re, subprocess, sys, types
 import pytest
 import diffusion_scratch
 
-MODULES = sorted(m.name for m in pkgutil.iter_modules(diffusion_scratch.__path__) if not m.name.startswith('_'))
+MODULES = sorted(
+    m.name for m in pkgutil.iter_modules(diffusion_scratch.__path__) if not m.name.startswith('_')
+)
 
 
 def test_imports_alone(tmp_path):
-    "Each module can be the first one imported, from anywhere, in a process that has seen no notebook"
+    """Each module can be the first one imported, from anywhere, in a process that has seen no
+    notebook"""
     program = """
 import importlib, sys
 for name in sys.argv[1:]:
@@ -26,12 +30,20 @@ def codes(code):
 
 @pytest.mark.parametrize('name', MODULES)
 def test_no_notebook_global_leaks(name):
-    "Every global name that a module's code loads exists in the module: the classic bug of a library exported from notebooks"
+    """Every global name that a module's code loads exists in the module: the classic bug of a
+    library exported from notebooks"""
     module = importlib.import_module(f'diffusion_scratch.{name}')
     source = compile(open(module.__file__, encoding='utf-8').read(), module.__file__, 'exec')
-    loaded = {i.argval for c in codes(source) for i in dis.get_instructions(c) if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')}
+    loaded = {
+        i.argval
+        for c in codes(source)
+        for i in dis.get_instructions(c)
+        if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')
+    }
     unknown = {n for n in loaded if not hasattr(module, n) and not hasattr(builtins, n)}
-    inside_classes = {i.argval for c in codes(source) for i in dis.get_instructions(c) if i.opname == 'STORE_NAME'}
+    inside_classes = {
+        i.argval for c in codes(source) for i in dis.get_instructions(c) if i.opname == 'STORE_NAME'
+    }
     assert not unknown - inside_classes - {'__module__', '__qualname__', '__name__'}
 
 
@@ -42,11 +54,13 @@ def test_all_is_true(name):
     assert module.__all__
     for n in module.__all__:
         value = getattr(module, n)
-        if isinstance(value, (types.FunctionType, type)): assert value.__doc__, f'{name}.{n} has no docstring'
+        if isinstance(value, (types.FunctionType, type)):
+            assert value.__doc__, f'{name}.{n} has no docstring'
 
 
 def test_imports_go_one_way():
-    "No module imports one that comes after it in the book (DDPM's own parts know nothing of config and command line)"
+    """No module imports one that comes after it in the book
+    (DDPM's own parts know nothing of config and command line)"""
     order = '''schedule noising denoiser oracle unet transformer loss sampling solvers data guidance editing
         engine training checkpoint pictures reader features evaluation likelihood config report doctor
         pretrained export run cli'''.split()

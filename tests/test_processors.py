@@ -1,5 +1,7 @@
-"""The same on any processor: a run, an evaluation and weights that move between two settings of ATEN_CPU_CAPABILITY,
-which chooses the instructions that PyTorch uses. `default` is there on every machine; where that is all there is,
+"""The same on any processor: a run, an evaluation and weights that move between two settings of
+ATEN_CPU_CAPABILITY,
+which chooses the instructions that PyTorch uses. `default` is there on every machine; where that
+is all there is,
 nothing moves, and the tests that compare two processors have nothing to see."""
 import json
 import os
@@ -21,16 +23,35 @@ from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.unet import UNet
 
-SMALL = dict(device='cpu', threads=1, save_every=2, preview_every=10**6, log=[], judge=0, parameterization='v',
-             schedule=dict(name='cosine'), network=dict(channels=8, multipliers=[1], attention=[], unshuffle=4),
-             training=dict(batch_size=8, steps=6), sampling=dict(steps=2))
+SMALL = dict(
+    device='cpu',
+    threads=1,
+    save_every=2,
+    preview_every=10**6,
+    log=[],
+    judge=0,
+    parameterization='v',
+    schedule=dict(name='cosine'),
+    network=dict(channels=8, multipliers=[1], attention=[], unshuffle=4),
+    training=dict(batch_size=8, steps=6),
+    sampling=dict(steps=2),
+)
 
 
 def python(program, *words, capability=None):
-    "A program in a process of its own, with the instructions that are named, or all that this machine has"
-    env = {k: v for k, v in os.environ.items() if k != 'ATEN_CPU_CAPABILITY'} | dict(OMP_NUM_THREADS='1')
+    """A program in a process of its own, with the instructions that are named, or all that this
+    machine has"""
+    env = {k: v for k, v in os.environ.items() if k != 'ATEN_CPU_CAPABILITY'} | dict(
+        OMP_NUM_THREADS='1'
+    )
     if capability: env['ATEN_CPU_CAPABILITY'] = capability
-    p = subprocess.run([sys.executable, '-c', program, *map(str, words)], capture_output=True, text=True, env=env, timeout=300)
+    p = subprocess.run(
+        [sys.executable, '-c', program, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
     assert p.returncode == 0, p.stderr
     return p.stdout
 
@@ -51,7 +72,8 @@ cli.train(cli.load_config('c.yaml'), progress=False)
 
 
 def test_a_run_moves_to_another_processor_on_its_way_and_back(tmp_path, monkeypatch):
-    "It goes on with the betas of its first checkpoint, and says what has changed, in a line and in its manifest"
+    """It goes on with the betas of its first checkpoint, and says what has changed, in a line and
+    in its manifest"""
     monkeypatch.chdir(tmp_path)
     Path('c.yaml').write_text(yaml.safe_dump(SMALL | dict(run='run')))
     said, betas = [], []
@@ -61,26 +83,42 @@ def test_a_run_moves_to_another_processor_on_its_way_and_back(tmp_path, monkeypa
     sessions = json.loads(Path('run/manifest.json').read_text())['sessions']
     used = [s['cpu_capability'] for s in sessions]
     assert [s['after_step'] for s in sessions] == [0, 2, 4] and used[0] == used[2] == 'DEFAULT'
-    assert all(torch.equal(b, betas[0]) for b in betas) and sessions[0]['changed'] == {} and 'changed' not in said[0]
-    assert len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 6 and Path('run/samples.png').exists()
+    assert (
+        all(torch.equal(b, betas[0]) for b in betas)
+        and sessions[0]['changed'] == {}
+        and 'changed' not in said[0]
+    )
+    assert (
+        len(Path('run/metrics.csv').read_text().splitlines()) == 1 + 6
+        and Path('run/samples.png').exists()
+    )
     for i in (1, 2):
         moved = used[i - 1] != used[i]
-        line = f'its checkpoint was made: cpu_capability from {used[i - 1]} to {used[i]}; the last digits'
+        line = (
+            f'its checkpoint was made: cpu_capability from {used[i - 1]} to {used[i]}; the last'
+            ' digits'
+        )
         assert f'going on after step {2 * i} of 6' in said[i] and (line in said[i]) == moved
         assert sessions[i]['changed'] == (dict(cpu_capability=used[i - 1:i + 1]) if moved else {})
 
 
-def session(after_step, **facts): return dict(after_step=after_step, torch='2', threads=1, device='cpu') | facts
+def session(after_step, **facts):
+    return dict(after_step=after_step, torch='2', threads=1, device='cpu') | facts
 
 
 @pytest.mark.any_processor
 def test_what_has_changed_is_told_against_the_session_that_made_the_checkpoint():
-    sessions = [session(0), session(10, threads=2), session(10, torch='3', device='H100', data='others')]
+    sessions = [
+        session(0),
+        session(10, threads=2),
+        session(10, torch='3', device='H100', data='others'),
+    ]
     assert changed_since([], session(0)) == {} and changed_since(sessions[:1], session(5)) == {}
-    assert changed_since(sessions, session(10)) == {}                     # the second and the third saved nothing
+    assert changed_since(sessions, session(10)) == {}  # the second and the third saved nothing
     assert changed_since(sessions[:2], session(20)) == dict(threads=[2, 1])
     assert changed_since(sessions, session(20)) == dict(torch=['3', '2'], device=['H100', 'cpu'])
-    assert changed_since([dict(date='long ago')], session(5, cpu_capability='AVX2')) == {}  # an older version wrote it
+    # an older version wrote it
+    assert changed_since([dict(date='long ago')], session(5, cpu_capability='AVX2')) == {}
 
 
 # ---------------------------------------------------------------- an evaluation
@@ -100,10 +138,14 @@ def test_images_of_an_evaluation_go_on_on_another_processor(tmp_path):
     python(GENERATE, tmp_path/'images', capability='default')
     before = {f: f.read_bytes() for f in (tmp_path/'images'/'images').iterdir()}
     denoiser, schedule = load('mnist-mini')[0], Schedule(cosine_betas())
-    images, _ = generate(denoiser, schedule, (1, 28, 28), 6, tmp_path/'images', steps=3, batch=2, progress=False)
-    own, _ = generate(denoiser, schedule, (1, 28, 28), 6, tmp_path/'own', steps=3, batch=2, progress=False)
+    images, _ = generate(
+        denoiser, schedule, (1, 28, 28), 6, tmp_path / 'images', steps=3, batch=2, progress=False
+    )
+    own, _ = generate(
+        denoiser, schedule, (1, 28, 28), 6, tmp_path / 'own', steps=3, batch=2, progress=False
+    )
     assert len(before) == 2 and all(f.read_bytes() == blob for f, blob in before.items())
-    assert (images.int() - own.int()).abs().max() <= 1                     # a byte on the edge is rounded either way
+    assert (images.int() - own.int()).abs().max() <= 1  # a byte on the edge is rounded either way
 
 
 # ---------------------------------------------------------------- weights
@@ -127,7 +169,8 @@ for name in sys.argv[2:]: save_file(predicted(name), f'{sys.argv[1]}/{name}.safe
 
 
 def test_shipped_weights_say_the_same_on_every_processor(tmp_path):
-    "The betas are those of the file, to the last bit; what the networks predict, to float32's rounding"
+    """The betas are those of the file, to the last bit; what the networks predict, to float32's
+    rounding"""
     python(PREDICT + SAVE, tmp_path, *NAMES, capability='default')
     exec(PREDICT, here := {})
     assert len(NAMES) >= 3
@@ -139,7 +182,10 @@ def test_shipped_weights_say_the_same_on_every_processor(tmp_path):
 
 # ---------------------------------------------------------------- export
 
-def other_digits(betas): return betas * (1 + 1e-13 * torch.randn(len(betas), generator=torch.Generator().manual_seed(0)).double())
+def other_digits(betas):
+    return betas * (
+        1 + 1e-13 * torch.randn(len(betas), generator=torch.Generator().manual_seed(0)).double()
+    )
 
 
 @pytest.mark.any_processor

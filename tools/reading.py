@@ -268,10 +268,20 @@ def python_files(root: Path) -> list[Path]:
 
 def file_problems(file: Path, root: Path) -> Iterator[Problem]:
     name, code = file.relative_to(root).as_posix(), file.read_text(encoding='utf-8')
+    tree = ast.parse(code)
+    written = lines_of_nbdev(tree) if name.startswith(PACKAGE) else set()
     for i, line in enumerate(code.splitlines(), 1):
-        if len(line) > WIDTH and not line.startswith(('# %% ', '__all__')):  # nbdev wrote these
+        if len(line) > WIDTH and i not in written and not line.startswith(('# %% ', '#| ')):
             yield Problem(name, 'width', f'line {i}: {len(line)} characters, {WIDTH} allowed')
-    for taken in private_names(ast.parse(code)): yield Problem(name, 'private', f'takes {taken}')
+    for taken in private_names(tree): yield Problem(name, 'private', f'takes {taken}')
+
+
+def lines_of_nbdev(tree: ast.Module) -> set[int]:
+    "The lines of a module that nbdev writes: the subtitle of the chapter, and `__all__`"
+    ours = [n for n in tree.body[:1] if isinstance(n, ast.Expr)]
+    ours += [n for n in tree.body if isinstance(n, ast.Assign) and
+             getattr(n.targets[0], 'id', '') == '__all__']
+    return {i for n in ours for i in range(n.lineno, n.end_lineno + 1)}
 
 
 def problems(root: Path, prefixes: tuple[str, ...] = ()) -> list[Problem]:
