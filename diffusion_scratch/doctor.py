@@ -314,7 +314,7 @@ def _stuck(c: _Case, better) -> list[str]:
             f'{len(won)} of the {len(room)} quarters in which it could be.']
 
 # %% ../nbs/18_doctor.ipynb #b2543b59
-def _short(c: _Case) -> list[str]:
+def _stopped_early(c: _Case) -> list[str]:
     "Was the loss still falling a fifth ago? (eq-doctor-trend, with a fifth left out)"
     t, n = c.trend, c.trend.n
     middle = c.losses[-3 * n:-2 * n]
@@ -387,7 +387,7 @@ def _misread(c: _Case, worse) -> list[str]:
             f'instead of {now:.3g}: was it trained as {best}?']
 
 # %% ../nbs/18_doctor.ipynb #7d973550
-def _memory(c: _Case) -> list[str]:
+def _by_heart(c: _Case) -> list[str]:
     "How far from the linear map to the optimum, in the middle half? (eq-doctor-heart)"
     if c.optimum is None: return []
     times, curves = c.network.times, (c.network, c.optimum, c.linear)
@@ -462,12 +462,12 @@ def _judge(c: _Case) -> tuple[str, list[str], str]:
         if jumped: return 'broken', reasons, 'jumped'
     if t is not None and t.z < -3:
         advice = 'done' if steps == c.planned else 'falling'
-        return 'learning', reasons + _memory(c), advice
+        return 'learning', reasons + _by_heart(c), advice
     if early: return 'too early to tell', reasons + _misread(c, worse), 'early'
     if worse: return 'broken', reasons + _misread(c, worse), 'worse'
     if not (stuck := _stuck(c, better)):
-        return 'plateaued as expected', reasons + _memory(c), 'plateau'
-    if short := _short(c): return 'too early to tell', reasons + short, 'short'
+        return 'plateaued as expected', reasons + _by_heart(c), 'plateau'
+    if short := _stopped_early(c): return 'too early to tell', reasons + short, 'short'
     return 'broken', reasons + stuck, 'stuck'
 
 # %% ../nbs/18_doctor.ipynb #5cd08e24

@@ -128,7 +128,7 @@ def _claim(folder: Path, settings: dict):
     try: there = json.loads(file.read_text(encoding='utf-8'))
     except ValueError:
         raise ValueError(f'{file} is damaged; give another folder, or delete this one') from None
-    changed = [f'{k}: {_short(there.get(k))} there, {_short(settings.get(k))} here'
+    changed = [f'{k}: {_abbreviated(there.get(k))} there, {_abbreviated(settings.get(k))} here'
                for k in {**there, **settings} if not _same(k, there.get(k), settings.get(k))]
     if changed:
         raise ValueError(f"{folder} holds images that were made with other settings "
@@ -140,7 +140,7 @@ def _same(key: str, there, here) -> bool:
     if key != 'betas' or not there: return there == here
     return Schedule(there).is_close(Schedule(here))
 
-def _short(value):
+def _abbreviated(value):
     "Of many numbers the first and the last"
     if not isinstance(value, list) or len(value) <= 12: return value
     return f'{value[0]:.3g}..{value[-1]:.3g} ({len(value)} numbers)'
