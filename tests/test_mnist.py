@@ -152,7 +152,7 @@ def test_a_class_asked_of_mnist_is_drawn_by_its_sister(monkeypatch, tmp_path, ca
 
 @pytest.mark.parametrize('name', NAMES)
 def test_samples_are_nearer_to_digits_than_blurred_digits_are(name):
-    """Fréchet distance of 500 samples to mnist_mini (25 steps with noise, chapter 24's best for so
+    """Fréchet distance of 500 samples to mnist_mini (25 steps with noise, chapter 29's best for so
     few), against 500 real digits averaged with their neighbours one pixel down: readable, and
     not the real thing"""
     eye, data = digit_classifier(), mnist_mini()
