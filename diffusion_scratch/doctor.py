@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .data import ImageSet
-from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction, check_prediction_input, eps_from_x0, evaluating
+from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction
+from .denoiser import check_prediction_input, eps_from_x0, evaluating
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule

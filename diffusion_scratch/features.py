@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 import diffusion_scratch
-from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8, warn_if_never_negative
+from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8
+from .data import warn_if_never_negative
 
 # %% auto #0
 __all__ = ['EXTRACTORS', 'Features', 'Extractor', 'Classifier', 'train_classifier', 'digit_classifier', 'save_classifier',

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
 from .denoiser import V
-from .loss import decoder_std, predicted_and_true_posterior, prior_gap, decoder_nll
+from .loss import decoder_std, both_posteriors, prior_gap, decoder_nll
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
@@ -113,14 +113,13 @@ def bound(denoiser: nn.Module,
     times = schedule.times(schedule.T) if times is None else times
     _check_bound(schedule, x0, y, times, batch_size, decoder, draws)
     pi, parts = step_probabilities(schedule, times), []
-    looks = (draws or len(pi)) + 1
-    with evaluating(denoiser), _bar('bound', 'look', x0, looks, progress) as bar:
+    with evaluating(denoiser), _bar('bound', 'look', x0, (draws or len(pi)) + 1, progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             def step(t, s):
                 bar.update(len(x))
-                eps = noise.draw(x.shape[1:]).to(x)
-                t, s = schedule.at(t, x), schedule.at(s, x)
-                return predicted_and_true_posterior(denoiser, x, labels, t, s, eps, posterior)[1:]
+                eps, t, s = noise.draw(x.shape[1:]), schedule.at(t, x), schedule.at(s, x)
+                pair = both_posteriors(denoiser, x, labels, t, s, eps.to(x), posterior)
+                return pair[1:]
             L_T = _bits(prior_gap(schedule, x, times[0]))
             L_t = _sum_over_steps(step, times, pi, draws, _to_uniform(noise.draw(())))
             p, _ = step(times[-2], 0)
@@ -318,9 +317,10 @@ def rate_distortion(denoiser: nn.Module,
         for x, labels, noise in _batches(x0, y, seed, batch_size):
             bits[0] += _bits(prior_gap(schedule, x, times[0])).sum()
             for j, (t, s) in enumerate(zip(times, times[1:])):
-                eps, levels = noise.draw(x.shape[1:]).to(x), [schedule.at(i, x) for i in (t, s)]
-                x0_hat, p, q = predicted_and_true_posterior(denoiser, x, labels, *levels, eps,
-                                                            posterior)
+                levels = [schedule.at(i, x) for i in (t, s)]
+                eps = noise.draw(x.shape[1:]).to(x)
+                x0_hat, p, q = both_posteriors(
+                    denoiser, x, labels, *levels, eps, posterior)
                 last = Gaussian(p.mean, decoder_std(schedule, times, x))
                 L = q.kl(p) if s else decoder_nll(x, last)
                 error = (x0_hat - x).square().flatten(1).mean(1)

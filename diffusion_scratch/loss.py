@@ -15,7 +15,7 @@ from .schedule import Level, Schedule
 # %% auto #0
 __all__ = ['check_float_images', 'check_bound_times', 'normal_like', 'uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight',
            'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss', 'normal_cdf', 'decoder_nll', 'prior_gap',
-           'predicted_and_true_posterior', 'bits_per_dimension', 'vlb_terms']
+           'both_posteriors', 'bits_per_dimension', 'vlb_terms']
 
 # %% ../nbs/06_loss.ipynb #66f73e85
 #| code-fold: true
@@ -147,7 +147,7 @@ def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
     return q.kl(p)
 
-def predicted_and_true_posterior(denoiser, x0, y, t: Level, s: Level, eps, posterior):
+def both_posteriors(denoiser, x0, y, t: Level, s: Level, eps, posterior):
     """The two Gaussians over x_s that L_{t-1} compares: p with the predicted x0, q
     with the true one"""
     x_t = q_sample(x0, t, eps)
@@ -176,7 +176,7 @@ def vlb_terms(denoiser: nn.Module,
     for t, s in zip(times, times[1:]):
         eps, t, s = normal_like(x0, generator), schedule.at(t, x0), schedule.at(s, x0)
         with evaluation:
-            _, p, q = predicted_and_true_posterior(
+            _, p, q = both_posteriors(
                 denoiser, x0, y, t, s, eps, posterior
             )
         L = q.kl(p) if s.t[0] > 0 else decoder_nll(x0, Gaussian(p.mean, std))

@@ -18,7 +18,8 @@ from .config import (
     ConfigError, SamplingConfig, import_named, load_config, make_denoiser)
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from .checkpoint import atomic, check_same_network, newest_checkpoint, without_prefix
+from .checkpoint import atomic, check_same_network, newest_checkpoint
+from .checkpoint import without_prefix
 from .unet import UNet, norm_groups
 
 # %% auto #0
@@ -300,7 +301,8 @@ def _read_run(path: Path) -> Found:
 
     def read(ema):
         tensors = _read_tensors(blob, file)
-        return without_prefix(tensors, 'ema.' if ema else 'denoiser.'), tensors['schedule.betas']
+        weights = without_prefix(tensors, 'ema.' if ema else 'denoiser.')
+        return weights, tensors['schedule.betas']
 
     about, predicts = meta['about'], meta['parameterization']
     return Found(file, about, predicts, network, read, both=True)

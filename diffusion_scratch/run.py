@@ -569,7 +569,8 @@ def train(config: Config,
     if accelerator.num_processes > 1: device = accelerator.device
     main = accelerator.is_main_process
     with cpu_threads(config.threads):
-        data, state, schedule = _prepare(run, schedule, accelerator, device, progress and main)
+        prepared = _prepare(run, schedule, accelerator, device, progress and main)
+        data, state, schedule = prepared
         name = None
         if main:
             name = run.open(describe_session(config, state, data, accelerator, device))

@@ -18,9 +18,12 @@ drawn = {}
 for name in sorted(f.name for f in SHIPPED.iterdir()):
     denoiser, schedule = load(name)
     asked = torch.arange(10) if denoiser.net.config['num_classes'] else None
-    images = sample(denoiser if asked is None else guided(denoiser, asked, 0.5), schedule, (10, 1, 28, 28), step=dpm_solver_pp(), times=schedule.times(15), seed=0, progress=False)
+    if asked is not None: denoiser = guided(denoiser, asked, 0.5)
+    images = sample(denoiser, schedule, (10, 1, 28, 28), step=dpm_solver_pp(),
+                    times=schedule.times(15), seed=0, progress=False)
     p = digit_classifier()(to_uint8(images)).p
-    drawn[name] = dict(confidence=p.amax(1).mean().item(), right=None if asked is None else (p.argmax(1) == asked).sum().item())
+    right = None if asked is None else (p.argmax(1) == asked).sum().item()
+    drawn[name] = dict(confidence=p.amax(1).mean().item(), right=right)
 print(json.dumps(dict(home=diffusion_scratch.__file__, drawn=drawn)))
 '''
 

@@ -61,9 +61,9 @@ def test_all_is_true(name):
 def test_imports_go_one_way():
     """No module imports one that comes after it in the book
     (DDPM's own parts know nothing of config and command line)"""
-    order = '''schedule noising denoiser oracle unet transformer loss sampling solvers data guidance editing
-        engine training checkpoint pictures reader features evaluation likelihood config report doctor
-        pretrained export run cli'''.split()
+    order = '''schedule noising denoiser oracle unet transformer loss sampling solvers data guidance
+        editing engine training checkpoint pictures reader features evaluation likelihood config
+        report doctor pretrained export run cli'''.split()
     assert sorted(order) == MODULES
     for i, name in enumerate(order):
         file = importlib.import_module(f'diffusion_scratch.{name}').__file__

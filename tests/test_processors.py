@@ -128,7 +128,8 @@ import sys, torch
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.report import generate
 from diffusion_scratch.schedule import Schedule, cosine_betas
-generate(load('mnist-mini')[0], Schedule(cosine_betas()), (1, 28, 28), 4, sys.argv[1], steps=3, batch=2, progress=False)
+denoiser, schedule = load('mnist-mini')[0], Schedule(cosine_betas())
+generate(denoiser, schedule, (1, 28, 28), 4, sys.argv[1], steps=3, batch=2, progress=False)
 print(torch.backends.cpu.get_cpu_capability())
 '''
 
