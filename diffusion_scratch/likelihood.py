@@ -20,9 +20,10 @@ from .sampling import Frame, Noise, fixed_large
 from .schedule import Level, Schedule
 
 # %% auto #0
-__all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'bound', 'rademacher', 'gaussian', 'axes',
-           'velocity_and_divergence', 'Bits', 'flow_bits', 'Curve', 'rate_distortion', 'shared_points', 'choose_point',
-           'find_point', 'ArithmeticEncoder', 'ArithmeticDecoder', 'code_integer', 'encode', 'decode']
+__all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'posteriors_of', 'bound', 'rademacher',
+           'gaussian', 'axes', 'velocity_and_divergence', 'Bits', 'flow_bits', 'Curve', 'rate_distortion',
+           'shared_points', 'choose_point', 'find_point', 'ArithmeticEncoder', 'ArithmeticDecoder', 'code_integer',
+           'encode', 'decode']
 
 # %% ../nbs/16_likelihood.ipynb #221cb14d
 class Bound(NamedTuple):
@@ -95,6 +96,15 @@ def _mean_and_error(each: Tensor # numbers of independent images (n,)
     "The mean, and its standard error"
     return each.mean().item(), each.std().item() / math.sqrt(len(each))
 
+# %% ../nbs/16_likelihood.ipynb #cb380d46
+def posteriors_of(denoiser, schedule, x0, y, posterior, noise: Noise) -> Callable:
+    "A function t, s -> predicted x0, p and q over x_s, from an x_t with fresh noise"
+    def look(t: int, s: int):
+        eps = noise.draw(x0.shape[1:]).to(x0)
+        t, s = schedule.at(t, x0), schedule.at(s, x0)
+        return both_posteriors(denoiser, x0, y, t, s, eps, posterior)
+    return look
+
 # %% ../nbs/16_likelihood.ipynb #6824e63b
 def bound(denoiser: nn.Module,
           schedule: Schedule,
@@ -113,13 +123,13 @@ def bound(denoiser: nn.Module,
     times = schedule.times(schedule.T) if times is None else times
     _check_bound(schedule, x0, y, times, batch_size, decoder, draws)
     pi, parts = step_probabilities(schedule, times), []
-    with evaluating(denoiser), _bar('bound', 'look', x0, (draws or len(pi)) + 1, progress) as bar:
+    looks = (draws or len(pi)) + 1
+    with evaluating(denoiser), _bar('bound', 'look', x0, looks, progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
+            look = posteriors_of(denoiser, schedule, x, labels, posterior, noise)
             def step(t, s):
                 bar.update(len(x))
-                eps, t, s = noise.draw(x.shape[1:]), schedule.at(t, x), schedule.at(s, x)
-                pair = both_posteriors(denoiser, x, labels, t, s, eps.to(x), posterior)
-                return pair[1:]
+                return look(t, s)[1:]
             L_T = _bits(prior_gap(schedule, x, times[0]))
             L_t = _sum_over_steps(step, times, pi, draws, _to_uniform(noise.draw(())))
             p, _ = step(times[-2], 0)
@@ -315,12 +325,10 @@ def rate_distortion(denoiser: nn.Module,
     with evaluating(denoiser), \
          _bar('rate and distortion', 'look', x0, len(times) - 1, progress) as bar:
         for x, labels, noise in _batches(x0, y, seed, batch_size):
+            look = posteriors_of(denoiser, schedule, x, labels, posterior, noise)
             bits[0] += _bits(prior_gap(schedule, x, times[0])).sum()
             for j, (t, s) in enumerate(zip(times, times[1:])):
-                levels = [schedule.at(i, x) for i in (t, s)]
-                eps = noise.draw(x.shape[1:]).to(x)
-                x0_hat, p, q = both_posteriors(
-                    denoiser, x, labels, *levels, eps, posterior)
+                x0_hat, p, q = look(t, s)
                 last = Gaussian(p.mean, decoder_std(schedule, times, x))
                 L = q.kl(p) if s else decoder_nll(x, last)
                 error = (x0_hat - x).square().flatten(1).mean(1)
