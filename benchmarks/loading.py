@@ -16,7 +16,7 @@ from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.config import load_config, make_denoiser, make_fit_options, make_schedule
 from diffusion_scratch.data import image_folder, mnist_mini
 from diffusion_scratch.training import TrainState, batches, fit
-from overhead import collect, cpu, timed
+from common import collect, cpu, timed
 
 HERE = Path(__file__).resolve().parent
 

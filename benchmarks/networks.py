@@ -15,7 +15,7 @@ import diffusers, torch
 from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.unet import UNet
-from overhead import collect, cpu, timed
+from common import collect, cpu, timed
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = {  # channels, multipliers, blocks, levels with attention, channels and size of the images, unshuffle of ours, batches, least ratio asked for

@@ -1,91 +1,103 @@
-"""What a run of diffusion-train costs beside bare training steps. Writes benchmarks/trainer.md.
+"""What training costs beside bare steps. Writes benchmarks/trainer.md.
 
     python benchmarks/trainer.py
 
-A run of the network of configs/mnist.yaml as `train` makes it, with metrics.csv, TensorBoard and
-the progress bar; after each of its steps comes a bare one in the same process: forward, backward
-and the same fused Adam on a batch noised beforehand. The digits are those of mnist_mini, of
-MNIST's size.
+A step of `fit`, and a step of a whole run of diffusion-train with metrics.csv, TensorBoard and the progress bar. After
+each comes a bare step in the same process: forward, backward and the same fused Adam on a batch noised beforehand.
 """
-import copy, contextlib, io, platform, tempfile, time
-from datetime import datetime, timezone
-from pathlib import Path
+import contextlib
+import copy
+import io
+import tempfile
+import time
 from statistics import median
+
 import torch
-from overhead import HERE, cpu, row, timed
-from diffusion_scratch import cli
-from diffusion_scratch.config import load_config, make_data, make_denoiser, make_schedule
+from common import HERE, OVERHEADS, collect, measured, overhead_row, quickstart, table, timed
+
+from diffusion_scratch.config import load_config, make_data, make_denoiser, make_fit_options, make_schedule
 from diffusion_scratch.loss import draw_level
 from diffusion_scratch.noising import q_sample
-from diffusion_scratch.training import TrainState
+from diffusion_scratch.run import RunFolder, describe_session, make_accelerator, train_loop
+from diffusion_scratch.training import TrainState, fit
 
-COLUMNS = ('what', 'with the library, ms', 'bare, ms', 'overhead of the medians',
-           'middle half of the pairs', 'target', 'met', 'pairs')
+TARGET = 6  # percent
+
 
 class Enough(Exception): pass
 
-def main(seconds=100, warmup=10):
+
+def bare_step(config, data, schedule, denoiser):
+    "A function that does forward, backward and the optimizer on one batch, noised beforehand"
+    c, g = config.training, torch.Generator().manual_seed(0)
+    net = copy.deepcopy(denoiser).net.train()
+    optimizer = torch.optim.Adam(net.parameters(), lr=c.lr, betas=c.adam, fused=True)
+    x0, y = data[torch.randperm(len(data), generator=g)[:c.batch_size]]
+    level, eps = draw_level(schedule, x0, g)
+    x_t, target = q_sample(x0, level, eps), denoiser.parameterization.target(x0, eps, level)
+    def step():
+        (net(x_t, level.t, y) - target).square().mean().backward()
+        optimizer.step(); optimizer.zero_grad()
+    return step
+
+
+def steps_of_fit(config, data, schedule, denoiser):
+    "Pairs (one step of `fit`, one bare step) in ms"
+    bare = bare_step(config, data, schedule, denoiser)
+    state = TrainState(denoiser, config.training.adam, config.training.ema)
+    run = fit(state, schedule, data, **make_fit_options(config))
+    while True: yield timed(next, run)[1], timed(bare)[1]
+
+
+def steps_of_a_run(folder, seconds):
+    "Pairs (one step of a run, one bare step) in ms, the share of loading in each, ms and MB of a checkpoint"
+    never = ['preview_every=1000000', 'save_every=1000000']
+    config = load_config(HERE.parent/'configs'/'mnist.yaml', ['data.name=mnist_mini', f'run={folder}/run', *never])
+    data, schedule, run = make_data(config), make_schedule(config), RunFolder(config)
+    state = TrainState(make_denoiser(config, data), config.training.adam, config.training.ema)
+    bare, cpu = bare_step(config, data, schedule, state.denoiser), torch.device('cpu')
+    accelerator = make_accelerator(config, cpu)
+    run.open(describe_session(config, state, data, accelerator, cpu))
+    accelerator.init_trackers('training')
+    pairs, loading, left, end = [], [], time.perf_counter(), time.perf_counter() + seconds
+    def between(m):
+        nonlocal left
+        pairs.append((1e3 * (time.perf_counter() - left), timed(bare)[1])); loading.append(m.loading)
+        if time.perf_counter() > end: raise Enough
+        left = time.perf_counter()
+    with contextlib.suppress(Enough), contextlib.redirect_stderr(io.StringIO()):
+        train_loop(run, state, schedule, data, accelerator, True, between)
+    saving = [timed(run.save, state, schedule, dict(loss=1.))[1] for _ in range(10)]
+    size = next((run.path/'checkpoints').iterdir()).stat().st_size / 2**20
+    accelerator.end_training()
+    run.close()
+    return pairs[10:], loading[10:], median(saving), size, type(config).model_fields['save_every'].default
+
+
+def main(seconds=60):
     began = time.perf_counter()
-    cli._keep_memory()
-    with tempfile.TemporaryDirectory() as tmp:
-        options = ['data.name=mnist_mini', f'run={tmp}/run', 'preview_every=1000000',
-                   'save_every=1000000']
-        config = load_config(HERE.parent/'configs'/'mnist.yaml', options)
-        data, schedule, run = make_data(config), make_schedule(config), cli._Run(config)
-        c = config.training
-        state = TrainState(make_denoiser(config, data), c.adam, c.ema)
-        net, g = copy.deepcopy(state.denoiser.net).train(), torch.Generator().manual_seed(0)
-        optimizer = torch.optim.Adam(net.parameters(), lr=c.lr, betas=c.adam, fused=True)
-        x0, y = data[torch.randperm(len(data), generator=g)[:c.batch_size]]
-        level, eps = draw_level(schedule, x0, g)
-        x_t = q_sample(x0, level, eps)
-        target = state.denoiser.parameterization.target(x0, eps, level)
-        def bare():
-            (net(x_t, level.t, y) - target).square().mean().backward()
-            optimizer.step(); optimizer.zero_grad()
-        accelerator = cli._accelerator(config, torch.device('cpu'))
-        run.open(cli._manifest(config, state, data, accelerator, torch.device('cpu')))
-        accelerator.init_trackers('training')
-        pairs, loading, left = [], [], time.perf_counter()
-        def between(m):
-            nonlocal left
-            ours = 1e3 * (time.perf_counter() - left)
-            pairs.append((ours, timed(bare)[1])); loading.append(m.loading)
-            if time.perf_counter() - began > seconds: raise Enough
-            left = time.perf_counter()
-        with contextlib.suppress(Enough), contextlib.redirect_stderr(io.StringIO()):
-            cli._learn(run, state, schedule, data, accelerator, True, between)
-        saving = [timed(run.save, state, schedule, dict(loss=1.))[1] for _ in range(10)]
-        size = next((run.path/'checkpoints').iterdir()).stat().st_size / 2**20
-        accelerator.end_training()
-    every = config.__class__.model_fields['save_every'].default
-    step = median(p[0] for p in pairs[warmup:])
-    share = 100 * median(saving) / (every * step + median(saving))
-    parameters = sum(p.numel() for p in net.parameters())
-    text = f'''# The trainer
+    config, data, schedule, denoiser = quickstart()
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    fits = collect(steps_of_fit(config, data, schedule, denoiser), seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        pairs, loading, saving, size, every = steps_of_a_run(folder, seconds)
+    share = 100 * saving / (every * median(p[0] for p in pairs) + saving)
+    speed = 1e3 * config.training.batch_size / median(p[0] for p in fits)
+    (HERE/'trainer.md').write_text('\n'.join([f'''# The trainer
 
 <!-- Written by benchmarks/trainer.py; run it to write this page anew. -->
 
-What `diffusion-train` costs beside bare steps, with the network of `configs/mnist.yaml`
-({parameters:,} parameters, batch {c.batch_size}). The run has all of it on: metrics.csv,
-TensorBoard, the progress bar, the moving average, clipping, the checks, the loss by quarter.
-A bare step is forward, backward and the same fused Adam on a batch noised beforehand.
-One of each in turn.
+What training costs beside bare steps, with the network of `configs/quickstart.yaml` and `configs/mnist.yaml`
+({parameters:,} parameters, batch {config.training.batch_size}). A bare step is forward, backward and the same fused
+Adam on a batch noised beforehand: no data, no noise, no clipping of the gradient, no moving average, no check for NaN.
+A whole run has metrics.csv, TensorBoard, the progress bar and the loss by quarter as well. One of each in turn.
+''', *table(*OVERHEADS), overhead_row('a step of `fit`', fits, TARGET), overhead_row('a step of a run', pairs, TARGET), f'''
+The quickstart's training step, with everything in it: **{speed:,.0f} images per second**.
 
-| {' | '.join(COLUMNS)} |
-| --- | ---: | ---: | ---: | ---: | ---: | --- | ---: |
-{row('a step of a run', pairs[warmup:], 6)}
+A checkpoint ({size:.0f} MB: weights, average, Adam, checksum, fsync) takes {saving:.0f} ms; every {every} steps, the
+default, that is **{share:.2f} %** of the wall time (target 1 %, {'met' if share <= 1 else '**missed**'}).
+Waiting for images takes {100 * median(loading):.2f} % of a step (target 3 %).
+''', measured('trainer.py', began)]), encoding='utf-8')
 
-A checkpoint ({size:.0f} MB: weights, average, Adam, checksum, fsync) takes {median(saving):.0f} ms;
-every {every} steps, the default, that is **{share:.2f} %** of the wall time
-(target 1 %, {'met' if share <= 1 else '**missed**'}).
-Waiting for images takes {100 * median(loading[warmup:]):.2f} % of a step (target 3 %).
-
-Measured {datetime.now(timezone.utc):%Y-%m-%d} by `python benchmarks/trainer.py`
-in {time.perf_counter() - began:.0f} s: {cpu()}, {torch.get_num_threads()} threads,
-Python {platform.python_version()}, torch {torch.__version__}.
-'''
-    (HERE/'trainer.md').write_text(text, encoding='utf-8')
-    print(text)
 
 if __name__ == '__main__': main()
