@@ -35,6 +35,8 @@ def elsewhere(tmp_path, monkeypatch):
     images = (noise + 190 * labels.view(-1, 1, 1, 1)).to(torch.uint8)  # dark and bright ones
     data = ImageSet(images, labels, ('dark', 'bright'), 'tiny')
     monkeypatch.setattr(config_module.datasets, 'mnist_mini', lambda: data)
+    yield
+    sys.modules.pop('mine', None)  # of `own_network`: the next test may have another
 
 def tiny(run, steps=6, *overrides):
     return parse_config({}, [*TINY, f'run={run}', f'training.steps={steps}', *overrides])
