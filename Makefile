@@ -58,7 +58,6 @@ notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/python tools/build_docs.py --readme
 
 bench: dev  ## Measure speed beside bare networks and diffusers, and write the pages in benchmarks/
-	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/trainer.py
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/networks.py

@@ -1,9 +1,9 @@
-"""What the sampler costs beside the network, and the same walk in diffusers. Writes benchmarks/solvers.md.
+"""What sampling costs beside the network, and the same in diffusers. Writes benchmarks/solvers.md.
 
     python benchmarks/solvers.py
 
-All times are CPU time of one thread, and all numbers are medians. The networks are those of configs/quickstart.yaml,
-the smallest of the book, and of configs/cifar10.yaml, the paper's.
+All times are CPU time of one thread, and all numbers are medians. The networks are those of
+configs/quickstart.yaml, the smallest of the book, and of configs/cifar10.yaml, the paper's.
 """
 import argparse
 import itertools
@@ -16,7 +16,9 @@ from statistics import median, quantiles
 import diffusers
 import torch
 from common import HERE, OVERHEADS, collect, measured, overhead_row, quickstart, table, timed
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import (
+    DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from tqdm.auto import tqdm
@@ -28,11 +30,18 @@ from diffusion_scratch.sampling import ancestral, sample
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 
 SDE = dict(algorithm_type='sde-dpmsolver++')
-SOLVERS = [(ancestral(), DDPMScheduler, {}), (ddim(), DDIMScheduler, {}), (ddim(1.), DDIMScheduler, dict(eta=1.)),
-           (dpm_solver_pp(), DPMSolverMultistepScheduler, {}), (dpm_solver_pp(1.), DPMSolverMultistepScheduler, SDE),
-           (heun(), HeunDiscreteScheduler, {})]
-TARGETS = {('small', 1): 6, ('small', 64): 1.5, ('paper', 1): 1, ('paper', 64): 0.2}   # percent
-TURNS = 3                                                                            # of each row
+SOLVERS = [  # ours, theirs, and its options
+    (ancestral(), DDPMScheduler, {}),
+    (ddim(), DDIMScheduler, {}),
+    (ddim(1.), DDIMScheduler, dict(eta=1.)),
+    (dpm_solver_pp(), DPMSolverMultistepScheduler, {}),
+    (dpm_solver_pp(1.), DPMSolverMultistepScheduler, SDE),
+    (heun(), HeunDiscreteScheduler, {}),
+]
+TARGETS = {('small', 1): 6, ('small', 64): 1.5, ('paper', 1): 1, ('paper', 64): 0.2}  # percent
+TURNS = 3  # of each row
+BESIDE = ('a step', 'ours, ms', 'diffusers, ms', 'diffusers / ours', 'middle half', 'at least 1',
+          'pairs')
 cpu_timed = partial(timed, clock=time.thread_time)
 
 
@@ -66,7 +75,8 @@ def walks(step, denoiser, schedule, shape, y, n):
     net = Timed(denoiser.net)
     around = Denoiser(net, denoiser.parameterization).eval()
     times, calls = schedule.times(n), len(step.visits(schedule.times(n))) - 1
-    def walk(): sample(around, schedule, shape, step=step, times=times, y=y, seed=0, progress=False)
+    options = dict(step=step, times=times, y=y, seed=0, progress=False)
+    def walk(): sample(around, schedule, shape, **options)
     while True:
         whole, network = whole_and_network(walk, net)
         yield whole / calls, network / calls
@@ -96,10 +106,12 @@ def against(step, make, options, net, schedule, shape, y, n):
     "Pairs (our walk, theirs), in ms for one of n steps; the network counts the same on both sides"
     net = Timed(net)
     denoiser, times = Denoiser(net, V).eval(), schedule.times(n)
-    def ours(): sample(denoiser, schedule, shape, step=step, times=times, y=y, progress=False, seed=0)
+    settings = dict(step=step, times=times, y=y, seed=0, progress=False)
+    def ours(): sample(denoiser, schedule, shape, **settings)
     theirs = their_walk(make, options, net, schedule, shape, y, n)
     while True:
-        (whole, inside), (their_whole, their_inside) = (whole_and_network(f, net) for f in (ours, theirs))
+        whole, inside = whole_and_network(ours, net)
+        their_whole, their_inside = whole_and_network(theirs, net)
         network = (inside + their_inside) / 2
         yield (whole - inside + network) / n, (their_whole - their_inside + network) / n
 
@@ -109,7 +121,14 @@ def ratio_row(name: str, pairs: list) -> str:
     ours, theirs = (median(p) for p in zip(*pairs))
     low, ratio, high = quantiles((b / a for a, b in pairs), n=4)
     met = 'yes' if ratio >= 1 else '**no**'
-    return f'| {name} | {ours:.2f} | {theirs:.2f} | **{ratio:.3f}** | {low:.3f} .. {high:.3f} | {met} | {len(pairs):,} |'
+    return (f'| {name} | {ours:.2f} | {theirs:.2f} | **{ratio:.3f}** | {low:.3f} .. {high:.3f} '
+            f'| {met} | {len(pairs):,} |')
+
+
+def describe(denoiser, shape) -> str:
+    "Size of the network and of its images"
+    parameters = sum(p.numel() for p in denoiser.parameters())
+    return f'{parameters:,} parameters, images of {" x ".join(map(str, shape))}'
 
 
 def main():
@@ -130,33 +149,36 @@ def main():
         rows['diffusers', B, name] = against(step, make, options, small.net, schedule, shape, y, n)
     pairs, lines = defaultdict(list), defaultdict(list)
     for turn, key in tqdm([*itertools.product(range(TURNS), rows)], unit='turn'):
-        pairs[key] += collect(rows[key], a.seconds / TURNS, warmup=int(turn == 0 and key[0] != 'paper'))
+        warmup = int(turn == 0 and key[0] != 'paper')
+        pairs[key] += collect(rows[key], a.seconds / TURNS, warmup)
     for key in rows:
         kind, B, name = key
-        row = ratio_row(name, pairs[key]) if kind == 'diffusers' else overhead_row(name, pairs[key], TARGETS[kind, B])
+        if kind == 'diffusers': row = ratio_row(name, pairs[key])
+        else: row = overhead_row(name, pairs[key], TARGETS[kind, B])
         lines[kind].append(row)
-    def count(denoiser): return sum(p.numel() for p in denoiser.parameters())
-    head = table(*OVERHEADS)
-    beside = table('a step', 'ours, ms', 'diffusers, ms', 'diffusers / ours', 'middle half', 'at least 1', 'pairs')
-    (HERE/'solvers.md').write_text('\n'.join([f'''# The sampler
+    page = [f'''# The sampler
 
 <!-- Written by benchmarks/solvers.py; run it to write this page anew. -->
 
 ## Beside the network
 
-`sample` from a seed to images, in {n} steps, for one call of the network. *Bare* is the network alone, timed inside the walk.
-All times are CPU time of one thread; all numbers are medians; each row was measured in {TURNS} turns.
+`sample` from a seed to images, in {n} steps, for one call of the network. *Bare* is the network
+alone, timed inside the walk. All times are CPU time of one thread; all numbers are medians; each
+row was measured in {TURNS} turns.
 
-The network of `configs/quickstart.yaml`, the smallest of the book ({count(small):,} parameters, images of {' x '.join(map(str, data.shape))}):
-''', *head, *lines['small'], f'''
-The network of `configs/cifar10.yaml`, the paper's ({count(paper):,} parameters, images of {' x '.join(map(str, paper_shape))}; batch 64 in 2 steps):
-''', *head, *lines['paper'], f'''
+The network of `configs/quickstart.yaml`, the smallest of the book ({describe(small, data.shape)}):
+''', *table(*OVERHEADS), *lines['small'], f'''
+The network of `configs/cifar10.yaml`, the paper's ({describe(paper, paper_shape)};
+batch 64 in 2 steps):
+''', *table(*OVERHEADS), *lines['paper'], f'''
 ## Beside diffusers {diffusers.__version__}
 
-Whole walks with the same network, number of steps and batch: `sample` against the loop of diffusers' pipelines around the
-scheduler of the same method, without a progress bar. Both draw their noise with a generator for each image. They run in turn, and
-in each pair the network counts the same on both sides, with the mean of what it took.
-''', *beside, *lines['diffusers'], '', measured('solvers.py', began)]), encoding='utf-8')
+Whole walks with the same network, number of steps and batch: `sample` against the loop of
+diffusers' pipelines around the scheduler of the same method, without a progress bar. Both draw
+their noise with a generator for each image. They run in turn, and in each pair the network counts
+the same on both sides, with the mean of what it took.
+''', *table(*BESIDE), *lines['diffusers'], '', measured('solvers.py', began)]
+    (HERE/'solvers.md').write_text('\n'.join(page), encoding='utf-8')
 
 
 if __name__ == '__main__': main()
