@@ -171,6 +171,7 @@ def check_step(step: int,               # the one about to be taken, from 1
         'or look for huge values in the loss')
 
 def set_learning_rate(optimizer, lr: float):
+    "For the steps from now on"
     for group in optimizer.param_groups: group['lr'] = lr
 
 # %% ../nbs/19_engine.ipynb #e8c570a3
