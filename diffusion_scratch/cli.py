@@ -39,8 +39,8 @@ from .engine import Engine, new_accelerator
 from .training import Metrics, TrainState, fit, measure
 
 # %% auto #0
-__all__ = ['SHOWN', 'DECIDES_LAST_DIGITS', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train',
-           'train_command', 'sample_command', 'export_command', 'edit_command', 'evaluate_command']
+__all__ = ['SHOWN', 'MODEL', 'draw', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'train', 'train_command',
+           'sample_command', 'export_command', 'edit_command', 'evaluate_command']
 
 # %% ../nbs/21_cli.ipynb #bccb4220
 def draw(denoiser: Denoiser,
@@ -134,6 +134,15 @@ def _changed(old: Config, new: Config) -> str:
     if new.training.decay == 'constant': free += ('training.steps',)
     a, b = _flat(old), _flat(new)
     return ', '.join(f'{k}: {a[k]} there, {b[k]} here' for k in b if a[k] != b[k] and not k.startswith(free))
+
+# of a session: where one of these is another, so are the last digits of what is learned
+_MACHINE = 'processor', 'cpu_capability', 'torch', 'threads', 'device', 'processes'
+
+def _changed_since(sessions: list[dict], manifest: dict) -> dict: # key -> [there, here]
+    "What of these is not as in the session that made the checkpoint from which this one goes on"
+    before = next((s for s in reversed(sessions) if s.get('after_step', 0) < manifest['after_step']), {})
+    keys = [k for k in _MACHINE if k in before and before[k] != manifest[k]]
+    return {k: [before[k], manifest[k]] for k in keys}
 
 class _Run:
     "The folder of a run, and what is written there"
@@ -382,14 +391,6 @@ def _processor() -> str:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         return next(l.partition(':')[2].strip() for l in lines if l.startswith('model name'))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
-
-DECIDES_LAST_DIGITS = 'processor', 'cpu_capability', 'torch', 'threads', 'device', 'processes'  # keys of a session
-
-def _changed_since(sessions: list[dict], manifest: dict) -> dict: # key -> [there, here]
-    "What of the above is not as in the session that made the checkpoint from which this one goes on"
-    before = next((s for s in reversed(sessions) if s.get('after_step', 0) < manifest['after_step']), {})
-    keys = [k for k in DECIDES_LAST_DIGITS if k in before and before[k] != manifest[k]]
-    return {k: [before[k], manifest[k]] for k in keys}
 
 def _manifest(config: Config, state: TrainState, data: ImageSet, accelerator: Accelerator, device: torch.device) -> dict:
     "What is about to run, on what, from where"
