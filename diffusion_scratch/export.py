@@ -41,7 +41,7 @@ def scheduler_config(denoiser: Denoiser,     # tells what the network predicts
     "The config of the DDPMScheduler that draws like ours"
     betas, T = schedule.betas, schedule.T
     first, last = betas[0].item(), betas[-1].item()
-    straight = torch.equal(betas, linear_betas(T, first, last))
+    straight = schedule.is_close(Schedule(linear_betas(T, first, last)))
     predicts = {ours: theirs for theirs, ours in PREDICTION_TYPES.items()}
     spacing = dict(fixed_small='trailing', fixed_large='leading')[sampling.variance]
     return dict(_class_name='DDPMScheduler', num_train_timesteps=T,

@@ -60,14 +60,15 @@ def python(program, *words, capability=None):
 
 TRAIN = '''
 import sys
-from diffusion_scratch import cli
-fit = cli.fit
+from diffusion_scratch import run
+from diffusion_scratch.config import load_config
+fit = run.fit
 def stopped(state, *a, **k):
     for m in fit(state, *a, **k):
         yield m
         if m.step == int(sys.argv[1]) < 6: raise SystemExit
-cli.fit = stopped
-cli.train(cli.load_config('c.yaml'), progress=False)
+run.fit = stopped
+run.train(load_config('c.yaml'), progress=False)
 '''
 
 
