@@ -168,7 +168,7 @@ def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
     book, pages, n = Book(read_bib(proc/quarto['bibliography'])), {}, 0
     for f in ledger.chapters(quarto['book']['chapters']):
         nb = json.loads((proc/f).read_text(encoding='utf-8'))
-        numbered = re.match(r'\d', Path(f).name)
+        numbered = ledger.NUMBERED.match(Path(f).name)
         n += bool(numbered)
         pages[page(f)] = nb, n if numbered else None
         book.number(page(f), *pages[page(f)])

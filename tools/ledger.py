@@ -14,6 +14,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+# file names of numbered chapters; 00_tiny comes before the first
+NUMBERED = re.compile(r'(?!00_)\d')
 LABEL = re.compile(r'\$\$\s*\{#(eq-[\w-]+)\}')
 NAMED = re.compile(r'\beq-[a-zA-Z](?:[\w-]*\w)?')
 EXPORTED = re.compile(r'(?m)^#\|\s*exports?\b')
@@ -55,7 +57,7 @@ def definitions(source: str):
 def read(root: Path) -> tuple[list[Equation], list[str]]:
     "All equations with what names them, and what is wrong"
     book = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))['book']
-    names = [n for n in chapters(book['chapters']) if re.match(r'\d', n)]
+    names = [n for n in chapters(book['chapters']) if NUMBERED.match(n)]
     notebooks = {Path(n).stem: list(cells(root/'nbs'/n)) for n in names}
     equations, problems = {}, []
     for i, (chapter, cs) in enumerate(notebooks.items(), 1):

@@ -7,7 +7,7 @@ The stamp covers a notebook's own code and the modules of the library that it im
 comments and docstrings. The library is the one of this checkout. The same code gives the same file,
 but for what it draws at random.
 """
-import argparse, ast, hashlib, io, json, os, re, sys, time, tokenize
+import argparse, ast, base64, hashlib, io, json, os, re, sys, time, tokenize
 from pathlib import Path
 
 from nbdev.clean import nbdev_clean
@@ -72,6 +72,15 @@ def settle(nb: dict):
                 players += 1
 
 
+def keep_pictures(nb: dict, folder: Path):
+    "Store the picture of a cell with `#| keep: assets/name.png` there too: a page can open with it"
+    for cell in nb['cells']:
+        if not (named := re.search(r'(?m)^#\|\s*keep:\s*(\S+)', source(cell))): continue
+        made = [o.get('data', {}) for o in cell['outputs']]
+        [png] = [data['image/png'] for data in made if 'image/png' in data]
+        (folder/named[1]).write_bytes(base64.b64decode(png))
+
+
 def run(file: Path, lib: Path):
     "Execute a notebook from top to bottom and store its outputs and its stamp in it"
     import nbformat
@@ -89,6 +98,7 @@ def run(file: Path, lib: Path):
     if file.read_text(encoding='utf-8') != before:
         sys.exit(f'{file.name} was edited while it ran: nothing is stored, run it again')
     nbformat.write(nb, file)
+    keep_pictures(nb, file.parent)
     nbdev_clean.__wrapped__(str(file))
     print(f'{file.name} {time.time() - began:.1f} s')
 
