@@ -173,9 +173,7 @@ class Solver(ABC):
 @dataclass(frozen=True, repr=False)
 class ancestral(Solver):
     "The reverse step of DDPM (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
-    variance: Callable = (
-        fixed_small  # or fixed_large: x0, x_t, t, s -> Gaussian, linear in x0 and x_t
-    )
+    variance: Callable=fixed_small  # or fixed_large: x0, x_t, t, s -> Gaussian
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
         one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
@@ -191,8 +189,7 @@ def renoising(t: Level, s: Level) -> Coefficients:
     return Coefficients(zero, scale, zero, var.sqrt())
 
 def stretches(times: list[int]) -> list[list[int]]:
-    """A walk cut into stretches that only fall, or only rise: [9, 5, 7, 0] -> [9, 5],
-    [5, 7], [7, 0]"""
+    "Where the direction changes: [9, 5, 7, 0] -> [9, 5], [5, 7], [7, 0]"
     cut = [times[:2]]
     for before, t, s in zip(times, times[1:], times[2:]):
         if (s > t) == (t > before): cut[-1].append(s)

@@ -160,7 +160,7 @@ def _check_config(in_channels, channels, multipliers, blocks, attention, dropout
         raise ValueError(f'attention at level {unknown[0]}, but the levels are '
                          f'0..{len(multipliers) - 1}')
 
-def check_network_input(net: Conditioned, x: Tensor, t: Tensor, y: Tensor | None):
+def check_network_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     "Refuse what a network cannot take; nothing here waits for a GPU"
     if not x.is_floating_point():
         raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
@@ -178,7 +178,7 @@ def check_network_input(net: Conditioned, x: Tensor, t: Tensor, y: Tensor | None
         raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number '
                          f'for each of the {len(x)} images')
 
-def _check_unet_input(net: UNet, x: Tensor, t: Tensor, y: Tensor | None):
+def _check_unet_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     "The same, and images that are too small for the levels"
     check_network_input(net, x, t, y)
     (H, W), levels, r = x.shape[-2:], len(net.down), net.unshuffle
