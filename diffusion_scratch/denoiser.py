@@ -13,8 +13,8 @@ from .schedule import Level, check_level_shape
 
 # %% auto #0
 __all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'check_signal_left', 'takes_arguments',
-           'call_network', 'evaluating', 'Prediction', 'x0_from_eps', 'eps_from_x0', 'Parameterization',
-           'v_from_x0_eps', 'x0_eps_from_v', 'Denoiser', 'clipped']
+           'first_weight', 'call_network', 'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization',
+           'v_from_x0_eps', 'x0_from_v', 'Denoiser', 'clipped']
 
 # %% ../nbs/03_denoiser.ipynb #101d2987
 #| code-fold: true
@@ -48,15 +48,20 @@ def takes_arguments(net: nn.Module, n: int) -> bool:
     except ValueError: pass  # no Python function: it will say so itself
     return True
 
+def first_weight(net: nn.Module) -> tuple[nn.Module, str] | None:
+    "Where a network keeps its first floating-point weight: a module, and a name in it"
+    for module in net.modules() if isinstance(net, nn.Module) else ():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.is_floating_point(): return module, name
+
 def call_network(net: nn.Module,
-                 x_t: Tensor,     # (B,...)
-                 t: Tensor,       # (B,), 1..T
-                 y: Tensor | None # (B,)
-                ) -> Tensor:      # like x_t
+                 x_t: Tensor,         # (B,...)
+                 t: Tensor,           # (B,), 1..T
+                 y: Tensor | None,    # (B,)
+                 first: tuple | None  # of `first_weight`
+                ) -> Tensor:          # like x_t
     "What a network returns, computed in the precision of its weights and handed out in that of x_t"
-    parameters = net.parameters() if isinstance(net, nn.Module) else ()
-    weights = next((p for p in parameters if p.is_floating_point()), x_t)
-    x, t = x_t.to(weights.dtype), t.to(x_t.device)
+    x, t = x_t.to(getattr(*first).dtype if first else x_t.dtype), t.to(x_t.device)
     try: out = net(x, t) if y is None else net(x, t, y.to(x_t.device))
     except TypeError:
         if y is None or takes_arguments(net, 3): raise
@@ -86,19 +91,12 @@ class evaluating:
     def __enter__(self):
         self.gradients = torch.is_grad_enabled()
         self.in_training = [m for m in self.parts if m.training]
-        torch.set_grad_enabled(False)
+        if self.gradients: torch.set_grad_enabled(False)
         for m in self.in_training: m.training = False
 
     def __exit__(self, *error):
-        torch.set_grad_enabled(self.gradients)
+        if self.gradients: torch.set_grad_enabled(True)
         for m in self.in_training: m.training = True
-
-# %% ../nbs/03_denoiser.ipynb #ca426bb5
-class Prediction(NamedTuple):
-    """What a denoiser predicts from x_t: image and noise, with x_t = signal * x0 +
-    noise * eps"""
-    x0: Tensor   # (B,...)
-    eps: Tensor  # (B,...)
 
 # %% ../nbs/03_denoiser.ipynb #94d7fda8
 def x0_from_eps(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
@@ -113,17 +111,32 @@ def eps_from_x0(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
     _, signal, noise = level.to(x_t)
     return (x_t - signal * x0) / noise
 
+# %% ../nbs/03_denoiser.ipynb #ca426bb5
+@dataclass(frozen=True)
+class Prediction:
+    "The image that a denoiser predicts from x_t, and the noise that follows from it"
+    x0: Tensor    # (B,...)
+    x_t: Tensor   # what the denoiser was given, like x0
+    level: Level  # the noise level of x_t
+
+    @property
+    def eps(self) -> Tensor:
+        "The noise, x_t = signal * x0 + noise * eps (eq-eps-x0)"
+        return eps_from_x0(self.x_t, self.x0, self.level)
+
+    def __iter__(self): return iter((self.x0, self.eps))
+
 # %% ../nbs/03_denoiser.ipynb #fc95495f
 @dataclass(frozen=True)
 class Parameterization:
-    "A coordinate system for a denoiser's belief"
+    "A coordinate system for a denoiser's prediction"
     name: str
-    target: Callable[
-        [Tensor, Tensor, Level], Tensor
-    ]  # x0, eps, level -> what the network should return
-    predict: Callable[
-        [Tensor, Tensor, Level], Prediction
-    ]  # the network's output, x_t, level -> Prediction
+    target: Callable  # x0, eps, level -> what the network should return
+    x0: Callable      # x_t, the network's output, level -> the image
+
+    def predict(self, output: Tensor, x_t: Tensor, level: Level) -> Prediction:
+        "What the network's output says of x_t"
+        return Prediction(self.x0(x_t, output, level), x_t, level)
 
     def __repr__(self): return self.name.upper()
 
@@ -133,24 +146,23 @@ def v_from_x0_eps(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     _, signal, noise = level.to(x0)
     return signal * eps - noise * x0
 
-def x0_eps_from_v(v: Tensor, x_t: Tensor, level: Level) -> Prediction:
-    "Image and noise in x_t, given the velocity (eq-v-inverse)"
+def x0_from_v(x_t: Tensor, v: Tensor, level: Level) -> Tensor:
+    "The image in x_t, given the velocity (eq-v-inverse)"
     _, signal, noise = level.to(x_t)
-    return Prediction(x0=signal * x_t - noise * v,
-                      eps=noise * x_t + signal * v)
+    return signal * x_t - noise * v
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
 EPS = Parameterization('eps',  # eq-eps-x0
     target=lambda x0, eps, level: eps,
-    predict=lambda eps, x_t, level: Prediction(x0_from_eps(x_t, eps, level), eps))
+    x0=x0_from_eps)
 
-X0 = Parameterization('x0',    # eq-eps-x0
+X0 = Parameterization('x0',
     target=lambda x0, eps, level: x0,
-    predict=lambda x0, x_t, level: Prediction(x0, eps_from_x0(x_t, x0, level)))
+    x0=lambda x_t, x0, level: x0)
 
 V = Parameterization('v',      # eq-v, eq-v-inverse
     target=v_from_x0_eps,
-    predict=x0_eps_from_v)
+    x0=x0_from_v)
 
 PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
 
@@ -163,6 +175,7 @@ class Denoiser(nn.Module):
                 ):
         super().__init__()
         self.net, self.parameterization = net, parameterization
+        self.first = first_weight(net)
 
     def forward(self,
                 x_t: Tensor,           # noised batch (B,...)
@@ -170,7 +183,7 @@ class Denoiser(nn.Module):
                 y: Tensor | None=None  # labels (B,), or none
                ) -> Prediction:
         check_prediction_input(x_t, level, y)
-        out = call_network(self.net, x_t, level.t, y)
+        out = call_network(self.net, x_t, level.t, y, self.first)
         return self.parameterization.predict(out, x_t, level)
 
 # %% ../nbs/03_denoiser.ipynb #cd799211
@@ -182,4 +195,4 @@ class clipped(nn.Module):
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.denoiser(x_t, level, y).x0.clamp(-1, 1)
-        return Prediction(x0, eps_from_x0(x_t, x0, level))
+        return Prediction(x0, x_t, level)

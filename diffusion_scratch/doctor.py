@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from .data import ImageSet
 from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction
-from .denoiser import check_prediction_input, eps_from_x0, evaluating
+from .denoiser import check_prediction_input, evaluating
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule
@@ -124,7 +124,7 @@ class _PixelOracle(nn.Module):
         signal, noise = (c.to(self.mean) for c in level[1:])
         gain = signal * self.var / (signal**2 * self.var + noise**2)
         x0 = (self.mean + gain * (x_t.to(self.mean) - signal * self.mean)).to(x_t)
-        return Prediction(x0, eps_from_x0(x_t, x0, level))
+        return Prediction(x0, x_t, level)
 
 # %% ../nbs/18_doctor.ipynb #0a4d5683
 class References(NamedTuple):

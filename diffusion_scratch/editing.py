@@ -11,7 +11,7 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .denoiser import Prediction, eps_from_x0, evaluating
+from .denoiser import Prediction, evaluating
 from .sampling import Solver, levels_between, rows_of
 from .schedule import Level, Schedule, cast_like
 from .solvers import ddim
@@ -197,7 +197,7 @@ class edited(nn.Module):
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         x0 = self.change(self.denoiser(x_t, level, y).x0, level)
         check_changed(x0, x_t)
-        return Prediction(x0, eps_from_x0(x_t, x0, level))
+        return Prediction(x0, x_t, level)
 
 # %% ../nbs/12_editing.ipynb #6ed5b942
 class inpaint(edited):
@@ -261,7 +261,7 @@ class steered(nn.Module):
         factor = factor.nan_to_num(posinf=0.)  # no signal, no slope
         [factor] = cast_like(x_t, scale * factor)
         x0 = x0 - factor * slope
-        return Prediction(x0, eps_from_x0(x_t, x0, level))
+        return Prediction(x0, x_t, level)
 
 # %% ../nbs/12_editing.ipynb #7eeed678
 class View(NamedTuple):

@@ -67,5 +67,4 @@ class guided(nn.Module):
         if self.scale == 0: return with_label
         without = self.denoiser(x_t, level)
         x0 = torch.lerp(without.x0, with_label.x0, 1 + self.scale)
-        eps = torch.lerp(without.eps, with_label.eps, 1 + self.scale)
-        return Prediction(x0, eps)
+        return Prediction(x0, x_t, level)

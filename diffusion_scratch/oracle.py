@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from torch import Tensor, nn
-from .denoiser import Prediction, check_prediction_input, eps_from_x0
+from .denoiser import Prediction, check_prediction_input
 from .schedule import Level
 
 # %% auto #0
@@ -26,7 +26,7 @@ def as_rows(x_t: Tensor, level: Level, like: Tensor) -> tuple[Tensor, Tensor, Te
 def as_prediction(x0: Tensor, x_t: Tensor, level: Level) -> Prediction:
     "Posterior means (B,D) as a prediction in the shape and precision of x_t"
     x0 = x0.view(x_t.shape).to(x_t)
-    return Prediction(x0, eps_from_x0(x_t, x0, level))
+    return Prediction(x0, x_t, level)
 
 def _check_gaussian(mean: Tensor, cov: Tensor):
     "Refuse what is no covariance of images like `mean`"

@@ -17,10 +17,10 @@ from .noising import Gaussian, q_posterior, transition
 from .schedule import Level, Schedule, cast_like
 
 # %% auto #0
-__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'levels_of_walk',
-           'fixed_small', 'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising',
-           'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk', 'Frame', 'trajectory',
-           'sample']
+__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'draws',
+           'levels_of_walk', 'fixed_small', 'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver',
+           'ancestral', 'renoising', 'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk',
+           'Frame', 'trajectory', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #496473d2
 #| code-fold: true
@@ -74,7 +74,7 @@ def check_seed(seed: int, first: int):
 
 # %% ../nbs/07_sampling.ipynb #642bed61
 #| code-fold: true
-#| code-summary: "Plumbing: levels of a whole walk at once, where it starts, what was written to, how many frames it has"
+#| code-summary: "Plumbing: levels and noise of several steps at once, where a walk starts, what was written to, how many frames it has"
 def starting_point(denoiser: nn.Module, noise: Tensor, x_T: Tensor | None) -> Tensor:
     "A copy of x_T, or else the noise where the network's weights are; in float32 at least"
     if x_T is None:
@@ -91,6 +91,17 @@ def number_of_frames(step: Solver, times: list[int]) -> int:
     "How many frames a walk has"
     visited = step.visits(times)
     return 1 + sum(s <= t for t, s in zip(visited, visited[1:]))
+
+def draws(noise: Noise,
+          shape: tuple,  # of one image
+          ahead: int=8   # steps whose noise is made at once, which takes less time
+         ) -> Iterator[Tensor]:
+    "`noise.draw(shape)`, again and again"
+    size = math.prod(shape)
+    whole_blocks = 16 * math.ceil(size / 16)
+    while True:
+        for z in noise.draw((ahead, whole_blocks)).unbind(1):
+            yield z[:, :size].reshape(-1, *shape)
 
 def levels_of_walk(schedule: Schedule, times: list[int], x: Tensor) -> list[Level]:
     "`schedule.at(t, x)` for each of the times, made at once"
@@ -249,6 +260,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     check_walk(step, times, schedule, shape, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
+    z = draws(noise, shape[1:])
     x0 = torch.zeros_like(x)
     for t, s, level, c in steps_of_walk(step, schedule, times, x):
         previous = x0
@@ -258,8 +270,9 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
             yield Frame(t, x, x0)
             if times_written(x) != written:      # the caller has changed x
                 with evaluation: x0 = denoiser(x, level, y).x0
-        x = c.x0 * x0 + c.x_t * x + c.previous * previous
-        if c.std: x = x + c.std * noise.draw(shape[1:]).to(x)
+        x = c.x0 * x0 + c.x_t * x
+        if c.previous: x += c.previous * previous
+        if c.std: x += c.std * next(z).to(x)
     yield Frame(0, x, x)
 
 # %% ../nbs/07_sampling.ipynb #8219e021

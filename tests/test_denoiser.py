@@ -148,7 +148,7 @@ def test_a_coordinate_of_ones_own():
     score = Parameterization(
         'score',
         target=lambda x0, eps, level: -eps / level.noise.to(eps),
-        predict=lambda out, x_t, level: EPS.predict(-level.noise.to(x_t) * out, x_t, level),
+        x0=lambda x_t, out, level: EPS.x0(x_t, -level.noise.to(x_t) * out, level),
     )
     x0, eps, level, x_t = batch(dtype=torch.float32)
     got = Denoiser(lambda x, t: score.target(x0, eps, level), score)(x_t, level)

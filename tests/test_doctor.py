@@ -34,7 +34,7 @@ class Const(nn.Module):
     "Guesses one number for every pixel"
     def __init__(self, value): super().__init__(); self.value = value
     def forward(self, x_t, level, y=None):
-        return Prediction(torch.full_like(x_t, self.value), torch.zeros_like(x_t))
+        return Prediction(torch.full_like(x_t, self.value), x_t, level)
 
 @pytest.fixture(scope='module')
 def digits():
@@ -255,7 +255,7 @@ def test_a_hair_worse_than_the_mean_is_not_worse(digits):
     class Nearly(nn.Module):
         def forward(self, x_t, level, y=None):
             p = refs.optimum(x_t, level, y) if level.t[0] <= 750 else refs.trivial(x_t, level)
-            return Prediction(p.x0 + 0.08 * (level.t[0] > 750), p.eps)
+            return Prediction(p.x0 + 0.08 * (level.t[0] > 750), x_t, level)
     d = diagnose(Nearly(), SCHEDULE, digits, its_losses(Nearly(), digits), weight=v_weight, n=128)
     excess, error = d.network.minus(d.trivial).over(range(15, 20))
     assert excess > 3 * error and d.verdict == 'plateaued as expected', str(d)
@@ -308,7 +308,7 @@ def test_losses_that_are_not_finite_are_counted(digits):
 def test_outputs_that_are_not_finite_are_placed(digits):
     class Root(nn.Module):
         def forward(self, x_t, level, y=None):
-            return Prediction(x_t * (500. - level.t[0]).sqrt(), x_t)
+            return Prediction(x_t * (500. - level.t[0]).sqrt(), x_t, level)
     d = examined(Root(), digits, level_of(0.5), n=4)
     assert d.verdict == 'broken' and 't = 526, 576' in d.reasons[0] and d.plot()
 
@@ -350,7 +350,7 @@ def test_a_line_is_no_failure_where_it_is_the_optimum():
         assert d.verdict == 'plateaued as expected', str(d)
     class Worse(nn.Module):
         def forward(self, x_t, level, y=None):
-            return Prediction(line(x_t, level).x0 + 0.01, None)
+            return Prediction(line(x_t, level).x0 + 0.01, x_t, level)
     d = examined(Worse(), data, level_of(1e-4), x0_weight)
     assert d.verdict == 'broken'
 

@@ -139,7 +139,7 @@ def test_no_denoiser_beats_the_exact_one():
     class Scaled(nn.Module):
         def __init__(self, by): super().__init__(); self.by = by
         def forward(self, x, level, y=None):
-            return Prediction(self.by * oracle()(x, level).x0, None)
+            return Prediction(self.by * oracle()(x, level).x0, x, level)
     x0 = gaussian_data(50_000)
     of = {
         by: diffusion_loss(Scaled(by), LINEAR, x0, weight=x0_weight, generator=gen(1)).mean()

@@ -386,7 +386,7 @@ def test_a_denoiser_may_change_the_precision_of_a_walk():
             assert (
                 level.to(x_t).signal.dtype == torch.float32 and level.signal.dtype == torch.float64
             )
-            return Prediction(*(a.float() for a in self.inner(x_t.double(), level)))
+            return Prediction(self.inner(x_t.double(), level).x0.float(), x_t, level)
     x_T = torch.randn(4, 3, generator=gen())
     exact = draw(Denoiser(Net().double(), V), x_T=x_T.double(), step=ancestral(), seed=0)
     torch.testing.assert_close(draw(Double(), x_T=x_T, seed=0), exact.float(), rtol=0, atol=1e-5)
@@ -467,7 +467,7 @@ def test_mixture_as_a_whole(schedule):
             d = x[..., None] - a[..., None] * modes
             r = (w.log() - d**2 / (2 * var)).softmax(-1)
             x0 = (r * (modes + a[..., None] * v / var * d)).sum(-1).to(x)
-            return Prediction(x0, None)
+            return Prediction(x0, x, level)
     x = draw(Cloud(), schedule, (2, 2000), times=schedule.times(500), seed=2).flatten().numpy()
     cdf = lambda z: 0.3 * scipy.stats.norm.cdf(z, -0.5, 0.2) + 0.7 * scipy.stats.norm.cdf(
         z, 0.7, 0.2
