@@ -102,7 +102,8 @@ def forked_random(device: torch.device):
 #| code-summary: "Plumbing: what surrounds a step"
 def begin_step(engine: Engine, *run):
     "Train mode, no gradient left, dropout of this process's own; note what the step depends on"
-    engine.state.denoiser.train()
+    for module in engine.modules:
+        if not module.training: module.train()
     engine.state.optimizer.zero_grad()
     rank = engine.accelerator.process_index
     engine.key = (engine.seed, engine.state.step)
@@ -132,6 +133,8 @@ class Engine:
                 ):
         self.state, self.seed = state, seed
         self.device = device_of(state.denoiser)
+        self.modules = list(state.denoiser.modules())
+        self.parameters = list(state.denoiser.parameters())
         self.accelerator, self.denoiser, self.optimizer = prepared(state, accelerator)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.parts = parts_of_batch(batch_size, accumulate, rank, processes)
@@ -243,8 +246,7 @@ def step(self: Engine,
     with explained(self):
         check_clip(clip)
         step, loss = self.state.step + 1, self.losses.mean().item()
-        parameters = self.state.denoiser.parameters()
-        norm = self.accelerator.clip_grad_norm_(parameters, clip).item()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, clip).item()
         check_step(step, loss, norm, lr, explode, rescales(self.accelerator))
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
