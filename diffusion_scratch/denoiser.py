@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from inspect import signature
-from typing import Callable, NamedTuple
+from typing import Callable
 import torch
 from torch import Tensor, nn
 from .schedule import Level, check_level_shape

@@ -4,7 +4,7 @@
 
 # %% ../nbs/17_report.ipynb #8a88f049
 from __future__ import annotations
-import hashlib, inspect, io, json, re
+import hashlib, io, json, re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path

@@ -94,13 +94,14 @@ def number_of_frames(step: Solver, times: list[int]) -> int:
 
 def draws(noise: Noise,
           shape: tuple,  # of one image
+          n: int,        # how often
           ahead: int=8   # steps whose noise is made at once, which takes less time
          ) -> Iterator[Tensor]:
-    "`noise.draw(shape)`, again and again"
+    "`noise.draw(shape)`, n times"
     size = math.prod(shape)
     whole_blocks = 16 * math.ceil(size / 16)
-    while True:
-        for z in noise.draw((ahead, whole_blocks)).unbind(1):
+    for done in range(0, n, ahead):
+        for z in noise.draw((min(ahead, n - done), whole_blocks)).unbind(1):
             yield z[:, :size].reshape(-1, *shape)
 
 def levels_of_walk(schedule: Schedule, times: list[int], x: Tensor) -> list[Level]:
@@ -234,7 +235,8 @@ def steps_of_walk(step: Solver, schedule: Schedule, times: list[int], x: Tensor)
     "For each step of a walk: from t, to s, the level at t, the step's coefficients"
     times = step.visits(times)
     levels = levels_of_walk(schedule, times, x)
-    return zip(times, times[1:], levels, coefficient_table(step, schedule, times))
+    table = coefficient_table(step, schedule, times)
+    return list(zip(times, times[1:], levels, table))
 
 # %% ../nbs/07_sampling.ipynb #d4d6a308
 class Frame(NamedTuple):
@@ -260,9 +262,10 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     check_walk(step, times, schedule, shape, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
-    z = draws(noise, shape[1:])
+    walk = steps_of_walk(step, schedule, times, x)
+    z = draws(noise, shape[1:], n=sum(c.std != 0 for *_, c in walk))
     x0 = torch.zeros_like(x)
-    for t, s, level, c in steps_of_walk(step, schedule, times, x):
+    for t, s, level, c in walk:
         previous = x0
         if s <= t:                               # downwards: call the denoiser
             with evaluation: x0 = denoiser(x, level, y).x0
