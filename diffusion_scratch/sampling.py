@@ -35,8 +35,9 @@ def whole_times(schedule: Schedule, times) -> list[int]:
             f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}'
         ) from None
 
-def check_walk(step, times, schedule, shape, x_T, y):
-    "Refuse a walk that cannot be walked"
+def check_walk(step, times, schedule, shape, x_T, y) -> list[int]:
+    "The times of a walk, as `whole_times` gives them; refuse a walk that cannot be walked"
+    times = whole_times(schedule, times)
     if not isinstance(step, Solver):
         raise TypeError(
             f'step = {step!r} is no solver; give one such as ancestral(), ddim() or heun(), with'
@@ -66,6 +67,7 @@ def check_walk(step, times, schedule, shape, x_T, y):
         raise TypeError(f'x_T must be float, not {x_T.dtype}')
     if y is not None and len(y) != shape[0]:
         raise ValueError(f'{len(y)} labels y for {shape[0]} images')
+    return times
 
 def check_seed(seed: int, first: int):
     "Refuse seeds and image numbers that name no stream of noise"
@@ -258,8 +260,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                first: int=0                  # number of the first image
               ) -> Iterator[Frame]:          # one for each call, then the result
     "The reverse process, step by step (eq-coefficients; Ho et al. 2020, algorithm 2)"
-    times = whole_times(schedule, times)
-    check_walk(step, times, schedule, shape, x_T, y)
+    times = check_walk(step, times, schedule, shape, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
     walk = steps_of_walk(step, schedule, times, x)
