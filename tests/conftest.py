@@ -15,3 +15,10 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# Seeded draws: the tests of noising, denoiser and loss
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=gen(seed), dtype=dtype)
