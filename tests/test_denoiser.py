@@ -108,12 +108,12 @@ def test_no_signal_v_and_x0_work_and_eps_is_refused():
     "Zero terminal SNR; one such image of a batch is enough"
     x_t, out = randn(2, 3), randn(2, 3, seed=1)
     level = DARK.at(1000, x_t)
-    says = lambda p: Denoiser(lambda x, t: out, p)
-    assert (level.signal == 0).all() and torch.equal(says(V)(x_t, level).x0, -out)
-    for p in (V, X0): assert torch.equal(says(p)(x_t, level).eps, x_t)
-    assert says(EPS)(x_t, DARK.at(torch.tensor([1, 999]), x_t)).x0.isfinite().all()
+    by = lambda p: Denoiser(lambda x, t: out, p)
+    assert (level.signal == 0).all() and torch.equal(by(V)(x_t, level).x0, -out)
+    for p in (V, X0): assert torch.equal(by(p)(x_t, level).eps, x_t)
+    assert by(EPS)(x_t, DARK.at(torch.tensor([1, 999]), x_t)).x0.isfinite().all()
     for t in (1000, torch.tensor([1, 1000])):
-        for denoiser in (says(EPS), clipped(says(EPS))):
+        for denoiser in (by(EPS), clipped(by(EPS))):
             with pytest.raises(ValueError, match='no signal is left at t = 1000 .*predict V or X0'):
                 denoiser(x_t, DARK.at(t, x_t))
 

@@ -20,7 +20,8 @@ from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zer
 LINEAR, STEEP = Schedule(linear_betas()), Schedule(linear_betas(10, 0.01, 0.6))
 GRAYS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 every_schedule = pytest.mark.parametrize('schedule', [
-    LINEAR, Schedule(cosine_betas(50)), Schedule(zero_terminal_snr(linear_betas(100)))], ids=repr)
+    LINEAR, Schedule(cosine_betas(50)), Schedule(zero_terminal_snr(linear_betas(100)))],
+    ids=['linear', 'cosine', 'dark'])
 
 def levels(schedule): return schedule.at(range(1, schedule.T + 1), torch.zeros(schedule.T, 1))
 def oracle(mu=0.2, sigma=0.5):

@@ -15,7 +15,8 @@ from diffusion_scratch.schedule import (Level, Schedule, cosine_betas, linear_be
 LINEAR, COSINE = Schedule(linear_betas()), Schedule(cosine_betas())
 SHORT, DARK = Schedule(sigmoid_betas(10)), Schedule(zero_terminal_snr(linear_betas(100)))
 SCHEDULES = [LINEAR, COSINE, SHORT, DARK]
-every_schedule = pytest.mark.parametrize('schedule', SCHEDULES, ids=repr)
+every_schedule = pytest.mark.parametrize('schedule', SCHEDULES,
+                                         ids=['linear', 'cosine', 'short', 'dark'])
 close = torch.testing.assert_close
 
 def f64(*x): return torch.tensor(x, dtype=torch.float64)
