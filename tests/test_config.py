@@ -1,11 +1,9 @@
 """The config from outside: what it refuses and how it says so, what comes back, what it makes"""
 import math, re
 from pathlib import Path
-
 import pytest
 import torch
 import yaml
-
 from diffusion_scratch import config as module
 from diffusion_scratch.config import (Config, ConfigError, dump_config, load_config, make_data,
                                       make_denoiser, make_fit_options, make_schedule, parse_config)
@@ -23,6 +21,7 @@ NOT_ALLOWED = [
     ('training.weight', 'eps, x0, v, min_snr, or module:name, of your own code, or null. '
                         'Did you mean min_snr?', ['minsnr']),
     ('training.steps', 'whole number >= 1', ['0', 'many', '1.5', '', 'yes', '[1]']),
+    ('sampling.steps', 'whole number >= 1 and <= 1000', ['1001']),
     ('seed', 'whole number >= 0', ['-1', str(2**63)]),
     ('threads', 'whole number >= 0 and <= 1024', ['100000']),
     ('network.channels', 'whole number >= 4 and multiple of 4', ['30']),
@@ -54,8 +53,6 @@ REFUSED = [
      'parameterization: eps is not allowed with schedule.zero_terminal_snr'),
     ('schedule.T=100', 'schedule.T: 100 is not allowed with schedule.name linear, which then '
                        'leaves 36% of the variance'),
-    ('sampling.steps=1001',
-     'sampling.steps: 1001 is not allowed; allowed: whole number >= 1 and <= 1000'),
     ('network.attention=[0, 2]', 'network.attention: level 2 is not allowed; allowed: 0..1'),
     ('training.label_dropout=0',
      'sampling.guidance: 0.5 is not allowed with training.label_dropout 0'),
@@ -112,12 +109,6 @@ def test_neither_a_config_nor_what_it_was_made_of_changes():
     with pytest.raises(ValueError, match='frozen'): Config().seed = 1
     with pytest.raises(ValueError, match='frozen'): Config().training.lr = 1.
 
-@pytest.mark.parametrize('section, values', [
-    ('Sampling', dict(steps=0)), ('Network', dict(channels=6)), ('Schedule', dict(T=0)),
-    ('Data', dict(nam='mnist'))])
-def test_sections_are_checked_alone(section, values):
-    with pytest.raises(ValueError): getattr(module, f'{section}Config')(**values)
-
 # YAML, there and back
 @pytest.fixture
 def file(tmp_path): return tmp_path/'c.yaml'
@@ -163,9 +154,8 @@ def check_round_trip(config, file):
 def test_round_trip(file, overrides): check_round_trip(parse_config({}, overrides), file)
 
 def test_the_dump_tells_every_key_what_it_means_and_what_it_allows():
-    text = dump_config(Config())
-    leaves = lambda values: {f'{s}.{k}' if k else s for s, v in values.items()
-                             for k in (v if isinstance(v, dict) and v else [''])}
+    text, leaves = dump_config(Config()), lambda values: {
+        f'{s}.{k}' for s, v in values.items() for k in (v if isinstance(v, dict) and v else [''])}
     assert leaves(yaml.safe_load(text)) == leaves(Config().model_dump())
     assert all(re.search(r' # \S', line) for line in text.splitlines())
     assert re.search(r'lr: 0.0002 +# peak learning rate: number > 0 and <= 1\n', text)

@@ -1,10 +1,10 @@
-"""The doctor, examined: closed forms, least squares, Monte Carlo, patients ill on purpose,
-and a user's mistakes"""
+"The doctor, examined: closed forms, least squares, Monte Carlo, patients ill on purpose, mistakes"
 import math, re
 from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
 from diffusion_scratch.data import ImageSet, mnist_mini
@@ -69,7 +69,6 @@ def examined(denoiser, data, losses=None, weight=v_weight, n=64, schedule=SCHEDU
     return diagnose(denoiser, schedule, data, losses, weight=weight, n=n, **kw)
 
 # ---- the loss by level
-
 def closed_form_coin(snr):
     "eq-doctor-coin, by plain numerical integration over the noise"
     z = np.linspace(-10, 10, 20001)
@@ -127,19 +126,16 @@ def test_no_footprints(digits):
     first, second = (examined(d, digits, level_of(0.5), n=8) for _ in range(2))
     assert torch.equal(first.network.losses, second.network.losses)  # dropout is off
     assert str(first) == str(second) and modes == [m.training for m in d.modules()]
-    assert torch.equal(state, torch.get_rng_state())
-    assert (np_state == np.random.get_state()[1]).all()
+    assert torch.equal(state, torch.get_rng_state()) and all(np_state == np.random.get_state()[1])
     assert torch.is_grad_enabled() and all(p.grad is None for p in d.parameters())
 
 def test_modes_come_back_after_a_network_that_raises():
-    def no(*args): raise RuntimeError('no')
-    d = Guess(no).train()
-    with pytest.raises(RuntimeError):
+    d = Guess(None).train()
+    with pytest.raises(TypeError):
         loss_by_level(d, SCHEDULE, torch.zeros(2, 1, 1, 1), weight=uniform, times=[5])
     assert d.training and torch.is_grad_enabled()
 
 # ---- references
-
 def rows(x): return x.flatten(1).double().numpy()
 
 def noised(x0, t):
@@ -147,35 +143,21 @@ def noised(x0, t):
     return level, q_sample(x0, level, torch.randn(x0.shape, dtype=x0.dtype,
                                                   generator=torch.Generator().manual_seed(0)))
 
-def test_linear_reference_is_least_squares(digits, refs):
-    """eq-doctor-linear: no affine map fitted to many noised copies of the same images does better
-    than the closed form by more than it overfits"""
-    assert digits.shape == (1, 7, 7) and not refs.notes
+@pytest.mark.parametrize('side', [1024, 10])
+def test_linear_reference_is_least_squares(digits, side):
+    """eq-doctor-linear: numpy's own regression on many noised copies of the images, of all numbers
+    together or of each alone, does better than the closed form only by what it overfits"""
+    refs = references(digits, side=side)
+    assert side > 49 and not refs.notes or 'one number at a time' in refs.notes[0]
     x0 = digits[:][0].repeat(60, 1, 1, 1)
     level, x_t = noised(x0, 600)
-    A, B = np.c_[rows(x_t), np.ones(len(x0))], rows(x0)
-    fitted = ((A @ np.linalg.lstsq(A, B, rcond=None)[0] - B)**2).mean()
-    assert fitted <= ((rows(refs.linear(x_t, level).x0) - B)**2).mean() < 1.005 * fitted
-
-def test_pixel_reference_is_a_line_a_pixel(digits):
-    """eq-doctor-linear, one number at a time: numpy's own regression of a pixel, and the error
-    the formula promises"""
-    refs = references(digits, side=10)
-    assert 'one number at a time' in refs.notes[0]
-    x0 = digits[:][0].repeat(40, 1, 1, 1)
-    level, x_t = noised(x0, 500)
-    p, j = refs.linear(x_t, level), 24
-    got, X, Y = rows(p.x0), rows(x_t), rows(x0)
-    assert abs(got[:, j] - np.polyval(np.polyfit(X[:, j], Y[:, j], 1), X[:, j])).max() < 0.03
-    var, s2, n2 = Y.var(0), level.signal[0].item()**2, level.noise[0].item()**2
-    assert ((got - Y)**2).mean() == pytest.approx((var * n2 / (s2 * var + n2)).mean(), rel=0.02)
+    p, X, Y = refs.linear(x_t, level), rows(x_t), rows(x0)
+    def left(X, Y):
+        A = np.c_[X, np.ones(len(X))]
+        return ((A @ np.linalg.lstsq(A, Y, rcond=None)[0] - Y)**2).mean()
+    fitted = left(X, Y) if side > 49 else np.mean([left(X[:, j], Y[:, j]) for j in range(49)])
+    assert fitted <= ((rows(p.x0) - Y)**2).mean() < 1.005 * fitted
     assert_close(q_sample(p.x0, level, p.eps), x_t)
-
-def test_order_of_references_at_every_level(digits, refs):
-    "eq-doctor-excess: optimum <= linear <= trivial on the images of the set"
-    a, b, c = (loss_by_level(d, SCHEDULE, *digits[:], weight=v_weight,
-                             times=range(50, 1000, 100)).mean for d in refs[:3])
-    assert (a < b).all() and (b < c).all()
 
 def test_what_is_left_out_is_said():
     big = ImageSet(torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8))
@@ -198,7 +180,6 @@ def test_references_of_many_images_have_their_moments():
     assert_close(refs.trivial(x_t, level).x0, mean.expand_as(x_t), rtol=0, atol=1e-12)
 
 # ---- the trend
-
 def test_trend_by_hand():
     "eq-doctor-trend"
     losses = np.r_[np.full(30, 9.), np.tile([1., 3.], 5), np.tile([0., 2.], 5)]
@@ -215,7 +196,6 @@ def test_trend_cries_wolf_as_seldom_as_it_says():
     assert abs(z.mean()) < 4 / 1500**0.5 and abs(z.std() - 1) < 0.08 and (abs(z) > 3).mean() < 0.01
 
 # ---- verdicts
-
 @pytest.mark.parametrize('p', [V, X0])
 def test_the_oracle_as_a_network_has_plateaued_and_knows_all_by_heart(digits, oracle, p):
     "eq-doctor-heart: it has gone the whole way; eq-doctor-agree: its loss is what it was"
@@ -313,14 +293,12 @@ def test_a_line_is_no_failure_where_it_is_the_optimum():
     faint = ImageSet(torch.tensor([-0.02, 0.02]).repeat(100).view(-1, 1, 1, 1))
     single = ImageSet(torch.full((50, 1, 1, 1), 0.5))
     for data, losses in ((faint, None), (single, level_of(1e-12))):
-        line = references(data).linear
-        d = examined(line, data, losses, x0_weight)
+        d = examined(line := references(data).linear, data, losses, x0_weight)
         assert d.verdict == 'plateaued as expected', str(d)
     worse = Guess(lambda x_t, level, y: line(x_t, level).x0 + 0.01)
     assert examined(worse, single, level_of(1e-4), x0_weight).verdict == 'broken'
 
 # ---- labels, schedules, shapes
-
 def test_labels_reach_the_denoiser_and_the_optimum(digits, oracle):
     seen = []
     d = examined(Guess(lambda x_t, level, y: seen.append(y) or oracle(x_t, level, y).x0),
@@ -334,16 +312,14 @@ def test_labels_reach_the_denoiser_and_the_optimum(digits, oracle):
             for o, y in ((oracle, torch.full((16,), NULL)), (unlabelled, None)))
     assert_close(a, b)
 
-@pytest.mark.parametrize('T', [2, 4, 10, 1000])
-def test_zero_terminal_snr_leaves_the_last_step_out(T):
-    schedule = Schedule(zero_terminal_snr(linear_betas(T, 0.01, 0.2 if T < 1000 else 0.02)))
+@pytest.mark.parametrize('T', [1, 2, 4, 10, 1000])
+def test_short_schedules_and_zero_terminal_snr_which_leaves_the_last_step_out(T):
+    betas = linear_betas(T, 0.01, 0.2 if T < 1000 else 0.02)
+    schedule = Schedule(zero_terminal_snr(betas) if T > 1 else [0.5])
     network = Denoiser(Spoken(COIN_ORACLE, EPS, schedule), EPS)
     d = examined(network, COINS, [], uniform, n=8, schedule=schedule)
-    assert max(d.times) < T and d.network.losses.isfinite().all() and str(d) and d.plot()
-
-def test_a_schedule_of_one_step():
-    d = examined(COIN_ORACLE, COINS, level_of(0.5), x0_weight, n=8, schedule=Schedule([0.5]))
-    assert d.times == [1] and str(d)
+    assert max(d.times) == 1 if T == 1 else max(d.times) < T
+    assert d.network.losses.isfinite().all() and str(d) and d.plot()
 
 def test_few_images_are_used_several_times_and_with_other_noise():
     few = ImageSet(torch.rand(3, 3, 2, 5) * 2 - 1)
@@ -354,7 +330,6 @@ def test_few_images_are_used_several_times_and_with_other_noise():
     assert len({round(v, 9) for v in d.linear.losses[0].tolist()}) == 64
 
 # ---- what it shows
-
 def test_table_print_and_plot(digits, oracle, tmp_path):
     d = examined(oracle, digits, n=16, steps_planned=500)
     assert isinstance(d, Diagnosis) and len(d.table) == 20
@@ -363,17 +338,14 @@ def test_table_print_and_plot(digits, oracle, tmp_path):
                                 for part in ('', '_error'))]
     assert row['t'] == 176 and row['linear'] == pytest.approx(third.mean().item())
     assert row['linear_error'] == pytest.approx(third.std().item() / 4)
-    text = str(d)
-    assert text.startswith('plateaued as expected (400 of 500 steps)')
-    assert 't 26..226' in text and 'What to do:' in text
+    assert str(d).startswith('plateaued as expected (400 of 500 steps)')
+    assert 't 26..226' in str(d) and 'What to do:' in str(d)
     d.plot(tmp_path/'d.png'); assert (tmp_path/'d.png').stat().st_size > 10_000
-    from matplotlib.figure import Figure
     axes = Figure().subplots(1, 2)
     assert d.plot(axes) is axes[0].figure and axes[0].get_yscale() == 'log'
     assert len(axes[1].lines) == 3
 
 # ---- mistakes
-
 TWO, NO_SIGNAL = torch.zeros(2, 1, 1, 1), Schedule([0.5, 1.])
 
 @pytest.mark.parametrize('kw, message', [
@@ -396,5 +368,5 @@ def test_bad_arguments_of_diagnose(kw, message):
         examined(const(0.), COINS, **dict(losses=[1.]) | kw)
 
 def test_losses_that_are_no_pairs_are_refused():
-    a, b = LevelLoss([1], torch.zeros(1, 4)), LevelLoss([2], torch.zeros(1, 4))
+    a, b = (LevelLoss([t], torch.zeros(1, 4)) for t in (1, 2))
     with pytest.raises(ValueError, match='are not pairs'): a.minus(b)
