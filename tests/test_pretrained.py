@@ -155,16 +155,14 @@ def refused(file, change, says):
     error = FileNotFoundError if change is None else ValueError
     with pytest.raises(error, match=says): load(file.parent)
 
-def weights(**change):
-    "A change of weights by name; None takes one away"
-    def f(file):
-        new = load_file(file) | {k.replace('__', '.'): v for k, v in change.items()}
-        save_file({k: v for k, v in new.items() if v is not None}, file)
-    return f
+def weights(change):
+    "Other weights by name; None takes one away"
+    return lambda file: save_file(
+        {k: v for k, v in (load_file(file) | change).items() if v is not None}, file)
 
 def cut(n): return lambda file: file.write_bytes(file.read_bytes()[:n])
 
-MIDDLE = 'mid_block__attentions__0__'
+MIDDLE = 'mid_block.attentions.0'
 WRONG = dict(
     center_input_sample=True, block_out_channels=[16, 40], add_attention=False, mid_block_type=None,
     down_block_types=['DownBlock2D', 'SkipDownBlock2D'], up_block_types=['UpBlock2D', 'UpBlock2D'],
@@ -199,11 +197,12 @@ WRONG = dict(
     *[(name, None, 'is missing')
       for name in ('config.json', 'scheduler_config.json', DIFFUSERS_WEIGHTS)],
     *[(DIFFUSERS_WEIGHTS, cut(n), 'is not a whole safetensors') for n in (0, 5, 500, -1)],
-    *[(DIFFUSERS_WEIGHTS, weights(**change), says) for change, says in [
-        (dict(conv_in__bias=None), 'conv_in.bias is missing there, and .16'),
-        (dict(extra=torch.zeros(2)), 'extra is .2,. there, and missing'),
-        ({f'{MIDDLE}to_q__weight': torch.zeros(32, 31)}, r'is \(32, 31\) there, and \(32, 32\)'),
-        ({f'{MIDDLE}query__bias': torch.zeros(32)}, 'twice')]]])
+    *[(DIFFUSERS_WEIGHTS, weights(change), says) for change, says in [
+        ({'conv_in.bias': None}, 'conv_in.bias is missing there, and .16'),
+        ({'extra': torch.zeros(2)}, 'extra is .2,. there, and missing'),
+        ({f'{MIDDLE}.to_q.weight': torch.zeros(32, 31)},
+         r'to_q.weight is \(32, 31\) there, and \(32, 32\)'),
+        ({f'{MIDDLE}.query.bias': torch.zeros(32)}, 'twice')]]])
 def test_folders_of_diffusers_that_are_no_model(published, name, change, says):
     refused(published/name, change, f'{name}(.|\n)*{says}')
 
@@ -224,11 +223,10 @@ def test_pickles_are_refused_and_the_command_converts_them(published, reference)
     subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True)
     compare(load(published)[0].net, reference, images(1, 1, 8, 8), (1, 1000))
 
-class Bomb:
-    def __reduce__(self): return Path.touch, (Path('exploded'),)
-
 @pytest.mark.parametrize('name', ['model.ckpt', 'weights.pt', 'net.bin'])
 def test_no_pickle_is_ever_opened(tmp_path, monkeypatch, name):
+    class Bomb:
+        def __reduce__(self): return Path.touch, (Path('exploded'),)
     monkeypatch.chdir(tmp_path)
     Path('net').mkdir()
     torch.save(Bomb(), Path('net')/name)
