@@ -1,79 +1,53 @@
 """The installed package, in a fresh process: it imports without the notebooks, and its code
 reads no name that only a notebook had"""
 import builtins, dis, importlib, pkgutil, re, subprocess, sys, types
+from pathlib import Path
 import pytest
 import diffusion_scratch
 
-MODULES = sorted(
-    m.name for m in pkgutil.iter_modules(diffusion_scratch.__path__) if not m.name.startswith('_')
-)
+FOLDER = Path(diffusion_scratch.__file__).parent
+MODULES = sorted(m.name for m in pkgutil.iter_modules([FOLDER]) if not m.name.startswith('_'))
+def source(name): return (FOLDER/f'{name}.py').read_text(encoding='utf-8')
 
+@pytest.fixture(params=MODULES)
+def module(request): return importlib.import_module(f'diffusion_scratch.{request.param}')
 
 def test_imports_alone(tmp_path):
-    """Each module can be the first one imported, from anywhere, in a process that has seen no
-    notebook"""
-    program = """
-import importlib, sys
+    "Each module can be the first one imported, from anywhere, in a process without a notebook"
+    program = """import importlib, sys
 for name in sys.argv[1:]:
     for m in [m for m in sys.modules if m.startswith('diffusion_scratch')]: del sys.modules[m]
-    importlib.import_module(f'diffusion_scratch.{name}')
-"""
+    importlib.import_module(f'diffusion_scratch.{name}')"""
     subprocess.run([sys.executable, '-c', program, *MODULES], cwd=tmp_path, check=True)
 
+def names(code, *operations):
+    "What a code object and those inside it load or store"
+    inside = [names(c, *operations) for c in code.co_consts if isinstance(c, types.CodeType)]
+    return {i.argval for i in dis.get_instructions(code) if i.opname in operations}.union(*inside)
 
-def codes(code):
-    "A code object and those inside it"
-    yield code
-    for c in code.co_consts:
-        if isinstance(c, types.CodeType): yield from codes(c)
-
-
-@pytest.mark.parametrize('name', MODULES)
-def test_no_notebook_global_leaks(name):
+def test_no_notebook_global_leaks(module):
     """Every global name that a module's code loads exists in the module: the classic bug of a
     library exported from notebooks"""
-    module = importlib.import_module(f'diffusion_scratch.{name}')
-    source = compile(open(module.__file__, encoding='utf-8').read(), module.__file__, 'exec')
-    loaded = {
-        i.argval
-        for c in codes(source)
-        for i in dis.get_instructions(c)
-        if i.opname in ('LOAD_GLOBAL', 'LOAD_NAME')
-    }
-    unknown = {n for n in loaded if not hasattr(module, n) and not hasattr(builtins, n)}
-    inside_classes = {
-        i.argval for c in codes(source) for i in dis.get_instructions(c) if i.opname == 'STORE_NAME'
-    }
-    assert not unknown - inside_classes - {'__module__', '__qualname__', '__name__'}
+    code = compile(source(module.__name__.split('.')[1]), 'module', 'exec')
+    inside_classes = names(code, 'STORE_NAME') | {'__module__', '__qualname__', '__name__'}
+    loaded = names(code, 'LOAD_GLOBAL', 'LOAD_NAME') - inside_classes
+    assert not [n for n in loaded if not hasattr(module, n) and not hasattr(builtins, n)]
 
-
-@pytest.mark.parametrize('name', MODULES)
-def test_all_is_true(name):
+def test_all_is_true(module):
     "What a module says it exports, it has; and every public function and class has a docstring"
-    module = importlib.import_module(f'diffusion_scratch.{name}')
-    assert module.__all__
-    for n in module.__all__:
-        value = getattr(module, n)
-        if isinstance(value, (types.FunctionType, type)):
-            assert value.__doc__, f'{name}.{n} has no docstring'
-
+    values = {n: getattr(module, n) for n in module.__all__}
+    docs = {n: v.__doc__ for n, v in values.items() if isinstance(v, (types.FunctionType, type))}
+    assert values and all(docs.values()), docs
 
 def test_imports_go_one_way():
-    """No module imports one that comes after it in the book
+    """No module imports one that comes after it in the book; networks and data know no diffusion
     (DDPM's own parts know nothing of config and command line)"""
     order = '''schedule noising denoiser oracle unet transformer loss sampling solvers data guidance
         editing engine training checkpoint pictures reader features evaluation likelihood config
         report doctor pretrained export run cli'''.split()
     assert sorted(order) == MODULES
     for i, name in enumerate(order):
-        file = importlib.import_module(f'diffusion_scratch.{name}').__file__
-        source = open(file, encoding='utf-8').read()
-        for later in order[i:]:
-            found = re.search(rf'(?m)^\s*from (\.{later} import|\. import .*\b{later}\b)', source)
-            assert not found, f'{name} imports {later}'
-
-
-def test_modules_of_the_network_know_no_diffusion():
-    for name in ('unet', 'data'):
-        file = importlib.import_module(f'diffusion_scratch.{name}').__file__
-        assert not re.search(r'(?m)^\s*from \.', open(file, encoding='utf-8').read())
+        later = '|'.join(order[i:])
+        wrong = rf'(?m)^\s*from (\.({later}) import|\. import .*\b({later})\b)'
+        assert not re.search(wrong, source(name)), name
+    for name in ('unet', 'data'): assert not re.search(r'(?m)^\s*from \.', source(name))

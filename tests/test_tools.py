@@ -9,62 +9,40 @@ import build_docs, check, ledger, links, reading, references, run_nbs
 
 ONE = 'eq-one'  # the label of an equation of the book below
 
-
 def notebook(file, *cells):
-    "A notebook of cells (kind, source)"
-    file.parent.mkdir(parents=True, exist_ok=True)
+    "A notebook of cells, each (kind, source) or the source of code"
     nb = dict(cells=[], metadata={}, nbformat=4, nbformat_minor=5)
-    for i, (kind, source) in enumerate(cells):
-        cell = dict(cell_type=kind, source=[source], metadata={}, id=f'c{i}')
-        if kind == 'code': cell |= dict(outputs=[], execution_count=None)
-        nb['cells'].append(cell)
+    for i, cell in enumerate(cells):
+        kind, source = cell if isinstance(cell, tuple) else ('code', cell)
+        nb['cells'].append(dict(cell_type=kind, source=[source], metadata={}, id=f'c{i}'))
+        if kind == 'code': nb['cells'][i] |= dict(outputs=[], execution_count=None)
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(nb))
+    return nb
 
+CHAPTER = [('markdown', '# One'), ('markdown', '$$\na = b\n$$ {#eq-one}'), '#| default_exp one',
+           '#| exports\ndef f(x):\n    "eq-one"\n    return x']
 
-@pytest.fixture
-def book(tmp_path):
-    "A book of one chapter with one equation, its code and its test"
-    (tmp_path/'tests').mkdir()
+@pytest.mark.parametrize('last, pytest_file, tests, problems', [
+    (f'assert f(1) == 1  # {ONE}', '', ['01_one, cell 5'], []),
+    ('', f'def test_f():\n    "{ONE}"\n    assert f(1) == 1\n', ['tests/test_one.py::test_f'], []),
+    (f'f(1)  # {ONE}', '', [], ['has no test']),
+    (f'assert f(1)  # {ONE}-b', '', [], [f'names {ONE}-b, which is no equation', 'has no test'])])
+def test_ledger(tmp_path, last, pytest_file, tests, problems):
+    "An equation has its code, and a test in a chapter or in tests/"
     (tmp_path/'_quarto.yml').write_text('book: {chapters: [index.ipynb, 01_one.ipynb]}')
-    cells = [('markdown', '# One'), ('markdown', '$$\na = b\n$$ {#eq-one}'),
-             ('code', '#| default_exp one'),
-             ('code', '#| exports\ndef f(x):\n    "eq-one"\n    return x'),
-             ('code', 'assert f(1) == 1  # eq-one')]
-    return tmp_path, cells
-
-
-def test_ledger_accepts_a_tested_equation(book):
-    root, cells = book
-    notebook(root/'nbs'/'01_one.ipynb', *cells)
-    [e], problems = ledger.read(root)
-    assert (e.number, e.code, problems) == ('1.1', ['one.f'], []) and len(e.tests) == 1
-
-
-@pytest.mark.parametrize('last, says', [
-    (f'f(1)  # {ONE}', 'has no test'),
-    (f'assert f(1)  # {ONE}-b', f'names {ONE}-b, which is no equation')])
-def test_ledger_refuses(book, last, says):
-    root, cells = book
-    notebook(root/'nbs'/'01_one.ipynb', *cells[:-1], ('code', last))
-    assert any(says in p for p in ledger.read(root)[1])
-
-
-def test_ledger_reads_pytest_functions(book):
-    root, cells = book
-    notebook(root/'nbs'/'01_one.ipynb', *cells[:-1])
-    (root/'tests'/'test_one.py').write_text(f'def test_f():\n    "{ONE}"\n    assert f(1) == 1\n')
-    [e], problems = ledger.read(root)
-    assert e.tests == ['tests/test_one.py::test_f'] and not problems
-
+    notebook(tmp_path/'nbs'/'01_one.ipynb', *CHAPTER, last)
+    (tmp_path/'tests').mkdir()
+    (tmp_path/'tests'/'test_one.py').write_text(pytest_file)
+    [e], found = ledger.read(tmp_path)
+    assert (e.number, e.code, e.tests) == ('1.1', ['one.f'], tests)
+    assert len(found) == len(problems) and all(says in p for says, p in zip(problems, found))
 
 def test_stamp_sees_code_and_not_comments(tmp_path):
-    lib = tmp_path/'lib'
-    lib.mkdir()
-
     def stamp(code, module):
-        (lib/'m.py').write_text(module)
-        return run_nbs.stamp(dict(cells=[dict(cell_type='code', source=[code])]), lib)
-
+        (tmp_path/'lib').mkdir(exist_ok=True)
+        (tmp_path/'lib'/'m.py').write_text(module)
+        return run_nbs.stamp(dict(cells=[dict(cell_type='code', source=[code])]), tmp_path/'lib')
     code, module = 'from lib.m import f\nf(1)', 'def f(x):\n    "says"\n    return x  # why'
     first = stamp(code, module)
     assert first == stamp('#| label: fig-a\nfrom lib.m import f\n\nf(1)',
@@ -72,26 +50,18 @@ def test_stamp_sees_code_and_not_comments(tmp_path):
     assert first != stamp('from lib.m import f\nf(2)', module)
     assert first != stamp(code, 'def f(x):\n    return -x')
 
-
-def test_check_of_outputs(tmp_path):
+@pytest.mark.parametrize('change, says', [
+    ({}, []), (dict(ran='other'), ['older than its code']),
+    (dict(output_type='error'), ['is an error']),
+    (dict(text=['in /home/me/x.py']), ['path of the machine'])])
+def test_check_of_outputs(tmp_path, change, says):
     "Current outputs pass; code changed since, an error, or a path of the machine do not"
-    output = dict(output_type='stream', name='stdout', text=['2'])
-    cell = dict(cell_type='code', source=['1 + 1'], outputs=[output])
-    nb = dict(cells=[cell], metadata={})
-    current = run_nbs.stamp(nb, tmp_path)
-
-    def problems(text='2', ran=current, kind='stream'):
-        nb['metadata']['ran'] = ran
-        cell['outputs'] = [dict(output_type=kind, name='stdout', text=[text])]
-        (tmp_path/'a.ipynb').write_text(json.dumps(nb))
-        return run_nbs.problems(tmp_path/'a.ipynb', tmp_path)
-
-    assert problems() == []
-    for [p], says in [(problems(ran='other'), 'older than its code'),
-                      (problems(kind='error'), 'is an error'),
-                      (problems('in /home/me/x.py'), 'path of the machine')]:
-        assert says in p
-
+    nb = notebook(tmp_path/'a.ipynb', '1 + 1')
+    nb['metadata']['ran'] = change.pop('ran', run_nbs.stamp(nb, tmp_path))
+    nb['cells'][0]['outputs'] = [dict(output_type='stream', name='stdout', text=['2']) | change]
+    (tmp_path/'a.ipynb').write_text(json.dumps(nb))
+    found = run_nbs.problems(tmp_path/'a.ipynb', tmp_path)
+    assert len(found) == len(says) and all(word in p for word, p in zip(says, found))
 
 def test_settle_makes_runs_equal():
     "Progress bars go, and matplotlib's random names become numbers"
@@ -105,29 +75,22 @@ def test_settle_makes_runs_equal():
     one, two = run('a'*32), run('b'*32)
     assert one == two and len(one['cells'][0]['outputs']) == 1 and 'b'*32 not in str(two)
 
-
-def test_check_finds_imports_among_other_code():
-    def mixed(*sources):
-        cells = [dict(cell_type='code', source=[s]) for s in sources]
-        return check.mixed('a', json.dumps(dict(cells=cells)))
+def test_check_finds_imports_among_other_code(tmp_path):
+    def mixed(*sources): return check.mixed('a', json.dumps(notebook(tmp_path/'a.ipynb', *sources)))
     assert mixed('import os\nimport sys', 'x = 1', '#| exports\nimport os\nx = 1',
                  '%magic\nimport os') == []
     [p] = mixed('import os', 'import os\nx = os.name')
     assert 'cell 2' in p
 
-
 def test_exported_definitions_can_be_linked_to(tmp_path):
     "A place before each printed definition: hidden and private ones have none, nor a second one"
-    file = tmp_path/'a.ipynb'
-    notebook(file, ('code', '#| export\ndef hidden(): pass'), ('code', 'def plain(): pass'),
-             ('code', '#| exports\nclass Net: pass\nnet = Net()\ndef _private(): pass'),
-             ('code', '#| exports\n#| code-fold: true\ndef check(): pass'))
-    nb = json.loads(file.read_text())
+    nb = notebook(tmp_path/'a.ipynb', '#| export\ndef hidden(): pass', 'def plain(): pass',
+                  '#| exports\nclass Net: pass\nnet = Net()\ndef _private(): pass',
+                  '#| exports\n#| code-fold: true\ndef check(): pass')
     cells = build_docs.anchored(nb, nb)['cells']
     assert [c['source'] for c in cells if c['cell_type'] == 'markdown'] == [
         '::: {#net .definition}\n:::', '::: {#check .definition}\n:::']
     assert [c['id'] for c in cells] == ['c0', 'c1', 'at-net', 'c2', 'at-check', 'c3']
-
 
 def test_code_on_the_site_links_to_its_equations():
     book = references.Book({})
@@ -139,15 +102,13 @@ def test_code_on_the_site_links_to_its_equations():
     assert book.link_code(links, 'two.ipynb') == linked('one.html')
     assert book.link_code(f'<p>{ONE}</p>', 'one.ipynb') == f'<p>{ONE}</p>'
 
-
 def test_links_finds_what_is_broken(tmp_path):
     (tmp_path/'a.html').write_text('<h1 id="top">A</h1><a href="b.html#here">fine</a>'
                                    '<a href="#top">fine</a><a href="https://example.org">fine</a>')
     (tmp_path/'b.html').write_text('<p id="here"></p>')
     assert links.check(tmp_path) == []
     (tmp_path/'b.html').write_text('<a href="c.html">c</a><a href="a.html#nowhere">n</a>'
-                                   '<img src="no.png"><script src="https://cdn.example.org/x.js">'
-                                   '</script>')
+        '<img src="no.png"><script src="https://cdn.example.org/x.js"></script>')
     assert links.check(tmp_path) == [
         'a.html links to b.html#here, but that page has no such place',
         'b.html asks another host for https://cdn.example.org/x.js',
@@ -155,25 +116,19 @@ def test_links_finds_what_is_broken(tmp_path):
         'b.html links to c.html, which does not exist',
         'b.html links to no.png, which does not exist']
 
-
-# ---------------------------------------------------------------- does the printed page read?
 PLUMBING = '#| exports\n#| code-fold: true\n#| code-summary: "Plumbing: checks of input"\n'
-LINES = 'x = 1\n'
-DEFINES_F = 'def f(): pass'
-DEFINES_ONE = f'def f():\n    "{ONE}"'
-SELF_F = '#| exports\nclass A:\n    def g(self): self._f()'
-LONG_NET = 'class UNet:\n' + '    x = 1\n'*40
-
+LINES, LONG_NET = 'x = 1\n', 'class UNet:\n' + '    x = 1\n'*40
+DEFINES_F, DEFINES_ONE = 'def f(): pass', f'def f():\n    "{ONE}"'
+CALLS_F, SELF_F = (f'#| exports\nclass A:\n    def f(self): {name}()' for name in ('f', 'self._f'))
 
 def read_page(root, *cells, rule=None, **files):
     "Problems of a book of one chapter with these code cells, and of files of Python"
     (root/'setup.py').write_text('')
-    notebook(root/'nbs'/'01_one.ipynb', *(('code', c) for c in ('#| default_exp one', *cells)))
+    notebook(root/'nbs'/'01_one.ipynb', '#| default_exp one', *cells)
     for folder, code in files.items():
         (root/folder).mkdir(exist_ok=True)
         (root/folder/'a.py').write_text(code)
     return [p for p in reading.problems(root) if rule in (None, p.rule)]
-
 
 @pytest.mark.parametrize('rule, broken, kept', [
     ('taught', ['#| export\nf = lambda: 1', 'f()'], ['#| export\nf = lambda: 1', 'f']),
@@ -185,8 +140,7 @@ def read_page(root, *cells, rule=None, **files):
      ['#| hide\nclass f: pass', 'def g(f): return f()']),
     ('taught', ['#| hide\n@patch\ndef _f(self: A): pass', SELF_F],
      ['@patch\ndef _f(self: A): pass', SELF_F]),
-    ('taught', [f'#| hide\n{DEFINES_F}', 'class A:\n    def f(self): f()'],
-     [DEFINES_F, 'class A:\n    def f(self): f()']),
+    ('taught', [f'#| hide\n{DEFINES_F}', CALLS_F], [DEFINES_F, CALLS_F]),
     ('hidden', [f'#| export\n{DEFINES_F}'], ['#| export\nimport os\nx = 1']),
     ('plumbing', [f'#| exports\n#| code-fold: true\n#| code-summary: "Checks"\n{DEFINES_F}'],
      [PLUMBING + DEFINES_F, '#| code-fold: true\n#| code-summary: "Plot"\n1 + 1']),
@@ -196,39 +150,31 @@ def read_page(root, *cells, rule=None, **files):
     ('width', ['#| hide\n#' + 'x'*100], ['#| hide\n#' + 'x'*99]),
     ('size', [LINES*7, LINES*7, LINES], [LINES*6, LINES*6, LINES*8, '#| hide\n' + LINES*50]),
     ('size', ['y = 1', 'z = 1', LINES*31], ['y = 1', 'z = 1', LONG_NET]),
-    ('private', ['from diffusion_scratch.two import _f'], ['from diffusion_scratch.two import f']),
-])
+    ('private', ['from diffusion_scratch.two import _f'], ['from diffusion_scratch.two import f'])])
 def test_reading_of_chapters(tmp_path, rule, broken, kept):
     assert [p.rule for p in read_page(tmp_path, *broken, rule=rule)] == [rule]
     assert read_page(tmp_path, *kept, rule=rule) == []
 
-
-def test_reading_follows_imports_between_chapters(tmp_path):
+@pytest.mark.parametrize('options, found', [('#| export\n', 1), ('#| exports\n', 0)])
+def test_reading_follows_imports_between_chapters(tmp_path, options, found):
     "What another chapter hides is found, though a module between has only imported it"
-    notebook(tmp_path/'nbs'/'02_two.ipynb', ('code', '#| default_exp two'),
-             ('code', '#| export\nfrom .three import f'))
-    calls = 'from diffusion_scratch.two import f as g', 'g()'
-    for options, found in ('#| export\n', 1), ('#| exports\n', 0):
-        notebook(tmp_path/'nbs'/'03_three.ipynb', ('code', '#| default_exp three'),
-                 ('code', options + DEFINES_F))
-        problems = read_page(tmp_path, *calls, rule='taught')
-        assert len(problems) == found
-        assert all('hidden in nbs/03_three.ipynb, cell 2' in p.text for p in problems)
-
+    notebook(tmp_path/'nbs'/'02_two.ipynb', '#| default_exp two', '#| export\nfrom .three import f')
+    notebook(tmp_path/'nbs'/'03_three.ipynb', '#| default_exp three', options + DEFINES_F)
+    problems = read_page(tmp_path, 'from diffusion_scratch.two import f as g', 'g()', rule='taught')
+    assert len(problems) == found
+    assert all('hidden in nbs/03_three.ipynb, cell 2' in p.text for p in problems)
 
 @pytest.mark.parametrize('rule, broken, kept', [
     ('private', 'from .b import _f', 'from .b import f\nfrom . import __version__'),
     ('private', 'from . import b\nb._f()', 'import numpy as b\nb._f()\nself._f()'),
     ('private', 'import diffusion_scratch.b as b\nmonkeypatch.setattr(b, "_f", 1)',
      'from diffusion_scratch.b import Frame\nFrame(1)._replace(x=1)\nFrame._fields'),
-    ('width', 'x = 1  #' + ' '*93, '# %% ../nbs/' + 'x'*100),
-])
+    ('width', 'x = 1  #' + ' '*93, '# %% ../nbs/' + 'x'*100)])
 @pytest.mark.parametrize('folder', ['diffusion_scratch', 'tests', 'benchmarks'])
 def test_reading_of_files(tmp_path, folder, rule, broken, kept):
     [p] = read_page(tmp_path, 'x = 1', **{folder: broken})
     assert (p.rule, p.file) == (rule, f'{folder}/a.py')
     assert read_page(tmp_path, 'x = 1', **{folder: kept}) == []
-
 
 def test_density_counts_code_only():
     "Four lines of code: neither the docstring nor the comment, but their guard and its condition"
@@ -237,7 +183,6 @@ def test_density_counts_code_only():
     assert (d.lines, d.characters) == (4, sum(map(len, code)))
     assert (d.wide, d.guard_lines, d.guards, d.statements) == (0, 1, 2, 6)
     assert d.nodes == 6 + 8  # statements; docstring, x, the call and its two names, y, x, y
-
 
 def test_reading_as_a_command(tmp_path):
     "It fails and says where, may look at one chapter alone, and prints how dense the code is"
@@ -251,10 +196,3 @@ def test_reading_as_a_command(tmp_path):
     assert run('02').returncode == 0 and run('01').returncode == 1
     rows = [line.split()[:3] for line in run('--table', 'a').stdout.splitlines()[1:]]
     assert rows == [['a', '1', '5.0'], ['chosen', '1', '5.0'], ['all', '1', '5.0']]
-
-
-def test_train_example_is_the_command(tmp_path):
-    "The original project's command still answers"
-    command = [sys.executable, ROOT/'examples'/'train.py', '--help']
-    out = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert out.returncode == 0 and 'config' in out.stdout
