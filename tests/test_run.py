@@ -1,5 +1,5 @@
-"""A run from outside: what it draws, writes, refuses and leaves alone, and how it goes on. Runs that
-are killed without a warning: test_trainer.py"""
+"""A run from outside: what it draws, writes, refuses and leaves alone, and how it goes on. Runs
+that are killed without a warning: test_trainer.py"""
 import io, json, os, signal, sys
 from pathlib import Path
 
