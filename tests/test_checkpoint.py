@@ -1,19 +1,11 @@
-"Checkpoints: runs killed and resumed, files cut, changed and refused"
-import copy
-import json
-import math
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""Checkpoints: runs that go on, files cut, changed and refused. Runs that are killed, ten times and
+while they write: test_trainer.py"""
+import copy, json, math, os, random, subprocess, sys
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from diffusion_scratch.checkpoint import (about_checkpoint, atomic, checkpoints, load_checkpoint,
@@ -28,30 +20,18 @@ from helpers_training import OPTIONS, SCHEDULE, Coin, everything, images, same, 
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
+@pytest.fixture
+def file(tmp_path): return tmp_path/'x.safetensors'
 
 @pytest.fixture
-def trained():
-    s = start(); train(s, 6)
+def trained(file):
+    "A state after step 6, which is saved"
+    s = start(); train(s, 6); save_checkpoint(file, s, SCHEDULE)
     return s
-
-
-@pytest.fixture
-def file(trained, tmp_path):
-    "A checkpoint of step 6"
-    f = tmp_path/'x.safetensors'
-    save_checkpoint(f, trained, SCHEDULE)
-    return f
-
 
 def names(folder): return sorted(f.name for f in folder.iterdir())
 
-
-def step_in(file):
-    with safe_open(file, 'pt') as h: return int(h.metadata()['step'])
-
-
 # ---------------------------------------------------------------- what is in a file
-
 def test_a_checkpoint_holds_everything_and_no_code(trained, tmp_path):
     f = tmp_path/'a'/'b'/'x.safetensors'
     save_checkpoint(f, trained, SCHEDULE, dict(shape=(1, 8, 8), classes=['a', 'b']))
@@ -64,7 +44,6 @@ def test_a_checkpoint_holds_everything_and_no_code(trained, tmp_path):
     n = int.from_bytes(f.read_bytes()[:8], 'little')
     json.loads(f.read_bytes()[8:8+n])  # a JSON header, then numbers
 
-
 def test_load_gives_a_denoiser_ready_to_sample(trained, tmp_path):
     f = tmp_path/'checkpoint.safetensors'; save_checkpoint(f, trained, SCHEDULE)
     for path in (f, tmp_path, str(tmp_path)):
@@ -73,145 +52,92 @@ def test_load_gives_a_denoiser_ready_to_sample(trained, tmp_path):
         assert d.parameterization is V and torch.equal(schedule.betas, SCHEDULE.betas)
     raw, _ = load_checkpoint(f, ema=False)
     assert same(raw.state_dict(), trained.denoiser.state_dict())
-    assert not same(raw.state_dict(), d.state_dict())
+    assert not same(raw.state_dict(), d.state_dict()) and about_checkpoint(f) == {}
     x, y = torch.randn(3, 1, 8, 8), torch.tensor([0, -1, 3])
     level = SCHEDULE.at(torch.tensor([1, 20, 50]), x)
     torch.testing.assert_close(d(x, level, y).x0, trained.ema(x, level, y).x0)
-    assert about_checkpoint(f) == {}
 
-
-def test_any_network_can_be_saved_and_must_be_given_to_be_loaded(tmp_path):
-    f, s = tmp_path/'x.safetensors', TrainState(Denoiser(Coin(), X0))
+def test_any_network_can_be_saved_and_must_be_given_to_be_loaded(file):
+    s = TrainState(Denoiser(Coin(), X0))
     s.denoiser.net.config = object()  # a name of its own, which is not ours
-    save_checkpoint(f, s, SCHEDULE)
-    d, _ = load_checkpoint(f, net=Coin())
+    save_checkpoint(file, s, SCHEDULE)
+    d, _ = load_checkpoint(file, net=Coin())
     assert same(d.state_dict(), s.ema.state_dict()) and d.parameterization is X0
     with pytest.raises(ValueError, match='give load_checkpoint the network, net='):
-        load_checkpoint(f)
+        load_checkpoint(file)
     net = nn.Linear(2, 2); before = copy.deepcopy(net.state_dict())
     message = r'another network: bias is missing there and \(2,\) here'
-    with pytest.raises(ValueError, match=message): load_checkpoint(f, net=net)
+    with pytest.raises(ValueError, match=message): load_checkpoint(file, net=net)
     assert same(net.state_dict(), before)
-
 
 class Tied(nn.Module):
     "Uses one weight twice"
     def __init__(self): super().__init__(); self.a = nn.Linear(1, 1); self.b = self.a
     def forward(self, x, t): return self.b(self.a(x))
 
-
-def test_a_network_that_uses_one_weight_twice(tmp_path):
+def test_a_network_that_uses_one_weight_twice(file):
     data = ImageSet(torch.randint(0, 256, (16, 1, 4, 1), dtype=torch.uint8))
-    f, s, t = tmp_path/'x.safetensors', start(net=Tied()), start(net=Tied())
-    train(s, 2, data); save_checkpoint(f, s, SCHEDULE); resume(f, t, SCHEDULE)
+    s, t = start(net=Tied()), start(net=Tied())
+    train(s, 2, data); save_checkpoint(file, s, SCHEDULE); resume(file, t, SCHEDULE)
     train(s, 4, data); train(t, 4, data)
     assert same(everything(s), everything(t)) and t.denoiser.net.a is t.denoiser.net.b
 
-
 # ---------------------------------------------------------------- stopped, and gone on
-
 @pytest.mark.any_processor
 @pytest.mark.parametrize('cut', [0, 1, 5, 13])
-def test_a_resumed_run_equals_one_that_was_never_stopped(cut, tmp_path):
-    "With dropout, flips, hidden labels, channels_last: the same bits, metrics included"
-    f, straight, first, second = tmp_path/'x.safetensors', start(), start(), start(seed=9)
+def test_a_resumed_run_equals_one_that_was_never_stopped(cut, file):
+    """With dropout, flips, hidden labels, channels_last: the same bits, metrics included; and so
+    does the run that was saved and not stopped"""
+    straight, first, second = start(), start(), start(seed=9)
     a = train(straight, 20)
-    train(first, cut); save_checkpoint(f, first, SCHEDULE)
-    resume(f, second, SCHEDULE)
+    train(first, cut); save_checkpoint(file, first, SCHEDULE)
+    resume(file, second, SCHEDULE)
     assert second.step == cut and same(everything(second), everything(first))
-    b = train(second, 20)
-    assert same(everything(second), everything(straight))
+    b = train(second, 20); train(first, 20)
+    for other in (first, second): assert same(everything(other), everything(straight))
     assert [m[:5] for m in b] == [m[:5] for m in a[cut:]]
     p = second.denoiser.net.stem.weight
     assert second.optimizer.state[p]['exp_avg'].stride() == p.stride()
 
-
 @pytest.mark.any_processor
-def test_a_run_goes_on_with_the_betas_of_its_checkpoint(tmp_path):
+def test_a_run_goes_on_with_the_betas_of_its_checkpoint(file):
     "Made on another processor, they differ in their last digits from those that are made here"
-    f, there = tmp_path/'x.safetensors', Schedule(SCHEDULE.betas * (1 + 1e-13))
-    s = start(); train(s, 2); save_checkpoint(f, s, there)
-    schedule = resume(f, start(), SCHEDULE)
+    s, there = start(), Schedule(SCHEDULE.betas * (1 + 1e-13))
+    train(s, 2); save_checkpoint(file, s, there)
+    schedule = resume(file, start(), SCHEDULE)
     assert torch.equal(schedule.betas, there.betas)
     assert not torch.equal(schedule.betas, SCHEDULE.betas)
     with pytest.raises(ValueError, match='trained with other betas'):
-        resume(f, start(), Schedule(SCHEDULE.betas * (1 - 1e-7)))
+        resume(file, start(), Schedule(SCHEDULE.betas * (1 - 1e-7)))
 
-
-def test_saving_does_not_disturb_a_run(tmp_path):
-    a, b = start(), start(); train(a, 8)
-    for m in fit(b, SCHEDULE, images(), steps=8, **OPTIONS):
-        save_checkpoint(tmp_path/'x.safetensors', b, SCHEDULE)
-    assert same(everything(a), everything(b))
-
-
-def child(folder):
-    "Train, saving after every step, going on from what is there; slowly enough to be killed"
-    torch.set_num_threads(1)
-    f, s = Path(folder)/'checkpoint.safetensors', start()
-    if f.exists(): resume(f, s, SCHEDULE)
-    for m in fit(s, SCHEDULE, images(), steps=60, **OPTIONS):
-        save_checkpoint(f, s, SCHEDULE); print(m.step, flush=True); time.sleep(0.01)
-
-
-@pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
-def test_a_run_killed_at_random_moments_goes_on_as_if_nothing_had_happened(tmp_path):
-    f, stops = tmp_path/'checkpoint.safetensors', []
-    for _ in range(2):
-        command = [sys.executable, __file__, str(tmp_path)]
-        p = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert p.stdout.readline()
-        time.sleep(random.random() * 0.5)
-        p.send_signal(signal.SIGKILL); p.communicate()
-        stops.append(step_in(f))
-    assert 1 <= stops[0] < stops[1] <= 60, stops
-    assert {*names(tmp_path)} <= {f.name, f'.part_{f.name}'}  # the next save writes over it
-    straight, last = start(), start(seed=5)
-    train(straight, 60); resume(f, last, SCHEDULE); train(last, 60)
-    assert same(everything(last), everything(straight)), f'killed after steps {stops}'
-
-
-def test_nan_stops_the_run_and_the_last_good_checkpoint_stays(tmp_path):
-    f, s = tmp_path/'x.safetensors', start()
+def test_nan_stops_the_run_and_the_last_good_checkpoint_stays(file):
+    s, again, straight = start(), start(seed=2), start()
     def weight(level): return v_weight(level) * (math.nan if s.step == 7 else 1)
     message = 'step 8 was not taken: loss nan.*of step 7.*checkpoint.*lower learning rate'
     with pytest.raises(FloatingPointError, match=message):
         for m in fit(s, SCHEDULE, images(), steps=20, **OPTIONS | dict(weight=weight)):
-            if m.step % 3 == 0: save_checkpoint(f, s, SCHEDULE)
-    assert step_in(f) == 6 and s.step == 7
+            if m.step % 3 == 0: save_checkpoint(file, s, SCHEDULE)
+    assert newest_checkpoint(file)[1]['step'] == 6 and s.step == 7
     assert all(p.isfinite().all() for d in (s.denoiser, s.ema) for p in d.parameters())
-    again, straight = start(seed=2), start()
-    resume(f, again, SCHEDULE); train(again, 10); train(straight, 10)
+    resume(file, again, SCHEDULE); train(again, 10); train(straight, 10)
     assert same(everything(again), everything(straight))
 
-
 # ---------------------------------------------------------------- files that cannot be written
-
-def test_a_checkpoint_needs_its_ending(trained, tmp_path):
-    with pytest.raises(ValueError, match='run must end in .safetensors'):
-        save_checkpoint(tmp_path/'run', trained, SCHEDULE)
-    assert names(tmp_path) == []
-
-
-def test_a_folder_that_cannot_be_made(trained, tmp_path):
+def test_what_cannot_be_saved_is_refused_and_nothing_is_written(trained, tmp_path):
     (tmp_path/'taken').write_text('a file'); (tmp_path/'y.safetensors').mkdir()
-    with pytest.raises(OSError, match='cannot write .*taken.*untouched'):
-        save_checkpoint(tmp_path/'taken'/'x.safetensors', trained, SCHEDULE)
-    with pytest.raises(OSError, match='cannot write .*y.safetensors'):
-        save_checkpoint(tmp_path/'y.safetensors', trained, SCHEDULE)
-    assert names(tmp_path) == ['taken', 'y.safetensors']
+    (tmp_path/'closed').mkdir(0o555)
+    before = names(tmp_path)
+    cases = [('run', None, ValueError, 'run must end in .safetensors'),
+             ('taken/x.safetensors', None, OSError, 'cannot write .*taken.*untouched'),
+             ('y.safetensors', None, OSError, 'cannot write .*y.safetensors'),
+             ('new/x.safetensors', dict(x=torch.zeros(1)), TypeError, 'Tensor')]
+    if getattr(os, 'geteuid', int)():  # root may write anywhere
+        cases += [('closed/x.safetensors', None, OSError, 'cannot write .*closed')]
+    for name, notes, error, message in cases:
+        with pytest.raises(error, match=message):
+            save_checkpoint(tmp_path/name, trained, SCHEDULE, notes)
+    assert names(tmp_path) == before and names(tmp_path/'closed') == []
     assert (tmp_path/'taken').read_text() == 'a file'
-
-
-@pytest.mark.skipif(getattr(os, 'geteuid', int)() == 0, reason='root may write anywhere')
-def test_a_folder_without_permission(trained, tmp_path):
-    tmp_path.chmod(0o555)
-    try:
-        with pytest.raises(OSError, match='cannot write'):
-            save_checkpoint(tmp_path/'x.safetensors', trained, SCHEDULE)
-    finally: tmp_path.chmod(0o755)
-    assert names(tmp_path) == []
-
 
 def test_a_full_disk(trained, file):
     "The system refuses to write more than 20 kB, in the middle of the file"
@@ -227,7 +153,6 @@ def test_a_full_disk(trained, file):
     assert len(before) > 20_000 and file.read_bytes() == before
     assert names(file.parent) == [file.name]
 
-
 @pytest.mark.parametrize('error', [KeyboardInterrupt, OSError(28, 'No space left on device')])
 def test_a_write_that_stops_halfway_leaves_the_old_file(error, trained, file, monkeypatch):
     before, written = file.read_bytes(), []
@@ -237,13 +162,6 @@ def test_a_write_that_stops_halfway_leaves_the_old_file(error, trained, file, mo
     with pytest.raises((KeyboardInterrupt, OSError)): save_checkpoint(file, trained, SCHEDULE)
     assert written == [len(before)]  # it was all in the other file
     assert file.read_bytes() == before and names(file.parent) == [file.name]
-
-
-def test_a_note_that_is_not_json_is_refused_before_anything_is_written(trained, tmp_path):
-    with pytest.raises(TypeError, match='Tensor'):
-        save_checkpoint(tmp_path/'new'/'x.safetensors', trained, SCHEDULE, dict(x=torch.zeros(1)))
-    assert names(tmp_path) == []
-
 
 @pytest.mark.parametrize('error', [None, KeyboardInterrupt, ValueError])
 def test_a_folder_appears_whole_or_stays_as_it_was(error, tmp_path):
@@ -256,97 +174,67 @@ def test_a_folder_appears_whole_or_stays_as_it_was(error, tmp_path):
                     (part/name).write_text(content)
                     if error and content == 'new': raise error
         except (KeyboardInterrupt, ValueError): pass
-    want = 'old' if error else 'new'
     assert names(tmp_path) == ['folder'] and names(target) == ['a', 'b']
-    assert {(target/name).read_text() for name in 'ab'} == {want}
-
+    assert {(target/name).read_text() for name in 'ab'} == {'old' if error else 'new'}
 
 # ---------------------------------------------------------------- files that do not fit
-
-def test_a_file_cut_anywhere_is_refused(file):
-    g, whole = file.with_name('cut.safetensors'), file.read_bytes()
-    fresh = start(seed=1); before = everything(fresh)
-    for n in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1):
-        g.write_bytes(whole[:n])
-        for read in (lambda f: resume(f, fresh, SCHEDULE), load_checkpoint, about_checkpoint):
-            with pytest.raises(ValueError, match='cut.safetensors is not a whole checkpoint'):
-                read(g)
-    g.write_bytes(whole + b'more')
-    with pytest.raises(ValueError, match='not a whole checkpoint'): resume(g, fresh, SCHEDULE)
-    assert same(everything(fresh), before)
-
-
-def test_any_flipped_bit_is_found(file):
-    whole, chance = file.read_bytes(), random.Random(0)
+def test_a_file_cut_anywhere_or_changed_in_any_bit_is_refused(trained, file):
+    "And those of other programs"
+    whole, chance, fresh = file.read_bytes(), random.Random(0), start(seed=1)
+    before = everything(fresh)
+    def refused(blob, *readers):
+        file.write_bytes(blob)
+        for read in readers:
+            with pytest.raises(ValueError, match='x.safetensors is not a whole checkpoint'):
+                read(file)
+    readers = lambda f: resume(f, fresh, SCHEDULE), load_checkpoint, about_checkpoint
+    for n in (0, 1, 7, 8, 100, len(whole) // 2, len(whole) - 1): refused(whole[:n], *readers)
+    refused(whole + b'more', *readers)
+    for metadata in (None, dict(format='pt'), dict(step='3')):
+        refused(save(dict(w=torch.zeros(2)), metadata), *readers)
     places = [0, 3, 9, 40, 300, len(whole) - 1, *(chance.randrange(len(whole)) for _ in range(200))]
     for at in places:
         blob = bytearray(whole); blob[at] ^= 1 << chance.randrange(8)
-        file.write_bytes(blob)
-        with pytest.raises(ValueError, match='x.safetensors is not a whole checkpoint'):
-            newest_checkpoint(file)
-    file.write_bytes(whole)
-    assert newest_checkpoint(file)[1]['step'] == 6
-
-
-@pytest.mark.parametrize('metadata', [None, dict(format='pt'), dict(step='3')])
-def test_files_of_other_programs_are_refused(metadata, tmp_path):
-    f = tmp_path/'x.safetensors'; save_file(dict(w=torch.zeros(2)), f, metadata)
-    with pytest.raises(ValueError, match='x.safetensors is not a whole checkpoint'):
-        load_checkpoint(f)
-
+        refused(blob, newest_checkpoint)
+    assert same(everything(fresh), before)
+    file.write_bytes(whole); assert newest_checkpoint(file)[1]['step'] == 6
 
 def test_missing_files_are_named(tmp_path):
     for path, name in ((tmp_path/'no.safetensors', 'no'), (tmp_path, 'checkpoint')):
         message = f'{name}.safetensors does not exist; give a run folder'
         with pytest.raises(FileNotFoundError, match=message): load_checkpoint(path)
 
-
-@pytest.mark.parametrize('state, schedule, message', [
-    (lambda: start(seed=1), Schedule(linear_betas(50)),
+@pytest.mark.parametrize('options, schedule, message', [
+    ({}, Schedule(linear_betas(50)),
      r'trained with other betas, Schedule\(T=50.*than this schedule, Schedule\(T=50'),
-    (lambda: start(seed=1), Schedule(cosine_betas(51)), r'betas, Schedule\(T=50.*Schedule\(T=51'),
-    (lambda: start(seed=1, parameterization=EPS), SCHEDULE, 'predicts v, not eps'),
-    (lambda: start(seed=1, num_classes=5), SCHEDULE,
+    ({}, Schedule(cosine_betas(51)), r'betas, Schedule\(T=50.*Schedule\(T=51'),
+    (dict(parameterization=EPS), SCHEDULE, 'predicts v, not eps'),
+    (dict(num_classes=5), SCHEDULE,
      r'another network: label.weight is \(5, 32\) there and \(6, 32\) here'),
-    (lambda: start(net=Coin()), SCHEDULE,
-     'another network: .* is .* there and missing here|missing there')])
-def test_a_checkpoint_that_does_not_fit_changes_nothing(state, schedule, message, file):
-    s = state(); before = everything(s)
+    (dict(net=Coin()), SCHEDULE, 'another network: .* is .* there and missing here|missing there')])
+def test_a_checkpoint_that_does_not_fit_changes_nothing(options, schedule, message, trained, file):
+    s = start(seed=1, **options); before = everything(s)
     with pytest.raises(ValueError, match=message): resume(file, s, schedule)
     assert same(everything(s), before)
 
-
 # ---------------------------------------------------------------- the checkpoints of a run
-
-def test_the_last_few_and_the_best_are_kept(tmp_path):
-    state, run = start(), tmp_path/'run'
-    for state.step, loss in enumerate([0.9, 0.2, 0.5, 0.4, 0.6, 0.3], 1):
-        file = run/'checkpoints'/f'step_{state.step:08d}.safetensors'
-        save_checkpoint(file, state, SCHEDULE, dict(loss=loss))
-        prune_checkpoints(run, 2)
-    assert [about_checkpoint(f)['loss'] for f in checkpoints(run)] == [0.3, 0.6, 0.2]
-    assert newest_checkpoint(run)[1]['step'] == 6
-
-
-def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(tmp_path):
+def test_the_last_few_and_the_best_are_kept_and_the_newest_whole_one_is_read(tmp_path):
     state = start()
-    for state.step in (1, 2):
+    for state.step, loss in enumerate([0.9, 0.2, 0.5, 0.4, 0.6, 0.3], 1):
         file = tmp_path/'checkpoints'/f'step_{state.step:08d}.safetensors'
-        save_checkpoint(file, state, SCHEDULE)
-    newest, older = checkpoints(tmp_path)
+        save_checkpoint(file, state, SCHEDULE, dict(loss=loss))
+        prune_checkpoints(tmp_path, 2)
+    newest, older, best = checkpoints(tmp_path)
+    assert [about_checkpoint(f)['loss'] for f in (newest, older, best)] == [0.3, 0.6, 0.2]
+    assert newest_checkpoint(tmp_path)[1]['step'] == 6
     newest.write_bytes(newest.read_bytes()[:-1])
     message = f'{newest.name} is not a whole .*; going back to {older.name}'
-    with pytest.warns(UserWarning, match=message):
-        assert newest_checkpoint(tmp_path)[0] == older
-    older.write_bytes(b'')
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f'{older.name} is not a whole'):
+    with pytest.warns(UserWarning, match=message): assert newest_checkpoint(tmp_path)[0] == older
+    for f in (older, best): f.write_bytes(b'')
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=f'{best.name} is not a whole'):
         newest_checkpoint(tmp_path)
-
 
 def test_checkpoints_need_no_trainer():
     "Whoever only reads or writes a file does not pay for importing accelerate"
     program = 'import sys, diffusion_scratch.checkpoint; sys.exit("accelerate" in sys.modules)'
     assert subprocess.run([sys.executable, '-c', program]).returncode == 0
-
-
-if __name__ == '__main__': child(sys.argv[1])
