@@ -1,14 +1,14 @@
 "The bound, the flow and the codec: against closed forms, quadrature, exact traces and the bytes"
 import math
 import numpy as np, pytest, torch
-from conftest import Labelled, close, gen, moments, normal
+from conftest import Labelled, gen, moments, normal
 from scipy.stats import norm
 from diffusion_scratch.data import mnist_mini, to_float, to_uint8
-from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
+from diffusion_scratch.denoiser import V, X0, Denoiser
 from diffusion_scratch.likelihood import (
     ArithmeticDecoder, ArithmeticEncoder, Bits, Bound, axes, bound, choose_point, code_integer,
     decode, density_nll, encode, find_point, flow_bits, gaussian, rademacher, rate_distortion,
-    shared_points, step_probabilities, stratified_steps, velocity_and_divergence)
+    shared_points, step_probabilities, stratified_steps)
 from diffusion_scratch.loss import vlb_terms
 from diffusion_scratch.noising import Gaussian, q_posterior
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
@@ -146,18 +146,6 @@ def test_hutchinson_is_unbiased_with_the_variance_of_the_formula(probes, fourth)
     assert abs(found.mean() - J.trace()) < 4 * (variance / 20_000)**0.5
     assert found.var().item() == pytest.approx(variance.item(), rel=0.12)
 
-def test_slope_is_v_and_its_divergence_the_trace_of_the_jacobian():
-    "eq-angle-flow: v, and the sum of a dense Jacobian's diagonal, by torch.autograd.functional"
-    net, x = Denoiser(Labelled(9), EPS).double(), normal(2, 1, 3, 3)
-    level, probes = LINEAR.at(400, x), axes(Noise(0, 2), (1, 3, 3))
-    def v(x):
-        x0, eps = net(x, level)
-        return level.signal * eps - level.noise * x0
-    slope, spread = velocity_and_divergence(net, x, level, None, probes)
-    J = torch.autograd.functional.jacobian(v, x).view(2, 9, 2, 9)
-    close(slope, v(x).detach())
-    close(spread, torch.stack([J[i, :, i].trace() for i in (0, 1)]), 1e-5)
-
 def test_random_probes_find_the_exact_number():
     "eq-hutchinson in a walk: 400 copies of one image average to the bits of the exact trace"
     a, times = normal(8, 8, seed=4), COSINE.times(20)
@@ -170,7 +158,7 @@ def test_random_probes_find_the_exact_number():
         assert abs(b.total - exact) < 4 * b.error and b.error > 0
 
 def test_dequantised_bytes_cost_the_bits_of_their_bins():
-    "eq-dequantise: the flow of a broad Gaussian costs the entropy of its bytes, to 4 standard errors"
+    "eq-dequantise: the flow of a broad Gaussian costs its bytes' entropy, to 4 standard errors"
     x, var = to_bytes(0.25 * normal(3000, 1)).double(), torch.tensor([[0.25**2 + (2/255)**2 / 12]])
     walk = dict(times=COSINE.times(100), seed=0, batch_size=3000)
     b = flow_bits(GaussianOracle(torch.zeros(1), var), COSINE, x, probes=axes, **walk)
@@ -202,7 +190,7 @@ every_measure = pytest.mark.parametrize('measure', MEASURES.values(), ids=MEASUR
 def test_an_image_costs_the_same_in_any_batch(measure):
     x, y, net = bytes_like(7), torch.arange(7) % 4, Denoiser(Labelled(dropout=0.5), V)
     whole, *others = (measure(net, SHORT, x, y, seed=5, batch_size=n) for n in (64, 1, 3))
-    for other in others: torch.testing.assert_close(other, whole, rtol=1e-4, atol=1e-5)
+    for other in others: torch.testing.assert_close(other, whole, rtol=1e-5, atol=1e-5)
     for y, seed in ((y, 6), (None, 5)):
         assert not torch.allclose(measure(net, SHORT, x, y, seed=seed), whole, atol=1e-3)
 
