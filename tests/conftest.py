@@ -35,7 +35,7 @@ def draw(denoiser, shape=(3, 1, 4, 4), schedule=SHORT, seed=0, **kw):
 
 
 def moments(x, mean, std, share=0., off=0.):
-    "Samples (n,...) have this std, to 4.5 standard errors and a share, and this mean, to 4.5 and off"
+    "Samples (n,...) have this mean and std to 4.5 standard errors, besides `off` and a `share`"
     x = x.double()
     assert ((x.mean(0) - mean).abs() < 4.5 * std / len(x)**0.5 + off).all()
     assert ((x.std(0) / std - 1).abs() < 4.5 / (2 * len(x))**0.5 + share).all()
