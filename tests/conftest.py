@@ -1,6 +1,11 @@
 "What pytest must know of these tests"
 import pytest
 import torch
+from torch import nn
+
+from diffusion_scratch.guidance import NULL
+from diffusion_scratch.sampling import sample
+from diffusion_scratch.schedule import Schedule, cosine_betas
 
 
 def pytest_configure(config):
@@ -17,8 +22,42 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-# Seeded draws: the tests of noising, denoiser and loss
+# Seeded draws
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
 def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=gen(seed), dtype=dtype)
+
+
+# For the tests of editing, guidance and likelihood: walks, moments, a network with labels
+SHORT = Schedule(cosine_betas(60))
+def normal(*shape, seed=0): return torch.randn(shape, generator=gen(seed), dtype=torch.float64)
+def close(a, b, tol=1e-9): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+
+def draw(denoiser, shape=(3, 1, 4, 4), schedule=SHORT, seed=0, **kw):
+    return sample(denoiser, schedule, tuple(shape), seed=seed, progress=False, **kw)
+
+
+def moments(x, mean, std, share=0., off=0.):
+    "Samples (n,...) have this mean and std to 4.5 standard errors, besides `off` and a `share`"
+    x = x.double()
+    assert ((x.mean(0) - mean).abs() < 4.5 * std / len(x)**0.5 + off).all()
+    assert ((x.std(0) / std - 1).abs() < 4.5 / (2 * len(x))**0.5 + share).all()
+
+
+class Labelled(nn.Module):
+    "A small network of images of `size` numbers, with four labels; it keeps the times of its calls"
+    def __init__(self, size=16, dropout=0.):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.label, layers = nn.Embedding(5, 8), (nn.Linear(size + 9, 48), nn.SiLU())
+            self.body = nn.Sequential(*layers, nn.Dropout(dropout), nn.Linear(48, size))
+        self.times = []
+
+    def forward(self, x, t, y=None):
+        self.times.append(int(t[0]))
+        y = torch.full_like(t, NULL) if y is None else y
+        told = torch.cat([x.flatten(1), t[:, None].to(x) / 60, self.label(y + 1)], 1)
+        return self.body(told).view(x.shape)
