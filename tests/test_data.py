@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 from diffusion_scratch import data
 from diffusion_scratch.data import (DATA, ImageSet, check_varied, cifar10, fingerprint,
@@ -16,8 +16,6 @@ EVERY, T = torch.arange(256, dtype=torch.uint8), Image.Transpose
 SOME = torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8,
                      generator=torch.Generator().manual_seed(0))
 FLOAT, NAN, INF = to_float(SOME), float('nan'), float('inf')
-
-# ---- bytes, floats and ImageSet
 
 def test_every_byte_lies_where_the_formula_says_and_comes_back():
     "eq-bytes; 1.2e-7 is the last place near 1"
@@ -113,8 +111,6 @@ def test_data_in_0_to_1_are_taken_with_one_warning():
         with pytest.warns(UserWarning, match=r'2 \* images - 1') as found: make()
         assert len(found) == 1
 
-# ---- mnist_mini and what torchvision reads
-
 def test_mnist_mini_is_500_real_digits_of_each_class(mini):
     assert torch.equal(mini.labels.bincount(), torch.full((10,), 500)) and len(mini) == 5000
     assert mini.classes == tuple('0123456789') and mini.num_classes == 10 and mini.skipped == ()
@@ -157,8 +153,8 @@ def test_cifar10_reads_files_in_its_own_format(tmp_path, monkeypatch):
     def write(name, obj):
         (folder/name).write_bytes(pickle.dumps(obj))
         md5[name] = hashlib.md5((folder/name).read_bytes()).hexdigest()
-    names = [n for n, _ in CIFAR10.train_list + CIFAR10.test_list]
-    planes = {n: rng.integers(0, 256, (4, 3072), dtype=np.uint8) for n in names}
+    planes = {name: rng.integers(0, 256, (4, 3072), dtype=np.uint8)
+              for name, _ in CIFAR10.train_list + CIFAR10.test_list}
     for i, (n, p) in enumerate(planes.items()): write(n, dict(data=p, labels=[i, 9, 0, 1]))
     write('batches.meta', dict(label_names=list('abcdefghij')))
     for which in ('train_list', 'test_list'):
@@ -167,10 +163,8 @@ def test_cifar10_reads_files_in_its_own_format(tmp_path, monkeypatch):
     train, test = (cifar10(tmp_path, train=t, download=False) for t in (True, False))
     assert train.shape == (3, 32, 32) and len(train) == 20 and train.images.is_contiguous()
     assert train.classes == tuple('abcdefghij') and train.labels[::4].tolist() == [0, 1, 2, 3, 4]
-    rows = np.concatenate(list(planes.values())[:5])
-    assert torch.equal(train.images.flatten(1), torch.from_numpy(rows))
-    green = torch.from_numpy(planes['test_batch'][2, 1024:2048]).view(32, 32)
-    assert torch.equal(test.images[2, 1], green)
+    assert np.array_equal(train.images.flatten(1), np.concatenate([*planes.values()][:5]))
+    assert np.array_equal(test.images[2, 1].flatten(), planes['test_batch'][2, 1024:2048])  # green
 
 @pytest.fixture(params=['timed out', 'refused'])
 def server(request):
@@ -276,8 +270,8 @@ def test_photographs_stand_upright(name, orientation, tmp_path):
 def test_sixteen_bits_keep_their_grays(tmp_path):
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)  # 0, 257, 514 ...
     im = Image.fromarray(ramp)
-    for i, (name, channels) in enumerate([(n, c) for n in ('a.png', 'a.tif') for c in (1, 3)]):
-        got = read(tmp_path/str(i), im, 16, channels, name)
+    for name, channels in [(n, c) for n in ('a.png', 'a.tif') for c in (1, 3)]:
+        got = read(tmp_path/name, im, 16, channels, name)
         assert len(got) == channels and all(torch.equal(c.flatten(), EVERY) for c in got)
     assert torch.equal(image_set([im]).images.flatten(), EVERY)
 
@@ -293,7 +287,7 @@ def test_thin_and_tiny_pictures(w, h, name, tolerance, tmp_path):
 @pytest.mark.filterwarnings('ignore')
 def test_bytes_of_no_sense_never_give_another_error(tmp_path):
     "A hundred images with random bytes in them: each is read, or refused by name"
-    rng, refused = np.random.default_rng(0), 0
+    rng, refused = np.random.default_rng(0), []
     for fmt in ('png', 'jpg', 'gif', 'bmp', 'tif'):
         f = tmp_path/f'x.{fmt}'
         picture().save(f)
@@ -301,13 +295,11 @@ def test_bytes_of_no_sense_never_give_another_error(tmp_path):
         for _ in range(20):
             b = whole.copy()
             b[rng.integers(0, min(len(b), 400), 8)] = rng.integers(0, 256, 8)
-            f.write_bytes(b.tobytes())
+            f.write_bytes(b)
             try: assert folder(tmp_path).shape == (3, 8, 8)
-            except ValueError as e:
-                refused += 1
-                assert f.name in str(e)
+            except ValueError as e: refused.append(f.name in str(e))
         f.unlink()
-    assert refused > 10
+    assert len(refused) > 10 and all(refused)
 
 def test_empty_and_missing_folders(tmp_path):
     (tmp_path/'.hidden').write_text('')
@@ -349,40 +341,37 @@ def several(im, f, **more):
     black = Image.new('RGB', im.size)
     im.save(f, save_all=True, append_images=[black] * 3, quality=95, **more)
 
-def large(im, *size): return im.resize(size, Image.Resampling.BICUBIC)
-
-def save_turned(im, f):
-    large(im.transpose(T.ROTATE_90), 900, 1500).save(f, exif=exif(6), quality=95)
-
 def save_deep(im, f): Image.fromarray(np.asarray(im.convert('L')).astype(np.uint16) * 257).save(f)
 def halve(f): f.write_bytes(f.read_bytes()[:f.stat().st_size // 2])
-def cut(f): scene().save(f), halve(f)
-def save_32_bits(f): Image.fromarray(np.full((8, 8), 1000, f.stem)).save(f)
+def cut(im, f): im.save(f), halve(f)
+def save_32_bits(im, f): Image.fromarray(np.full((8, 8), 1000, f.stem)).save(f)
 
 GOOD = {  # name -> how to make it from the scene; all but the two gray ones are read as the scene
     'a/plain.png': lambda im, f: im.save(f),
-    'a/odd size.png': lambda im, f: large(im, 301, 181).save(f),
+    'a/odd size.png': lambda im, f: im.resize((301, 181)).save(f),
     'a/alpha.png': lambda im, f: im.convert('RGBA').save(f),
     'a/palette.png': lambda im, f: im.quantize(256).save(f),
     'b/gray.jpg': lambda im, f: im.convert('L').save(f, quality=95),
-    'b/sixteen bits.png': save_deep, 'b/deep/turned.jpg': save_turned,
+    'b/sixteen bits.png': save_deep,
+    'b/deep/turned.jpg': lambda im, f: im.transpose(T.ROTATE_90).resize((900, 1500)).save(
+        f, exif=exif(6), quality=95),
     'b/deep/er/cmyk.jpg': lambda im, f: im.convert('CMYK').save(f, quality=95),
     'b/animated.gif': several, 'b/animated.png': several, 'b/animated.webp': several,
-    'b/phone.jpg': lambda im, f: several(large(im, 900, 540), f, format='MPO')}
-BAD = {'a/cut.jpg': cut, 'a/cut.png': cut, 'a/cut.gif': cut,
-       'a/empty.png': lambda f: f.write_bytes(b''),
-       'a/wrong.png': lambda f: f.write_bytes(b'\x89PNG\r\n\x1a\n' + b'\0' * 50),
-       'b/Thumbs.db': lambda f: f.write_bytes(b'\xd0\xcf\x11\xe0 rubbish'),
-       'b/deep/list.txt': lambda f: f.write_text('cut.jpg\n'),
-       'b/int32.tif': save_32_bits, 'b/float32.tif': save_32_bits}
+    'b/phone.jpg': lambda im, f: several(im.resize((900, 540)), f, format='MPO')}
+BAD = {
+    'a/cut.jpg': cut, 'a/cut.png': cut, 'a/cut.gif': cut,
+    'a/empty.png': lambda im, f: f.write_bytes(b''),
+    'a/wrong.png': lambda im, f: f.write_bytes(b'\x89PNG\r\n\x1a\n' + b'\0' * 50),
+    'b/Thumbs.db': lambda im, f: f.write_bytes(b'\xd0\xcf\x11\xe0 rubbish'),
+    'b/notes/list.txt': lambda im, f: f.write_text('cut.jpg\n'),
+    'b/int32.tif': save_32_bits, 'b/float32.tif': save_32_bits}
 
 @pytest.fixture
 def zoo(tmp_path):
-    root = tmp_path/'zoo'
-    for name in [*GOOD, *BAD]: (root/name).parent.mkdir(parents=True, exist_ok=True)
-    for name, make in GOOD.items(): make(scene(), root/name)
-    for name, make in BAD.items(): make(root/name)
-    return root
+    for name, make in (GOOD | BAD).items():
+        (f := tmp_path/'zoo'/name).parent.mkdir(parents=True, exist_ok=True)
+        make(scene(), f)
+    return tmp_path/'zoo'
 
 def test_everything_in_one_folder(zoo):
     s = folder(zoo, (30, 50), labels=True, corrupt='skip')
@@ -399,7 +388,7 @@ def test_everything_in_one_folder(zoo):
     skipped = dict(line.split(': ', 1) for line in s.skipped)
     assert list(skipped) == sorted(BAD, key=Path) and all(skipped.values())
     assert 'truncated' in skipped['a/cut.jpg'] and '32-bit numbers' in skipped['b/int32.tif']
-    assert 'no format that Pillow knows' in skipped['b/deep/list.txt']
+    assert 'no format that Pillow knows' in skipped['b/notes/list.txt']
     assert not any(str(zoo) in line or '\n' in line for line in s.skipped)
     assert repr(s).endswith('2 classes, 9 files skipped)')
     plain = [folder(zoo, 16, c, corrupt='skip') for c in (3, 1)]
@@ -409,27 +398,24 @@ def test_everything_in_one_folder(zoo):
 
 @pytest.mark.parametrize('name', BAD)
 def test_a_file_that_is_no_image_is_named(name, tmp_path):
-    for f in (tmp_path/'a.png', tmp_path/name): f.parent.mkdir(parents=True, exist_ok=True)
-    picture().save(tmp_path/'a.png')
-    BAD[name](f)
+    (tmp_path/name).parent.mkdir(parents=True)
+    scene().save(tmp_path/'z.png')
+    BAD[name](scene(), tmp_path/name)
     why = '32-bit numbers' if '32' in name else ''
-    message = f"{f} is not an image that .*{why}.*repair or remove it, or let corrupt='skip'"
-    with pytest.raises(ValueError, match=message): folder(tmp_path)
+    message = f"{tmp_path/name} is not an image that .*{why}.*repair or remove it, or let corrupt="
+    with pytest.raises(ValueError, match=message + "'skip'"): folder(tmp_path)
 
 def no_good(zoo):
     for name in GOOD: (zoo/name).unlink()
 
 def loose(zoo): scene().save(zoo/'loose.png')
-def bad_class(zoo):
-    (zoo/'__MACOSX').mkdir()
-    (zoo/'__MACOSX'/'x').write_text('')
 
 SKIP = dict(corrupt='skip', labels=True)
 
 @pytest.mark.parametrize('change, options, message', [
     *[(lambda zoo: None, {}, 'a/cut.gif is not an image')] * 3,  # the first, whatever threads do
     (no_good, SKIP, 'holds no image that can be read: all 9 files.*a/cut.gif: '),
-    (bad_class, SKIP, "class '__MACOSX': none of the files"),
+    (lambda zoo: (zoo/'b'/'notes').rename(zoo/'c'), SKIP, "class 'c': none of the files"),
     (loose, SKIP, 'loose.png lies in no subfolder'),
     (loose, dict(labels=True), 'loose.png lies in no subfolder'),  # sooner than corrupt ones
     *[(loose, dict(corrupt=c), f"corrupt = {c!r}; 'refuse'.*'skip'") for c in ('all', None, True)],
@@ -449,9 +435,7 @@ def test_decoding_a_jpeg_smaller_changes_little(h, w, size, orientation, tmp_pat
     1 on average. Without the care for edges that fill no whole block it is 20 and 3; below twice
     the wanted size it is more as well"""
     rng, im = np.random.default_rng(0), np.zeros((h, w, 3))
-    def noise(k):
-        small = Image.fromarray(rng.random((k, k)).astype(np.float32))
-        return np.asarray(small.resize((w, h), Image.Resampling.BICUBIC))
+    def noise(k): return Image.fromarray(rng.random((k, k), np.float32)).resize((w, h))
     for k in (4, 16, 64, 200): im += np.stack([noise(k) for _ in range(3)], 2) / k**0.7
     im = Image.fromarray((255 * (im - im.min()) / np.ptp(im)).astype(np.uint8))
     im.save(tmp_path/'a.jpg', quality=95, exif=exif(orientation))
@@ -459,8 +443,6 @@ def test_decoding_a_jpeg_smaller_changes_little(h, w, size, orientation, tmp_pat
     whole = pixels(ImageOps.fit(upright, size[::-1], Image.Resampling.LANCZOS))
     off = (folder(tmp_path, size).images[0].float() - whole).abs()
     assert off.max() <= 4 and off.mean() <= 1
-
-# ---- the cache of decoded bytes
 
 def write_quietly(f, content):
     "Other bytes in a file, whose time does not tell"
@@ -555,27 +537,26 @@ def test_a_cache_among_the_images_is_refused_unless_hidden(six, tmp_path):
     for _ in range(2): assert len(folder(six, cache=six/'.cache')) == 6
     assert len(folder(six, cache=tmp_path)) == 6   # around it is no harm
 
-def start(code, *args):
-    "A fresh process"
-    root = str(Path(data.__file__).parent.parent)
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            env=os.environ | dict(PYTHONPATH=root, OMP_NUM_THREADS='1'))
-
-def peak(root, size, n, *cache):
-    "Megabytes that reading n images took at its worst, beyond what the process had taken before"
-    if sys.platform != 'linux': pytest.skip('no /proc there')
-    out, err = start('''
-import sys
+def reading(root, size, cache=None):
+    "A fresh process that reads a folder and says how many megabytes that took at its worst"
+    code = f'''
+import signal
 from diffusion_scratch.data import image_folder
 def mb():  # of this process alone, unlike getrusage
-    line = next(l for l in open('/proc/self/status') if l.startswith('VmHWM'))
-    return int(line.split()[1]) / 1024
-root, size, cache = (*sys.argv[1:], None)[:3]
+    status = open('/proc/self/status').read() if {sys.platform == 'linux'} else 'VmHWM: 0'
+    return int(status.split('VmHWM:')[1].split()[0]) / 1024
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 before = mb()
-s = image_folder(root, int(size), progress=False, cache=cache)
+s = image_folder({str(root)!r}, {size}, progress=False, cache={cache and str(cache)!r})
 s[len(s) // 2]
-print(len(s), s.shape, mb() - before, sep='|')''', root, size, *cache).communicate()
+print(len(s), s.shape, mb() - before, sep='|')'''
+    env = os.environ | dict(PYTHONPATH=str(Path(data.__file__).parent.parent), OMP_NUM_THREADS='1')
+    return subprocess.Popen([sys.executable, '-c', code], text=True, env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+def peak(n, root, size, cache=None):
+    if sys.platform != 'linux': pytest.skip('no /proc there')
+    out, err = reading(root, size, cache).communicate()
     assert out.startswith(f'{n}|(3, {size}, {size})|'), err
     return float(out.split('|')[2])
 
@@ -583,41 +564,35 @@ def test_decoded_bytes_are_never_held_twice_and_a_large_jpeg_not_even_once(tmp_p
     """60 pictures of 3 MB: in memory once; and with a cache, when it is written and when it is
     read, not even that. A JPEG takes 192 MB when it is decoded whole, and an eighth of it 3"""
     gray_files(tmp_path/'d', [f'{i}.png' for i in range(60)], 64)
-    assert 175 < peak(tmp_path/'d', 1024, 60) < 290
-    for _ in range(2): assert peak(tmp_path/'d', 1024, 60, tmp_path/'c') < 110
+    assert 175 < peak(60, tmp_path/'d', 1024) < 290
+    for _ in range(2): assert peak(60, tmp_path/'d', 1024, tmp_path/'c') < 110
     (tmp_path/'e').mkdir()
     Image.new('RGB', (8000, 6000), 'red').save(tmp_path/'e'/'a.jpg')
-    assert peak(tmp_path/'e', 64, 1) < 60
+    assert peak(1, tmp_path/'e', 64) < 60
 
 def test_ctrl_c_stops_and_leaves_no_part(tmp_path):
     root, cache = tmp_path/'d', tmp_path/'c'
-    for folder in (root, cache): folder.mkdir()
+    for f in (root, cache): f.mkdir()
     picture(1200, 1600).save(root/'0.png')
     for i in range(1, 400): os.link(root/'0.png', root/f'{i}.png')
-    p = start('''
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
-from diffusion_scratch.data import image_folder
-image_folder(sys.argv[1], 64, progress=False, cache=sys.argv[2])''', root, cache)
+    p = reading(root, 64, cache)
     while p.poll() is None and kept_in(cache) != ['.part']: time.sleep(0.05)
     p.send_signal(signal.SIGINT)
     assert 'KeyboardInterrupt' in p.communicate(timeout=60)[1] and list(cache.iterdir()) == []
 
-class Items(Dataset):
-    def __init__(self, items, **more):
-        self.items = items
-        self.__dict__.update(more)
-
-    def __len__(self): return len(self.items)
-    def __getitem__(self, i): return self.items[i]
+def items(values, **more):
+    "A Dataset with attributes of its own"
+    dataset = Subset(values, range(len(values)))
+    vars(dataset).update(more)
+    return dataset
 
 @pytest.mark.filterwarnings('error')
 @pytest.mark.parametrize('source', [
     SOME, SOME.numpy(), FLOAT, FLOAT.double().numpy(), SOME.numpy()[::-1][::-1],
     np.broadcast_to(SOME.numpy(), SOME.shape),  # read-only
     list(SOME), tuple(FLOAT), [im.numpy() for im in SOME],
-    [Image.fromarray(im.permute(1, 2, 0).numpy()) for im in SOME], Items(list(SOME)),
-    ImageSet(SOME), Items(list(zip(SOME, [None] * 5)))])
+    [Image.fromarray(im.permute(1, 2, 0).numpy()) for im in SOME], items(list(SOME)),
+    ImageSet(SOME), items(list(zip(SOME, [None] * 5)))])
 def test_the_same_images_however_they_come(source):
     s = image_set(source, name='mine')
     assert torch.equal(s.images, SOME) and s.labels is None and s.name == 'mine'
@@ -630,13 +605,13 @@ def test_the_same_images_however_they_come(source):
                                    lambda y: torch.tensor(y, dtype=torch.uint8)])
 def test_labels_of_items(label):
     pairs = [(im, label(y)) for im, y in zip(SOME, [2, 0, 1, 1, 2])]
-    for source in (pairs, Items(pairs), [list(p) for p in pairs]):
+    for source in (pairs, items(pairs), [list(p) for p in pairs]):
         s = image_set(source)
         assert s.labels.tolist() == [2, 0, 1, 1, 2] and s.num_classes == 3
-    s = image_set(Items(pairs, classes=['x', 'y', 'z', 'w']))
+    s = image_set(items(pairs, classes=['x', 'y', 'z', 'w']))
     assert s.classes == ('x', 'y', 'z', 'w') and s.num_classes == 4
-    assert image_set(Items(pairs, classes=['x', 'y'])).classes == ()   # they name other things
-    s = image_set(Items(pairs, classes=['x', 'y', 'z']), [0, 1, 0, 1, 0])
+    assert image_set(items(pairs, classes=['x', 'y'])).classes == ()   # they name other things
+    s = image_set(items(pairs, classes=['x', 'y', 'z']), [0, 1, 0, 1, 0])
     assert s.labels.tolist() == [0, 1, 0, 1, 0] and s.classes == ()
 
 def test_torch_and_torchvision_sets(mini):
@@ -654,19 +629,13 @@ def test_torch_and_torchvision_sets(mini):
     again = image_set(mini)
     assert fingerprint(again) == fingerprint(mini) and again.classes == mini.classes
 
-# ---- fingerprint and check_varied
-
-def test_a_fingerprint_is_the_same_for_the_same_and_another_for_any_change(mini, tmp_path):
+def test_a_fingerprint_is_the_same_for_the_same_and_another_for_any_change(mini):
     x, y, classes = mini.images[:40], mini.labels[:40], mini.classes
     f = fingerprint(ImageSet(x, y, classes, 'few'))
-    np.save(tmp_path/'a.npy', x.numpy())
-    mapped = torch.from_numpy(np.load(tmp_path/'a.npy', mmap_mode='c'))
     strided = x.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
-    subset = image_set(Subset(mini, range(40)), y)
-    subset.classes = classes
     same = [ImageSet(images, y.int(), list(classes), 'another name')
-            for images in (x.clone(), to_float(x), strided, mapped)]
-    assert {fingerprint(s) for s in (*same, subset)} == {f}
+            for images in (x.clone(), to_float(x), strided)]
+    assert {fingerprint(s) for s in same} == {f}
     pixel, label = x.clone(), y.clone()
     pixel[39, 0, 27, 27] ^= 1
     label[39] = 1

@@ -108,7 +108,7 @@ def test_any_shape_saves_and_loads_and_nothing_else_does(tmp_path, shape):
     assert (eye.name, eye.shape, eye.dim) == ('four', shape, 64)
     assert (seen.x - x).abs().max() < 1e-2 * x.abs().max()
     torch.testing.assert_close(seen.p, scores.double().softmax(1), atol=1e-2, rtol=0)
-    save_file(net.state_dict(), folder/'model.safetensors')
+    save_file(Classifier(shape, 4).state_dict(), folder/'model.safetensors')
     with pytest.raises(ValueError, match='SHA-256'): load_classifier(folder)
 
 def test_what_cannot_be_learned_is_refused(mini):
@@ -117,11 +117,9 @@ def test_what_cannot_be_learned_is_refused(mini):
         train_classifier(ImageSet(mini.images[:9], mini.labels[:9]))
     with pytest.raises(ValueError, match='at least 8'): Classifier((1, 7, 28))
 
-# ---- Inception, with weights that nobody trained
-
 @pytest.fixture(scope='module')
 def random_weights(tmp_path_factory):
-    "He's initialisation, so that random features neither vanish nor explode on their way"
+    "Nobody trained them: by He, so that features neither vanish nor explode on their way"
     module = pytest.importorskip('torch_fidelity.feature_extractor_inceptionv3')
     file = tmp_path_factory.mktemp('fid')/'weights.pth'
     torch.save({}, file)
