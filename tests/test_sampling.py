@@ -1,7 +1,7 @@
-"""The reverse process: exact where the truth is known, repeatable image by image, and without
-footprints. What every solver keeps is in test_solvers.py"""
+"The reverse process: exact where the truth is known, repeatable image by image, no footprints"
 import inspect, math
 from dataclasses import dataclass
+from itertools import islice
 import numpy as np, pytest, scipy.stats, torch
 from conftest import assert_gaussian, close, even_schedule, gen
 from torch import nn
@@ -15,8 +15,7 @@ from diffusion_scratch.sampling import (Coefficients, Frame, Noise, Solver, ance
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 
-LINEAR = Schedule(linear_betas())
-SHORT = Schedule(linear_betas(10, 0.01, 0.6))
+LINEAR, SHORT = Schedule(linear_betas()), Schedule(linear_betas(10, 0.01, 0.6))
 ORACLE = MixtureOracle(torch.tensor([[-0.7, 0., 0.5], [0.4, 0.1, -0.5]]), 0.1,
                        torch.tensor([0.3, 0.7]))
 both_variances = pytest.mark.parametrize('variance', [fixed_small, fixed_large])
@@ -27,10 +26,10 @@ def frames_of(denoiser, **kw): return list(trajectory(denoiser, SHORT, (4, 3), *
 
 class Net(nn.Module):
     "A network with dropout, so that its mode matters; it counts its calls"
+    calls = 0
     def __init__(self, p=0., dtype=torch.float32):
         super().__init__()
         self.w, self.drop = nn.Parameter(torch.tensor(0.3, dtype=dtype)), nn.Dropout(p)
-        self.calls = 0
     def forward(self, x, t, y=None):
         self.calls += 1
         return self.drop(self.w * x)
@@ -76,10 +75,9 @@ def test_a_table_has_a_row_for_each_step_down_and_up():
     assert var.item() == pytest.approx(SHORT.noise[7].item()**2, rel=1e-12)
 
 def test_solvers_are_data_with_a_name():
-    named = ddim(0.5), dpm_solver_pp(), ancestral(fixed_large), heun()
-    assert [repr(step) for step in named] == [
-        'ddim(eta=0.5)', 'dpm_solver_pp(eta=0.0)', 'ancestral(variance=fixed_large)',
-        'heun(rule=exponential)']
+    assert str([ddim(0.5), dpm_solver_pp(), ancestral(fixed_large), heun()]) == (
+        '[ddim(eta=0.5), dpm_solver_pp(eta=0.0), ancestral(variance=fixed_large), '
+        'heun(rule=exponential)]')
     assert ddim(0.5) == ddim(eta=0.5) != ddim()
     assert len({ddim(), ddim(0.), ancestral(), ancestral(fixed_small)}) == 2
     with pytest.raises(AttributeError): ddim().eta = 1.
@@ -88,21 +86,20 @@ def test_solvers_are_data_with_a_name():
 def test_noise_of_an_image_depends_on_seed_and_number_alone():
     "And is torch's stream of that number (eq-streams, in float64)"
     noise = Noise(7, 6)
-    first, second = whole = torch.stack([noise.draw((2, 3)), noise.draw((2, 3))])
+    whole = torch.stack([noise.draw((2, 3)), noise.draw((2, 3))])
     for n, start in ((1, 0), (3, 2), (2, 4)):
         part = Noise(7, n, first=start)
         for z in whole: assert torch.equal(part.draw((2, 3)), z[start : start + n])
     golden = (1 + math.sqrt(5)) / 2
-    stream = torch.Generator().manual_seed(math.floor(2**32 * ((7 + 1) * golden % 1)) + 3)
+    stream = gen(math.floor(2**32 * ((7 + 1) * golden % 1)) + 3)
     for z in whole: assert torch.equal(z[3].flatten(), torch.randn(16, generator=stream)[:6])
-    assert first.dtype == torch.float32 and len(whole.view(12, 6).unique(dim=0)) == 12
+    assert whole.dtype == torch.float32 and len(whole.view(12, 6).unique(dim=0)) == 12
 
 def test_every_seed_is_its_own():
     "Also above 2^63, where a float key would merge neighbours"
     seeds = [0, 1, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]
     assert len({Noise(s, 1).draw(()).item() for s in seeds}) == len(seeds)
-    fives = [Noise(seed, 1).draw(()) for seed in (5, np.int64(5), torch.tensor(5))]
-    assert fives[0] == fives[1] == fives[2]
+    assert len({Noise(s, 1).draw(()).item() for s in (5, np.int64(5), torch.tensor(5))}) == 1
 
 def test_streams_are_far_apart_and_go_round():
     "A million images before two of 1,000 seeds, or torch's own manual_seed(0), share a stream"
@@ -166,8 +163,7 @@ def test_networks_are_given_contiguous_images(times):
     assert len(frames) == 4 and all(f.x.is_contiguous() and f.x0.is_contiguous() for f in frames)
 
 @pytest.mark.parametrize('progress', [True, False])
-@pytest.mark.parametrize('kind', [tuple, torch.tensor, np.array, iter, lambda t: range(10, -1, -2)],
-                         ids=['tuple', 'tensor', 'array', 'iterator', 'range'])
+@pytest.mark.parametrize('kind', [tuple, torch.tensor, np.array, iter, lambda t: range(10, -1, -2)])
 def test_times_may_be_any_iterable(kind, progress):
     times = [10, 8, 6, 4, 2, 0]
     x = sample(ORACLE, SHORT, (4, 3), times=kind(times), seed=0, progress=progress)
@@ -194,16 +190,14 @@ def test_a_walk_first_walked_in_inference_mode_gives_gradients_later():
 
 def test_stopping_early_asks_no_more():
     d = Denoiser(Net(), V)
-    for frame in trajectory(d, LINEAR, (2, 3), seed=0):
-        if frame.t <= 990: break
+    *_, frame = islice(trajectory(d, LINEAR, (2, 3), seed=0), 11)
     assert frame.t == 990 and d.net.calls == 11
 
-@pytest.mark.parametrize('times, frames', [(None, 11), ([10, 5, 0], 3)])
 @pytest.mark.parametrize('progress', [True, False])
-def test_progress_bar(progress, times, frames, capsys):
-    sample(ORACLE, SHORT, (2, 3), times=times, seed=0, progress=progress)
+def test_progress_bar(progress, capsys):
+    sample(ORACLE, SHORT, (2, 3), progress=progress)
     out, err = capsys.readouterr()
-    assert out == '' and (f'{frames}/{frames}' in err if progress else err == '')
+    assert out == '' and ('11/11' in err if progress else err == '')
 
 # ---- precision
 @pytest.mark.parametrize('weights, x_T, images', [
@@ -249,7 +243,7 @@ def modes(d): return [m.training for m in d.modules()]
 
 @pytest.mark.parametrize('arrange', [
     lambda d: d.train(), lambda d: d.eval(), lambda d: (d.eval(), d.net.drop.train()),
-    lambda d: (d.train(), d.net.eval())], ids=['train', 'eval', 'dropout on', 'network off'])
+    lambda d: (d.train(), d.net.eval())])
 def test_modes_are_restored_and_dropout_is_off(arrange):
     "After a walk, and also between two steps"
     d = Denoiser(Net(p=0.5), V)
@@ -268,8 +262,7 @@ def test_modes_are_restored_when_the_network_fails():
     with pytest.raises(RuntimeError, match='out of memory'): draw(d, seed=0)
     assert all(modes(d)) and torch.is_grad_enabled()
 
-@pytest.mark.parametrize('part', [lambda d: d, lambda d: d.denoiser, lambda d: d.denoiser.net],
-                         ids=['wrapper', 'denoiser', 'network'])
+@pytest.mark.parametrize('part', [lambda d: d, lambda d: d.denoiser, lambda d: d.denoiser.net])
 def test_modes_changed_by_the_caller_between_steps_stay(part):
     """Whoever trains the network between two frames, by whatever name it is known, finds it as it
     was left, and the walk has no dropout"""
@@ -280,14 +273,14 @@ def test_modes_changed_by_the_caller_between_steps_stay(part):
     assert torch.equal(list(frames)[-1].x, draw(d.eval(), seed=0))
 
 def test_global_randomness_gradients_and_arguments_are_untouched():
-    torch_rng, numpy_rng = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    global_rng = lambda: [*torch.random.get_rng_state().tolist(), *np.random.get_state()[1]]
+    rng = global_rng()
     x_T, times, y = torch.randn(4, 3, generator=gen()).requires_grad_(), [10, 5, 0], torch.zeros(4)
     before = x_T.detach().clone()
     x = draw(Denoiser(Net(), V), x_T=x_T, times=times, y=y)
     assert not x.requires_grad and not x.is_inference() and x_T.grad is None
     assert torch.equal(x_T, before) and times == [10, 5, 0] and (y == 0).all()
-    assert torch.equal(torch.random.get_rng_state(), torch_rng)
-    assert (np.random.get_state()[1] == numpy_rng).all()
+    assert global_rng() == rng
 
 # ---- the right distribution
 def test_gaussian_moments_at_any_number_of_steps():
@@ -310,8 +303,8 @@ def test_correlated_gaussian_moments():
     "Draws of a 3-D Gaussian, 300 steps of an even schedule"
     A = torch.tensor([[0.6, 0., 0.], [-0.4, 0.3, 0.], [0.2, 0.2, 0.4]])
     mean, cov = torch.tensor([0.5, -0.3, 0.1]), A @ A.T
-    even = even_schedule(300, 8, -9.2)
-    x = draw(GaussianOracle(mean, cov), even, (2000, 3), step=ancestral(fixed_large), seed=1)
+    x = draw(GaussianOracle(mean, cov), even_schedule(300, 8, -9.2), (2000, 3),
+             step=ancestral(fixed_large), seed=1)
     assert_gaussian(x, mean, cov)
 
 @pytest.mark.parametrize('betas', [
@@ -371,8 +364,6 @@ def test_what_is_no_solver(step):
     with pytest.raises(TypeError, match=r'is no solver; give one such as ancestral\(\), ddim\(\)'):
         draw(ORACLE, step=step)
 
-OUTSIDE = r't = {}, which is outside 1\.\.10'
-WHOLE = r'times must be whole numbers, such as Schedule\.times\(n\) makes, not \[10, 0\.5, 0\].*flo'
 @pytest.mark.parametrize('step', [ancestral(), ddim(0.5), dpm_solver_pp(), heun()], ids=repr)
 @pytest.mark.parametrize('kw, error, match', [
     (dict(times=[10, 5]), ValueError, r'down to 0, not end with \[10, 5\]'),
@@ -380,10 +371,11 @@ WHOLE = r'times must be whole numbers, such as Schedule\.times\(n\) makes, not \
     (dict(times=[10, 5, 5, 0]), ValueError, '5 is followed by 5'),
     (dict(times=[8, 4, 0]), ValueError,
      'times start at 8, but the noise is that of T = 10: give x_T, or start at 10'),
-    *[(dict(times=[10, t, 3, 0]), ValueError, OUTSIDE.format(t)) for t in (-1, 15)],
-    *[(dict(times=[11, 4, 0], x_T=x_T), ValueError, OUTSIDE.format(11))
+    *[(dict(times=[10, t, 0]), ValueError, f't = {t}, which is outside 1..10') for t in (-1, 15)],
+    *[(dict(times=[11, 4, 0], x_T=x_T), ValueError, r't = 11, which is outside 1\.\.10')
       for x_T in (None, torch.zeros(4, 3))],
-    (dict(times=[10, 0.5, 0]), TypeError, WHOLE),
+    (dict(times=[10, 0.5, 0]), TypeError,
+     r'such as Schedule\.times\(n\) makes, not \[10, 0\.5, 0\]: .*float'),
     (dict(times=torch.linspace(10, 0, 4)), TypeError, r'times must be whole numbers.*6\.6667'),
     (dict(times=[10, math.nan, 0]), TypeError, 'times must be whole numbers.*nan'),
     (dict(x_T=torch.zeros(4, 2)), ValueError, r'x_T has shape \(4, 2\) but shape = \(4, 3\)'),
@@ -397,7 +389,6 @@ def test_bad_walks(step, kw, error, match):
     with pytest.raises(error, match=match): next(trajectory(ORACLE, SHORT, **kw))
 
 def test_options_are_by_name_and_the_same_in_both():
-    a, b = (inspect.signature(f).parameters for f in (trajectory, sample))
-    assert list(a) == [k for k in b if k != 'progress']
-    options = set(b) - {'denoiser', 'schedule', 'shape'}
-    assert all(b[k].kind == inspect.Parameter.KEYWORD_ONLY for k in options)
+    a, b = (list(inspect.signature(f).parameters.values()) for f in (trajectory, sample))
+    assert [p.name for p in a] == [p.name for p in b if p.name != 'progress']
+    assert all(p.kind == p.KEYWORD_ONLY for p in b[3:])
