@@ -1,9 +1,10 @@
 "Distances between sets of features against closed forms and others' code; do intervals hold?"
-import json, math
+import json, math, warnings
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from torch import nn
 from diffusion_scratch.evaluation import (
     Estimate, Moments, Protocol, class_coverage, confidence, evaluate, extrapolate, floor,
     frechet_distance, inception_score, interval, kernel_distance, memorised, moments, nearest,
@@ -174,6 +175,29 @@ def test_class_coverage_counts():
     assert class_coverage(torch.eye(4)) == pytest.approx((4, 4, 1))
     assert class_coverage(torch.eye(4)[:1].repeat(9, 1)) == pytest.approx((1, 1, 0))
     assert inception_score(p) <= math.exp(H) + 1e-9
+
+class Asis(nn.Module):
+    "An extractor for torchmetrics: the images are features already"
+    def __init__(self, D): super().__init__(); self.num_features = D
+    def forward(self, x): return x
+
+def test_torchmetrics_agrees_given_the_same_features():
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        from torchmetrics.image import (FrechetInceptionDistance, InceptionScore,
+                                        KernelInceptionDistance)
+        real, fake = normal(400, 16), 1.1 * normal(400, 16, seed=1) + 0.1
+        fid = FrechetInceptionDistance(Asis(16))
+        kid = KernelInceptionDistance(Asis(16), subsets=1, subset_size=400)
+        score = InceptionScore(Asis(16), splits=1)
+        for metric in (fid, kid): metric.update(real, real=True); metric.update(fake, real=False)
+        score.update(fake)
+        # theirs: eigenvalues of a product that is not symmetric; their kernel distance with one
+        # subset of everything is all pairs
+        assert frechet_distance(real, fake) == pytest.approx(fid.compute().item(), rel=1e-5)
+        assert kernel_distance(real, fake) == pytest.approx(kid.compute()[0].item(), abs=1e-6)
+        theirs = score.compute()[0].item()
+        assert inception_score(fake.softmax(1)) == pytest.approx(theirs, rel=1e-6)
 
 # ---- intervals
 def share(found, truth):

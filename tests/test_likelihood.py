@@ -4,11 +4,11 @@ import numpy as np, pytest, torch
 from conftest import Labelled, gen, moments, normal
 from scipy.stats import norm
 from diffusion_scratch.data import mnist_mini, to_float, to_uint8
-from diffusion_scratch.denoiser import V, X0, Denoiser
+from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
 from diffusion_scratch.likelihood import (
     ArithmeticDecoder, ArithmeticEncoder, Bits, Bound, axes, bound, choose_point, code_integer,
     decode, density_nll, encode, find_point, flow_bits, gaussian, rademacher, rate_distortion,
-    shared_points, step_probabilities, stratified_steps)
+    shared_points, step_probabilities, stratified_steps, velocity_and_divergence)
 from diffusion_scratch.loss import vlb_terms
 from diffusion_scratch.noising import Gaussian, q_posterior
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
@@ -145,6 +145,19 @@ def test_hutchinson_is_unbiased_with_the_variance_of_the_formula(probes, fourth)
     variance = 2 * (J.square().sum() - diagonal) + (fourth - 1) * diagonal
     assert abs(found.mean() - J.trace()) < 4 * (variance / 20_000)**0.5
     assert found.var().item() == pytest.approx(variance.item(), rel=0.12)
+
+def test_slope_is_v_and_its_divergence_the_trace_of_the_jacobian():
+    "eq-angle-flow: v, and the sum of a dense Jacobian's diagonal, by torch.autograd.functional"
+    net, x = Denoiser(Labelled(9), EPS).double(), normal(2, 1, 3, 3)
+    level = LINEAR.at(400, x)
+    def v(x):
+        x0, eps = net(x, level)
+        return level.signal * eps - level.noise * x0
+    slope, spread = velocity_and_divergence(net, x, level, None, axes(Noise(0, 2), (1, 3, 3)))
+    J = torch.autograd.functional.jacobian(v, x).view(2, 9, 2, 9)
+    exact = torch.stack([J[i, :, i].diagonal().sum() for i in (0, 1)])
+    torch.testing.assert_close(slope, v(x).detach())
+    torch.testing.assert_close(spread, exact, rtol=1e-5, atol=1e-6)
 
 def test_random_probes_find_the_exact_number():
     "eq-hutchinson in a walk: 400 copies of one image average to the bits of the exact trace"

@@ -17,7 +17,8 @@ def digits(mini):
 def reader(digits): return Reader(digits[0])
 
 @pytest.mark.parametrize('n, s, text', [
-    (1, 0.3, '30.0% ± 45.8% of 1'), (7, 0.5, '50.0% ± 18.9% of 7'), (10, 1., '100.0% ± 0.0% of 10'),
+    (1, 0.3, '30.0% ± 45.8% of 1'), (7, 0.5, '50.0% ± 18.9% of 7'),
+    (10, 1., '100.0% ± 0.0% of 10'),
     (256, 0.9, '90.0% ± 1.9% of 256'), (5000, 0.786, '78.6% ± 0.6% of 5,000')])
 def test_error_is_the_standard_deviation_of_the_binomial_share(n, s, text):
     "eq-share-error; two of them cover the truth nineteen times in twenty"
