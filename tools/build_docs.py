@@ -90,7 +90,8 @@ def fetch_katex(assets: Path) -> bool:
     [archive] = assets.glob('katex-*.tgz')
     with tarfile.open(archive) as t:
         wanted = [m for m in t.getmembers() if KATEX_FILES.match(m.name)]
-        t.extractall(assets, wanted, filter='data')
+        t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before Python 3.11.4
+        t.extractall(assets, wanted)
     archive.unlink()
     (assets/'package/dist').rename(assets/'katex')
     (assets/'package').rmdir()
