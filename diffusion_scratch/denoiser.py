@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from .schedule import Level, check_level_shape
+from .schedule import Level, cast_like, check_level_shape
 
 # %% auto #0
 __all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'check_signal_left', 'takes_arguments',
@@ -102,13 +102,13 @@ class evaluating:
 def x0_from_eps(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
     "The image in x_t, given its noise (eq-eps-x0; Ho et al. 2020, eq. 15)"
     check_signal_left(level)
-    _, signal, noise = level.to(x_t)
+    signal, noise = cast_like(x_t, level.signal, level.noise)
     return (x_t - noise * eps) / signal
 
 # %% ../nbs/03_denoiser.ipynb #2a16c70d
 def eps_from_x0(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
     "The noise in x_t, given its image (eq-eps-x0)"
-    _, signal, noise = level.to(x_t)
+    signal, noise = cast_like(x_t, level.signal, level.noise)
     return (x_t - signal * x0) / noise
 
 # %% ../nbs/03_denoiser.ipynb #ca426bb5
@@ -143,12 +143,12 @@ class Parameterization:
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
 def v_from_x0_eps(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     "The velocity (eq-v; Salimans & Ho 2022, section 4)"
-    _, signal, noise = level.to(x0)
+    signal, noise = cast_like(x0, level.signal, level.noise)
     return signal * eps - noise * x0
 
 def x0_from_v(x_t: Tensor, v: Tensor, level: Level) -> Tensor:
     "The image in x_t, given the velocity (eq-v-inverse)"
-    _, signal, noise = level.to(x_t)
+    signal, noise = cast_like(x_t, level.signal, level.noise)
     return signal * x_t - noise * v
 
 # %% ../nbs/03_denoiser.ipynb #9fb338ae
@@ -175,7 +175,10 @@ class Denoiser(nn.Module):
                 ):
         super().__init__()
         self.net, self.parameterization = net, parameterization
-        self.first = first_weight(net)
+
+    def __setattr__(self, name: str, value):
+        super().__setattr__(name, value)
+        if name == 'net': self.first = first_weight(value)
 
     def forward(self,
                 x_t: Tensor,           # noised batch (B,...)

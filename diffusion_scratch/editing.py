@@ -322,7 +322,7 @@ def invert(denoiser: nn.Module,
     check_invertible(step, schedule, times, x0, y)
     with evaluating(denoiser):
         level = schedule.at(1, x0)
-        _, signal, noise = level.to(x0)
+        signal, noise = cast_like(x0, level.signal, level.noise)
         x = signal * x0
         x = x + noise * denoiser(x, level, y).eps  # eq-invert: from 0 to 1
         if times[0] == 1: return x

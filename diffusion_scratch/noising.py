@@ -65,7 +65,7 @@ def q_sample(x0: Tensor,    # images (B,...)
             ) -> Tensor:    # x_t (B,...), float32 at least
     "Jump from the data to any noise level (eq-jump; Ho et al. 2020, eq. 4)"
     check_noising(level, x0=x0, eps=eps)
-    _, signal, noise = level.to(x0)
+    signal, noise = cast_like(x0, level.signal, level.noise)
     return signal * x0 + noise * eps
 
 # %% ../nbs/02_noising.ipynb #16a140b1

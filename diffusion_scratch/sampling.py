@@ -12,15 +12,15 @@ from typing import Callable, Iterator, NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .denoiser import Prediction, evaluating
+from .denoiser import Prediction, evaluating, first_weight
 from .noising import Gaussian, q_posterior, transition
 from .schedule import Level, Schedule, cast_like
 
 # %% auto #0
 __all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'draws',
-           'levels_of_walk', 'fixed_small', 'fixed_large', 'first_stream', 'Noise', 'Coefficients', 'Solver',
-           'ancestral', 'renoising', 'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk',
-           'Frame', 'trajectory', 'sample']
+           'levels_of_walk', 'fixed_small', 'fixed_large', 'first_stream', 'whole_blocks', 'Noise', 'Coefficients',
+           'Solver', 'ancestral', 'renoising', 'stretches', 'levels_between', 'rows_of', 'coefficient_table',
+           'steps_of_walk', 'Frame', 'trajectory', 'sample']
 
 # %% ../nbs/07_sampling.ipynb #496473d2
 #| code-fold: true
@@ -80,8 +80,8 @@ def check_seed(seed: int, first: int):
 def starting_point(denoiser: nn.Module, noise: Tensor, x_T: Tensor | None) -> Tensor:
     "A copy of x_T, or else the noise where the network's weights are; in float32 at least"
     if x_T is None:
-        weights = next((p for p in denoiser.parameters() if p.is_floating_point()), noise)
-        [x] = cast_like(weights, noise)
+        first = first_weight(denoiser)
+        [x] = cast_like(getattr(*first) if first else noise, noise)
     else: [x] = cast_like(x_T, x_T.detach().clone())
     return x
 
@@ -101,9 +101,8 @@ def draws(noise: Noise,
          ) -> Iterator[Tensor]:
     "`noise.draw(shape)`, n times"
     size = math.prod(shape)
-    whole_blocks = 16 * math.ceil(size / 16)
     for done in range(0, n, ahead):
-        for z in noise.draw((min(ahead, n - done), whole_blocks)).unbind(1):
+        for z in noise.draw((min(ahead, n - done), whole_blocks(size))).unbind(1):
             yield z[:, :size].reshape(-1, *shape)
 
 def levels_of_walk(schedule: Schedule, times: list[int], x: Tensor) -> list[Level]:
@@ -132,6 +131,10 @@ def first_stream(seed: int) -> int:
     golden = 0x9E3779B97F4A7C15  # the fraction of the golden ratio, in 64 bits
     return (seed + 1) * golden % 2**64 >> 32
 
+def whole_blocks(size: int) -> int:
+    "As many numbers, rounded up to the blocks of 16 in which a stream advances"
+    return 16 * math.ceil(size / 16)
+
 class Noise:
     """Standard normal noise in which image i depends on
     (seed, i) alone, at any batch size"""
@@ -152,7 +155,7 @@ class Noise:
         """The next noise of each image. Its stream advances by whole blocks of 16
         numbers"""
         size = math.prod(shape)
-        rows = torch.empty(len(self.streams), 16 * math.ceil(size / 16))
+        rows = torch.empty(len(self.streams), whole_blocks(size))
         for row, stream in zip(rows, self.streams): row.normal_(generator=stream)
         return rows[:, :size].reshape(-1, *shape).contiguous()
 

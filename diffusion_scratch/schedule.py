@@ -116,14 +116,6 @@ class Level(NamedTuple):
     @property
     def log_snr(self) -> Tensor: return self.snr.log()
 
-    def to(self,
-           images: Tensor  # (B,...)
-          ) -> Level:
-        "The same where `images` are, in their precision, but in float32 at least"
-        return Level(
-            self.t.to(images.device), *cast_like(images, self.signal, self.noise)
-        )
-
 # %% ../nbs/01_schedule.ipynb #c96e815e
 def trailing(schedule: Schedule, n: int) -> Tensor:
     "From T in even strides that would arrive at 0 (eq-spacing)"

@@ -11,7 +11,6 @@ from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 
 
-
 def pytest_configure(config):
     config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make '
                                        'test` runs it again with ATEN_CPU_CAPABILITY=default')
@@ -35,7 +34,6 @@ def randn(*shape, seed=0, dtype=torch.float64):
 
 # For the tests of editing, guidance and likelihood: walks, moments, a network with labels
 SHORT = Schedule(cosine_betas(60))
-def normal(*shape, seed=0): return torch.randn(shape, generator=gen(seed), dtype=torch.float64)
 def close(a, b, tol=1e-9): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
 

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import gen, randn
+from conftest import gen, randn, within
 from torch import nn
 
 from diffusion_scratch.denoiser import (EPS, PARAMETERIZATIONS, V, X0, Denoiser, Parameterization,
@@ -17,8 +17,6 @@ SCHEDULE = Schedule(linear_betas())
 DARK = Schedule(zero_terminal_snr(linear_betas()))
 TS = torch.tensor([1, 2, 50, 300, 700, 999, 1000])
 every_p = pytest.mark.parametrize('p', ALL, ids=repr)
-
-def close(a, b, atol, rtol=0): torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
 
 class Net(nn.Sequential):
     def forward(self, x, t): return super().forward(x)
@@ -52,7 +50,7 @@ def test_target_then_predict_is_the_truth(p, dtype, tol):
     x0, eps, level, x_t = batch(dtype=dtype)
     for a, b in zip(p.predict(p.target(x0, eps, level), x_t, level), (x0, eps)):
         assert a.dtype == dtype
-        close(a, b, tol)
+        within(a, b, tol)
 
 @every_p
 def test_error_gains(p):
@@ -64,14 +62,14 @@ def test_error_gains(p):
     want = {'eps': (-angle.tan(), one), 'x0': (one, -1 / angle.tan()),
             'v': (-angle.sin(), angle.cos())}[p.name]
     for belief, gain in zip(p.predict(out, x_t, level), want):
-        close(torch.autograd.grad(belief.sum(), out, retain_graph=True)[0], gain, 1e-12, 1e-9)
+        within(torch.autograd.grad(belief.sum(), out, retain_graph=True)[0], gain, 1e-12, 1e-9)
 
 def test_v_is_the_speed_of_turning():
     "eq-v: v is dx_t/dphi (Salimans & Ho 2022, app. D), by differences that err by h^2/6 < 1e-10"
     x0, eps, level, _ = batch()
     phi, h = torch.atan2(level.noise, level.signal), 1e-5
     at = lambda a: a.cos()*x0 + a.sin()*eps
-    close(V.target(x0, eps, level), (at(phi + h) - at(phi - h)) / (2 * h), 1e-9)
+    within(V.target(x0, eps, level), (at(phi + h) - at(phi - h)) / (2 * h), 1e-9)
 
 def test_linear_fits_in_all_coordinates_are_one_and_equal_the_oracle():
     """An affine least-squares fit from x_t to each target, on one sample, gives the *same* belief
@@ -85,7 +83,7 @@ def test_linear_fits_in_all_coordinates_are_one_and_equal_the_oracle():
     def belief(p):
         fit = torch.linalg.lstsq(design, p.target(x0, eps, level)).solution
         return p.predict(design @ fit, x_t, level).x0
-    for p in (X0, V): close(belief(p), belief(EPS), 1e-9)
+    for p in (X0, V): within(belief(p), belief(EPS), 1e-9)
     exact = GaussianOracle(mean, A @ A.T)(x_t, level).x0
     assert (belief(EPS) - exact).square().mean().sqrt() < 0.03 * x0.std()
 
@@ -124,7 +122,7 @@ def test_any_shape_and_every_belief_adds_up(p, shape):
     _, _, level, x_t = batch(shape)
     got = Denoiser(lambda x, t: x.sin() + 1, p)(x_t, level)
     assert isinstance(got, Prediction) and got.x0.shape == got.eps.shape == x_t.shape
-    close(level.signal * got.x0 + level.noise * got.eps, x_t, 1e-12)
+    within(level.signal * got.x0 + level.noise * got.eps, x_t, 1e-12)
 
 def test_what_the_network_is_given():
     "x_t itself, whole timesteps, one for each image, and the labels if there are some"
@@ -156,13 +154,20 @@ def test_a_half_precision_network_answers_in_the_precision_of_the_images(p, half
     got = Denoiser(lambda x, t: out, p)(x_t, level)
     for a, b in zip(got, p.predict(out.double(), x_t.double(), level)):
         assert a.dtype == torch.float32
-        close(a.double(), b, 1e-4, 1e-5)
+        within(a.double(), b, 1e-4, 1e-5)
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
 def test_a_network_computes_in_the_precision_of_its_weights(dtype):
     x, net = randn(7, 3, dtype=torch.float32), Net(nn.Linear(3, 3)).to(dtype)
     got = Denoiser(net, X0)(x, SCHEDULE.at(TS, x)).x0
     assert got.dtype == x.dtype and torch.equal(got, net(x.to(dtype), None).to(x))
+
+def test_a_network_put_in_the_place_of_another_computes_in_its_own_precision():
+    x, d = randn(7, 3, dtype=torch.float32), Denoiser(Net(nn.Linear(3, 3)), X0)
+    d.net = Net(nn.Linear(3, 3)).bfloat16()
+    fresh = Denoiser(d.net, X0)
+    level = SCHEDULE.at(TS, x)
+    assert torch.equal(d(x, level).x0, fresh(x, level).x0)
 
 @pytest.mark.parametrize('given, says', [
     (dict(t=0), 't = 0 is the data itself.*1..T'), (dict(t=torch.tensor([3, 0, 1, 2])), 't = 0'),
@@ -200,7 +205,7 @@ def test_clipping_brings_every_pixel_closer_to_any_image(p):
     assert a.x0.abs().max() > 1.5 and b.x0.min() >= -1 and b.x0.max() <= 1
     assert ((b.x0 - x0).abs() <= (a.x0 - x0).abs() + 1e-12).all()
     assert ((b.eps - eps).abs() <= (a.eps - eps).abs() + 1e-10).all()
-    close(level.signal * b.x0 + level.noise * b.eps, x_t, 1e-12)
+    within(level.signal * b.x0 + level.noise * b.eps, x_t, 1e-12)
     for once, twice in zip(b, clipped(clipped(plain))(x_t, level)): assert torch.equal(once, twice)
 
 def test_clipping_leaves_a_good_denoiser_alone():

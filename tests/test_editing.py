@@ -2,7 +2,7 @@
 go up, and a user's mistakes"""
 import copy, math
 import numpy as np, pytest, torch
-from conftest import SHORT, Labelled, close, draw, gen, moments, normal
+from conftest import SHORT, Labelled, close, draw, gen, moments, randn
 from torch import nn
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, clipped
 from diffusion_scratch.editing import (View, consistent, edited, gray, inpaint, interpolate, invert,
@@ -21,7 +21,7 @@ DARK = Schedule(zero_terminal_snr(linear_betas()))
 SOLVERS = [ancestral(), ancestral(fixed_large), ddim(), ddim(0.5), ddim(1.), dpm_solver_pp(),
            dpm_solver_pp(1.), heun(), heun(trapezoid)]
 every_solver = pytest.mark.parametrize('step', SOLVERS, ids=repr)
-KNOWN, X = torch.rand(3, 1, 4, 4, generator=gen()) * 2 - 1, normal(3, 1, 4, 4)
+KNOWN, X = torch.rand(3, 1, 4, 4, generator=gen()) * 2 - 1, randn(3, 1, 4, 4)
 MASK, Y = torch.rand(3, 1, 4, 4, generator=gen(1)) < 0.5, torch.tensor([0, 1, 3])
 def single(P=V, **kw): return Denoiser(Labelled(**kw), P)
 def double(P=V): return single(P).double()
@@ -94,7 +94,7 @@ def covariance(level):
 
 def agree(d, other, size=2, times=(1, 50, 400, 800, 1000)):
     "Two denoisers are one, and the noise of the first agrees with its image"
-    x = normal(40, size)
+    x = randn(40, size)
     for level in (LINEAR.at(t, x) for t in times):
         p = d(x, level)
         close(p.x0, other(x, level).x0, 1e-8); close(level.signal * p.x0 + level.noise * p.eps, x)
@@ -147,7 +147,7 @@ def test_steering_with_the_right_strength_takes_the_bias_away():
     d = inpaint(steered(pair, off, lambda level: 1 / C(level), least=0.), given, left)
     agree(d, edited(pair, right))
     walk = dict(step=ancestral(fixed_large), times=LINEAR.times(250))
-    x = draw(d, (4000, 2), LINEAR, x_T=normal(4000, 2, seed=1), **walk)
+    x = draw(d, (4000, 2), LINEAR, x_T=randn(4000, 2, seed=1), **walk)
     moments(x[:, 1], *RIGHT, share=0.02)
 
 @pytest.mark.parametrize('jump', range(1, 14))
@@ -164,7 +164,7 @@ def test_resampled_by_its_definition(n, jump):
 @pytest.mark.parametrize('schedule', [LINEAR, DARK], ids=['linear', 'zero terminal'])
 def test_a_jump_up_is_the_forward_process(s, t, schedule):
     "eq-step: mean and variance of x_t given x_s, of 20,000 numbers, and no correlation with x_s"
-    x_s, d = normal(20_000, 1), GaussianOracle(torch.zeros(1), torch.eye(1))
+    x_s, d = randn(20_000, 1), GaussianOracle(torch.zeros(1), torch.eye(1))
     f = next(trajectory(d, schedule, x_s.shape, times=[s, t, 0], x_T=x_s, seed=5))
     ratio = schedule.alpha_bar[t] / schedule.alpha_bar[s]
     added = (f.x - ratio.sqrt() * x_s) / (1 - ratio).sqrt()
@@ -239,14 +239,14 @@ def test_a_linear_loss_tilts_a_gaussian_exactly(lam):
     tilted = GaussianOracle(mean - lam * cov @ A, cov)
     agree(nudged(slope, lam), tilted)
     agree(nudged(lambda x0: lam * x0[:, 0], 1., nudged(lambda x0: x0[:, 1], -lam / 2)), tilted)
-    walk = dict(step=ancestral(fixed_large), times=COSINE.times(250), x_T=normal(4000, 2, seed=3))
+    walk = dict(step=ancestral(fixed_large), times=COSINE.times(250), x_T=randn(4000, 2, seed=3))
     x = draw(steered(pair, slope, lam), (4000, 2), COSINE, **walk)
     moments(x, tilted.mean, 0.5, share=0.02, off=0.005 * abs(lam))
 
 def test_a_quadratic_loss_tilts_a_gaussian_exactly_with_the_right_scale_alone():
     """p(x0) exp(-lam/2 (a x0 - b)^2) has precision cov^-1 + lam a a^T; the variance a C a of the
     prediction must be added to 1 / lam (eq-steer-bayes)"""
-    b, lam, x = 0.4, 3., normal(30, 2)
+    b, lam, x = 0.4, 3., randn(30, 2)
     precision = torch.linalg.inv(cov) + lam * A.outer(A)
     m = torch.linalg.solve(precision, torch.linalg.solve(cov, mean) + lam * b * A)
     tilted = GaussianOracle(m, torch.linalg.inv(precision))
@@ -283,7 +283,7 @@ def test_three_in_a_row_through_attention():
     assert all(q.grad is None for q in net.parameters())
 
 def test_the_slope_is_divided_by_no_signal_below_least():
-    x = normal(4, 2)
+    x = randn(4, 2)
     def shift(t, least, schedule=COSINE):
         d, level = steered(pair, slope, 1., least=least), schedule.at(t, x)
         return d(x, level).x0 - pair(x, level).x0
@@ -382,7 +382,7 @@ def test_inversion_converges_to_the_exact_flow():
     """eq-gaussian-flow backwards: x_T / signal - mu grows by sqrt((var + rho^2) / var). DDIM with
     order 1, DPM-Solver++ 2M with at least 1.8"""
     var, mu = torch.tensor([0.25, 0.09]).double(), torch.tensor([0.3, -0.5]).double()
-    oracle, x0 = GaussianOracle(mu, var.diag()), 0.4 * normal(20, 2)
+    oracle, x0 = GaussianOracle(mu, var.diag()), 0.4 * randn(20, 2)
     rho, signal = COSINE.noise[950] / COSINE.signal[950], COSINE.signal[950]
     exact = signal * (mu + (x0 - mu) * ((var + rho**2) / var).sqrt())
     def error(n, step):
@@ -424,7 +424,7 @@ def test_slerp_turns_evenly_alone_and_in_batches():
     w = torch.linspace(0, 1, 7).double()
     for angle in torch.tensor([1., 60., 90., 170.]).double().deg2rad().view(4, 1):
         close(interpolate(on_circle(0 * angle), on_circle(angle), w), on_circle(w * angle))
-    a, b = normal(2, 5, 3, 4, 4)
+    a, b = randn(2, 5, 3, 4, 4)
     assert torch.equal(interpolate(a, b, 0.), a) and torch.equal(interpolate(a, b, 1.), b)
     close(interpolate(a, b, 0.3), interpolate(b, a, 0.7))
     close(interpolate(a, 2 * a, 0.25), 1.25 * a)  # parallel: the straight line

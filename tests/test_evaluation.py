@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from conftest import gen, randn
 from torch import nn
 from diffusion_scratch.evaluation import (
     Estimate, Moments, Protocol, class_coverage, confidence, evaluate, extrapolate, floor,
@@ -11,8 +12,6 @@ from diffusion_scratch.evaluation import (
     precision_recall, wilson_interval)
 from diffusion_scratch.features import Features
 
-def rng(seed=0): return torch.Generator().manual_seed(seed)
-def normal(*shape, seed=0): return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
 
 # ---- the Frechet distance
 def by_matrix_root(a, b):
@@ -23,16 +22,16 @@ def by_matrix_root(a, b):
 @pytest.mark.parametrize('n, m, D', [(50, 60, 2), (300, 200, 20), (400, 900, 64)])
 def test_frechet_is_that_of_the_matrix_root(n, m, D):
     "eq-frechet; the root of a product that is not symmetric loses about half of the digits"
-    mix = normal(D, D, seed=3)
-    a, b = normal(n, D) @ mix, 1.3 * normal(m, D, seed=1) @ mix.T + 0.4
+    mix = randn(D, D, seed=3)
+    a, b = randn(n, D) @ mix, 1.3 * randn(m, D, seed=1) @ mix.T + 0.4
     assert frechet_distance(a, b) == pytest.approx(by_matrix_root(a, b), rel=1e-6)
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-10)
 
 def test_frechet_of_rank_deficient_features_is_exact():
     """Features that live in 3 of 40 dimensions have the distance that they have in those 3
     (a rotation changes none); and dead features cost nothing"""
-    Q, _ = torch.linalg.qr(normal(40, 40, seed=5))
-    a, b = normal(200, 3), 1.5 * normal(300, 3, seed=1) + 1
+    Q, _ = torch.linalg.qr(randn(40, 40, seed=5))
+    a, b = randn(200, 3), 1.5 * randn(300, 3, seed=1) + 1
     wide = lambda x: torch.cat([x, torch.zeros(len(x), 37, dtype=torch.float64)], 1)
     exact = frechet_distance(a, b)
     assert frechet_distance(wide(a), wide(b)) == pytest.approx(exact, rel=1e-12)
@@ -50,7 +49,7 @@ def test_frechet_of_known_gaussians():
     assert frechet_distance(a, b) == pytest.approx(1 + 0 + 4 + 4 + 2.25 + 1, rel=1e-12)
 
 def test_frechet_of_a_set_with_itself_is_nothing_and_moments_do_for_the_set():
-    a, b = normal(100, 10), normal(90, 10, seed=1).float()
+    a, b = randn(100, 10), randn(90, 10, seed=1).float()
     assert frechet_distance(a, a) < 1e-10
     exact = frechet_distance(a, b.double())
     assert frechet_distance(moments(a), b) == frechet_distance(a, moments(b)) == exact
@@ -60,7 +59,7 @@ def test_frechet_of_a_set_with_itself_is_nothing_and_moments_do_for_the_set():
 def test_bias_of_equal_gaussians(D, n, m):
     """eq-frechet-bias by Monte Carlo: four standard errors, and 4 % for what is of order 1/n^2
     and the ratio D/n"""
-    g = rng(D)
+    g = gen(D)
     found = torch.tensor([frechet_distance(torch.randn(n, D, generator=g),
                                            torch.randn(m, D, generator=g)) for _ in range(400)])
     expected = D * (D + 5) / 4 * (1 / n + 1 / m)
@@ -76,7 +75,7 @@ def by_definition(a, b):
 
 def test_kernel_distance_is_its_definition_at_any_block():
     "eq-kid, pair by pair; also one by one on all the halves of an interval, made in one pass"
-    a, b = normal(13, 5), normal(9, 5, seed=1) + 0.5
+    a, b = randn(13, 5), randn(9, 5, seed=1) + 0.5
     exact = pytest.approx(by_definition(a, b), rel=1e-11)
     for block in (1, 4, 13, 1000): assert kernel_distance(a, b, block) == exact
     slow = interval(by_definition, a, b, pairs=7, seed=4)
@@ -85,7 +84,7 @@ def test_kernel_distance_is_its_definition_at_any_block():
 def test_kernel_distance_is_unbiased():
     """eq-kid: the mean over many small sets is the distance of the distributions (eq-mmd), here
     known; and 0 for equal ones. Four standard errors"""
-    g = rng(1)
+    g = gen(1)
     def x(n, shift=0.): return torch.randn(n, 1, generator=g, dtype=torch.float64) + shift
     # one feature, N(0, 1) against N(d, 1): E k(x, y) = 1 + 3 E xy + 3 E x^2 E y^2 + E x^3 E y^3,
     # and the third moment of N(d, 1) is d^3 + 3d
@@ -105,18 +104,18 @@ def test_precision_and_recall_of_constructed_sets():
     # real balls: 0..1, 0..2, 1..3, 9..11, 10..12 hold 0.5 and 1.5;
     # fake balls: [-.5, 1.5], [.5, 2.5], [1.5, 8.5], [5, 55] hold all five
     assert precision_recall(real, fake, k=1) == (0.5, 1.)
-    assert precision_recall(normal(60, 3), normal(50, 3) + 100) == (0, 0)
-    assert precision_recall(normal(60, 3), normal(60, 3)) == (1, 1)
+    assert precision_recall(randn(60, 3), randn(50, 3) + 100) == (0, 0)
+    assert precision_recall(randn(60, 3), randn(60, 3)) == (1, 1)
 
 def test_precision_and_recall_of_torch_fidelity():
     from torch_fidelity.metric_prc import calculate_precision_recall_full
-    real, fake = normal(300, 8), 0.8 * normal(300, 8, seed=1) + 0.2
+    real, fake = randn(300, 8), 0.8 * randn(300, 8, seed=1) + 0.2
     theirs = calculate_precision_recall_full(fake, real, 3)         # a mean in float32
     assert precision_recall(real, fake) == pytest.approx(theirs, abs=1e-6)
 
 @pytest.mark.parametrize('block', [1, 7, 100, 1000])
 def test_blocks_change_nothing(block):
-    real, fake = normal(130, 6) + 5, 0.9 * normal(90, 6, seed=1) + 5
+    real, fake = randn(130, 6) + 5, 0.9 * randn(90, 6, seed=1) + 5
     fake[:20] = real[:20]; fake[20:30] = fake[20]  # copies and repetitions
     assert precision_recall(real, fake, block=block) == precision_recall(real, fake)
     for other in (real, None):
@@ -125,7 +124,7 @@ def test_blocks_change_nothing(block):
         if other is not None: assert torch.equal(a.index, b.index)
 
 def test_nearest_is_the_nearest():
-    x, known = torch.rand(20, 1, 3, 3, generator=rng()), torch.rand(30, 1, 3, 3, generator=rng(1))
+    x, known = torch.rand(20, 1, 3, 3, generator=gen()), torch.rand(30, 1, 3, 3, generator=gen(1))
     d = torch.cdist(x.flatten(1).double(), known.flatten(1).double(),
                     compute_mode='donot_use_mm_for_euclid_dist')
     found = nearest(x, known)
@@ -145,7 +144,7 @@ def test_the_interval_of_a_share_holds_the_share():
 def test_memorised_is_the_quantile_for_honest_images_and_one_for_copies():
     """eq-memorised: 1 % within four standard errors of the share and of the quantile; half copies:
     half"""
-    training, held_out, honest = normal(1000, 8), normal(4000, 8, seed=1), normal(4000, 8, seed=2)
+    training, held_out, honest = randn(1000, 8), randn(4000, 8, seed=1), randn(4000, 8, seed=2)
     for other, n in ((held_out, 4000), (None, 1000)):
         share = memorised(honest, training, other)
         assert abs(share.value - 0.01) < 4 * (0.01 * 0.99 * (1 / 4000 + 1 / n))**0.5
@@ -186,7 +185,7 @@ def test_torchmetrics_agrees_given_the_same_features():
         warnings.simplefilter('ignore')
         from torchmetrics.image import (FrechetInceptionDistance, InceptionScore,
                                         KernelInceptionDistance)
-        real, fake = normal(400, 16), 1.1 * normal(400, 16, seed=1) + 0.1
+        real, fake = randn(400, 16), 1.1 * randn(400, 16, seed=1) + 0.1
         fid = FrechetInceptionDistance(Asis(16))
         kid = KernelInceptionDistance(Asis(16), subsets=1, subset_size=400)
         score = InceptionScore(Asis(16), splits=1)
@@ -211,7 +210,7 @@ def least(n):
 def test_interval_of_a_mean_holds_it_19_times_in_20():
     """eq-halves, where the truth is the textbook's: half width 1.96 std / sqrt(n). A skewed law
     and 60 draws: a coverage a little below 0.95 is to be expected"""
-    x, g, mean = normal(1000, 1), rng(3), lambda x: x.mean().item()
+    x, g, mean = randn(1000, 1), gen(3), lambda x: x.mean().item()
     e = interval(mean, x, pairs=2000)
     half_width = 1.96 * x.std().item() / 1000**0.5
     assert (e.high - e.low) / 2 == pytest.approx(half_width, rel=4 / 4000**0.5)
@@ -223,7 +222,7 @@ def test_interval_of_a_mean_holds_it_19_times_in_20():
 def test_interval_of_the_frechet_distance_holds_the_mean_at_this_n_and_its_limit():
     """eq-halves and eq-limit (too wide is no fault here); the plain interval does not hold the
     limit, nor does `unbiased` hold the mean"""
-    g, D = rng(5), 8
+    g, D = gen(5), 8
     draw = lambda: (torch.randn(200, D, generator=g), torch.randn(200, D, generator=g) * 1.2 + 0.2)
     assert Estimate(3., 2., 4., 9, 0.5).unbiased[:4] == (2.5, 1.5, 3.5, 9)
     limit, mean = D * (0.04 + 0.04), sum(frechet_distance(*draw()) for _ in range(800)) / 800
@@ -236,7 +235,7 @@ def test_interval_of_the_frechet_distance_holds_the_mean_at_this_n_and_its_limit
     (kernel_distance, (-math.inf, math.inf)), (precision_recall, (0, 1))])
 def test_intervals_hold_their_means(statistic, within):
     "eq-halves, also for numbers that come in pairs"
-    g = rng(6)
+    g = gen(6)
     draw = lambda: (torch.randn(80, 4, generator=g), torch.randn(80, 4, generator=g) * 0.8 + 0.3)
     means = torch.tensor([statistic(*draw()) for _ in range(600)]).view(600, -1).mean(0)
     found = [interval(statistic, *draw(), pairs=15, within=within, seed=i) for i in range(100)]
@@ -244,7 +243,7 @@ def test_intervals_hold_their_means(statistic, within):
     for mean, es in zip(means.tolist(), zip(*found)): assert share(es, mean) > least(100)
 
 def test_intervals_repeat_and_leave_no_footprints():
-    a, b = normal(60, 3), normal(50, 3, seed=1)
+    a, b = randn(60, 3), randn(50, 3, seed=1)
     state, before = torch.get_rng_state(), a.clone()
     e = interval(frechet_distance, a, b, pairs=5)
     assert e.n == 50 and e == interval(frechet_distance, a, b, pairs=5)
@@ -254,9 +253,9 @@ def test_intervals_repeat_and_leave_no_footprints():
 
 def test_extrapolation_finds_the_limit_of_a_line():
     "eq-limit: exact for a statistic that is 3 + 50/n; and near the truth for the Frechet distance"
-    line = extrapolate(lambda x: 3 + 50 / len(x), normal(200, 1))
+    line = extrapolate(lambda x: 3 + 50 / len(x), randn(200, 1))
     assert line[:2] == pytest.approx((3, 50), rel=1e-12) and line.sizes[-1] == 200
-    a, b = normal(2000, 16), 1.2 * normal(2000, 16, seed=1)
+    a, b = randn(2000, 16), 1.2 * randn(2000, 16, seed=1)
     line, e = extrapolate(frechet_distance, a, b), interval(frechet_distance, a, b)
     exact = 16 * 0.04
     assert abs(line.limit - exact) < 0.1 < line.values[-1] - exact + 0.1
@@ -264,7 +263,7 @@ def test_extrapolation_finds_the_limit_of_a_line():
 
 def test_floor_is_what_equal_sets_of_that_size_have():
     "eq-frechet-bias at n against N - n, within its scatter over a single set of 3000"
-    x = normal(3000, 8)
+    x = randn(3000, 8)
     f = floor(frechet_distance, x, 500)
     assert f.n == 500 and f.low < f.value < f.high and floor(frechet_distance, x, 500) == f
     assert f.value == pytest.approx(8 * 13 / 4 * (1 / 500 + 1 / 2500), rel=0.15)
@@ -284,7 +283,7 @@ PROTOCOL = Protocol('blobs 0123456789ab', 6, 400, 'normal 00000000', 1200, 'none
 
 def blobs(y, seed):
     "Ten clusters on the axes of a space"
-    return 4 * torch.eye(10, dtype=torch.float64)[y] + 0.5 * normal(len(y), 10, seed=seed)
+    return 4 * torch.eye(10, dtype=torch.float64)[y] + 0.5 * randn(len(y), 10, seed=seed)
 
 def seen(x): return Features(x, (3 * x).softmax(1))  # by a classifier that knows them
 
@@ -293,7 +292,7 @@ REAL = seen(blobs(torch.arange(1200) % 10, 0))
 def test_degenerate_generators_are_caught_by_the_right_number():
     y = torch.arange(400) % 10
     kinds = dict(honest=blobs(y, 1), constant=blobs(y[:1], 1).repeat(400, 1), mode=blobs(y * 0, 1),
-                 noise=4 * normal(400, 10, seed=2), copies=REAL.x[:400])
+                 noise=4 * randn(400, 10, seed=2), copies=REAL.x[:400])
     found = {k: evaluate(REAL, seen(x), PROTOCOL, training=REAL, pairs=10).measures
              for k, x in kinds.items()}
     for k, e in found.items():
@@ -337,18 +336,18 @@ def spoilt(x, row):
 @pytest.mark.parametrize('f', [frechet_distance, kernel_distance, precision_recall, nearest,
                                memorised])
 @pytest.mark.parametrize('bad, said', [
-    (spoilt(normal(50, 3), 7), '1 of 50 rows .* hold NaN or infinity, the first of them row 7'),
-    (normal(50, 4), r'have (3 and 4|4 and 3) features; both must come from the same extractor'),
-    (normal(0, 3), r'\(N, D\)')])
+    (spoilt(randn(50, 3), 7), '1 of 50 rows .* hold NaN or infinity, the first of them row 7'),
+    (randn(50, 4), r'have (3 and 4|4 and 3) features; both must come from the same extractor'),
+    (randn(0, 3), r'\(N, D\)')])
 def test_bad_features_are_refused(f, bad, said):
-    with pytest.raises(ValueError, match=said): f(normal(50, 3), bad)
+    with pytest.raises(ValueError, match=said): f(randn(50, 3), bad)
 
-X = normal(20, 2)
+X = randn(20, 2)
 
 @pytest.mark.parametrize('said, f', [
-    (r'shape \(3,\)', lambda: kernel_distance(normal(3), normal(3))),
+    (r'shape \(3,\)', lambda: kernel_distance(randn(3), randn(3))),
     ('2 rows of 2 features .* kernel_distance', lambda: frechet_distance(X[:2], X)),
-    ('one row has no covariance', lambda: moments(normal(1, 3))),
+    ('one row has no covariance', lambda: moments(randn(1, 3))),
     ('1 rows are too few.*at least 2', lambda: kernel_distance(X[:1], X)),
     ('3 rows are too few.*k = 3 needs at least 4', lambda: precision_recall(X, X[:3])),
     ('k = 0', lambda: precision_recall(X, X, k=0)),

@@ -1,12 +1,12 @@
 "Guidance: against closed forms of Gaussians, raw network outputs, and a user's mistakes"
 import itertools, math
 import numpy as np, pytest, torch
-from conftest import SHORT, Labelled, close, draw, gen, moments, normal
+from conftest import SHORT, Labelled, close, draw, gen, moments, randn
 from torch import nn
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Prediction, clipped
 from diffusion_scratch.guidance import NULL, drop_labels, guided
 from diffusion_scratch.oracle import MixtureOracle
-from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
+from diffusion_scratch.schedule import Schedule, cast_like, cosine_betas, linear_betas
 from diffusion_scratch.unet import UNet
 
 LINEAR = Schedule(linear_betas())
@@ -57,7 +57,7 @@ def test_guided_score_is_that_of_the_tilted_noised_density(scale):
 @every_scale
 def test_the_networks_own_output_is_guided_in_every_parameterization(P, scale):
     "eq-cfg, eq-cfg-affine"
-    net, y, x = Labelled(2).double(), torch.arange(16) % 3, normal(16, 2)
+    net, y, x = Labelled(2).double(), torch.arange(16) % 3, randn(16, 2)
     level = SHORT.at(torch.arange(1, 60, 3)[:16], x)
     raw = (1 + scale) * net(x, level.t, y) - scale * net(x, level.t)
     p = guided(Denoiser(net, P), y, scale)(x, level)
@@ -65,7 +65,7 @@ def test_the_networks_own_output_is_guided_in_every_parameterization(P, scale):
 
 def test_each_image_is_guided_by_its_own_label_and_one_without_a_label_is_not():
     "Labels may come as a list or an array; scale 0 costs one call of the network, others two"
-    d, x = Denoiser(Labelled(2).double(), V), normal(7, 2)
+    d, x = Denoiser(Labelled(2).double(), V), randn(7, 2)
     y = torch.tensor([0, 1, 2, 2, 1, 0, NULL])
     def x0(y, x=x, scale=3.): return guided(d, y, scale)(x, SHORT.at(5, x)).x0
     whole = x0(y)
@@ -89,7 +89,7 @@ def test_clip_last(scale):
 class Lines(nn.Module):
     "Classes N(m, 0.25), with m from N(0, 1): with a label and without, exact and a straight line"
     def forward(self, x, level, y=None):
-        _, a, b = level.to(x)
+        a, b = cast_like(x, level.signal, level.noise)
         m, var = (0., 1.25) if y is None else (torch.tensor([[-7.], [1.5]])[y], 0.25)
         return Prediction(m + a * var / (a**2 * var + b**2) * (x - a * m), x, level)
 

@@ -1,7 +1,7 @@
 "The bound, the flow and the codec: against closed forms, quadrature, exact traces and the bytes"
 import math
 import numpy as np, pytest, torch
-from conftest import Labelled, gen, moments, normal
+from conftest import Labelled, gen, moments, randn
 from scipy.stats import norm
 from diffusion_scratch.data import mnist_mini, to_float, to_uint8
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
@@ -23,7 +23,7 @@ ENTROPY = math.log2(SIGMA * math.sqrt(2 * math.pi * math.e))
 PIXEL = GaussianOracle(torch.full((1,), MU), torch.full((1, 1), SIGMA**2))
 DENSITY = dict(seed=0, batch_size=4000, decoder=density_nll)
 EXACT = dict(width=None, probes=axes)
-def draws(n, seed=0): return MU + SIGMA * normal(n, 1, seed=seed)
+def draws(n, seed=0): return MU + SIGMA * randn(n, 1, seed=seed)
 def to_bytes(x): return to_float(to_uint8(x.float()))
 def bytes_like(n): return to_bytes(2 * torch.rand(n, 1, 4, 4, generator=gen()) - 1)
 
@@ -69,7 +69,7 @@ def test_bound_and_vlb_terms_are_the_same_average():
     assert abs(gap.mean()) < 4 * gap.std() / 20
 
 def test_density_nll_is_scipys():
-    x, m, s = normal(3, 50)
+    x, m, s = randn(3, 50)
     nll = density_nll(x, Gaussian(m, s.exp()))
     np.testing.assert_allclose(nll, -norm.logpdf(x, m, s.exp()), rtol=1e-12)
 
@@ -126,7 +126,7 @@ def test_flow_of_correlated_pixels_and_of_a_mixture_has_their_density():
     a, mean = torch.randn(3, 3, generator=gen()).double(), torch.tensor([0.1, -0.2, 0.3]).double()
     cov = 0.2 * a @ a.T + 0.1 * torch.eye(3)
     law = torch.distributions.MultivariateNormal(mean, cov)
-    x = mean + normal(50, 3, seed=1) @ torch.linalg.cholesky(cov).T
+    x = mean + randn(50, 3, seed=1) @ torch.linalg.cholesky(cov).T
     m, s, w = torch.tensor([[-0.5, 0.4], [0.2, 0.3], [0.3, 0.7]]).double()
     z = torch.linspace(-1.2, 1.4, 30, dtype=torch.float64)[:, None]
     hills = (w * torch.from_numpy(norm.pdf(z, m, s))).sum(1)
@@ -139,7 +139,7 @@ def test_flow_of_correlated_pixels_and_of_a_mixture_has_their_density():
 @pytest.mark.parametrize('probes, fourth', [(rademacher(20_000), 1), (gaussian(20_000), 3)])
 def test_hutchinson_is_unbiased_with_the_variance_of_the_formula(probes, fourth):
     "eq-hutchinson: to 4 standard errors; a variance from 20,000 draws is good to about 3 %"
-    J = normal(5, 5); J = J + J.T
+    J = randn(5, 5); J = J + J.T
     z = probes(Noise(0, 1), (5,))[:, 0].double()
     found, diagonal = torch.einsum('ki,ij,kj->k', z, J, z), J.diagonal().square().sum()
     variance = 2 * (J.square().sum() - diagonal) + (fourth - 1) * diagonal
@@ -148,7 +148,7 @@ def test_hutchinson_is_unbiased_with_the_variance_of_the_formula(probes, fourth)
 
 def test_slope_is_v_and_its_divergence_the_trace_of_the_jacobian():
     "eq-angle-flow: v, and the sum of a dense Jacobian's diagonal, by torch.autograd.functional"
-    net, x = Denoiser(Labelled(9), EPS).double(), normal(2, 1, 3, 3)
+    net, x = Denoiser(Labelled(9), EPS).double(), randn(2, 1, 3, 3)
     level = LINEAR.at(400, x)
     def v(x):
         x0, eps = net(x, level)
@@ -161,9 +161,9 @@ def test_slope_is_v_and_its_divergence_the_trace_of_the_jacobian():
 
 def test_random_probes_find_the_exact_number():
     "eq-hutchinson in a walk: 400 copies of one image average to the bits of the exact trace"
-    a, times = normal(8, 8, seed=4), COSINE.times(20)
+    a, times = randn(8, 8, seed=4), COSINE.times(20)
     oracle = GaussianOracle(torch.zeros(8), 0.1 * a @ a.T + 0.2 * torch.eye(8))
-    x = normal(1, 8, seed=5).expand(400, 8)
+    x = randn(1, 8, seed=5).expand(400, 8)
     exact = flow_bits(oracle, COSINE, x[:2], times=times, **EXACT).total
     for probes in (rademacher(), gaussian(2)):
         some = dict(times=times, seed=0, batch_size=400, width=None, probes=probes)
@@ -172,7 +172,7 @@ def test_random_probes_find_the_exact_number():
 
 def test_dequantised_bytes_cost_the_bits_of_their_bins():
     "eq-dequantise: the flow of a broad Gaussian costs its bytes' entropy, to 4 standard errors"
-    x, var = to_bytes(0.25 * normal(3000, 1)).double(), torch.tensor([[0.25**2 + (2/255)**2 / 12]])
+    x, var = to_bytes(0.25 * randn(3000, 1)).double(), torch.tensor([[0.25**2 + (2/255)**2 / 12]])
     walk = dict(times=COSINE.times(100), seed=0, batch_size=3000)
     b = flow_bits(GaussianOracle(torch.zeros(1), var), COSINE, x, probes=axes, **walk)
     edges = np.r_[-np.inf, (np.arange(1, 256) - 128) / 127.5, np.inf]
@@ -181,7 +181,7 @@ def test_dequantised_bytes_cost_the_bits_of_their_bins():
 
 def test_rate_and_distortion_of_gaussian_data():
     "eq-rate-distortion: rates to 13 %, the MMSE to 4 standard errors of a mean of squares"
-    x, times = to_bytes(0.3 * normal(2000, 1)).double(), COSINE.times(12)
+    x, times = to_bytes(0.3 * randn(2000, 1)).double(), COSINE.times(12)
     walk = dict(times=times, seed=0, batch_size=2000)
     of = GaussianOracle(torch.zeros(1), torch.tensor([[0.09]])), COSINE, x
     c, b = rate_distortion(*of, **walk), bound(*of, **walk)
@@ -235,7 +235,7 @@ def wider(x0, x_t, t, s):
     return Gaussian(q.mean, q.std * 1.5**0.5)
 
 GLYPHS = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 0], [1, 1, 1, 0]], dtype=torch.float64) - 0.5
-SENT = to_bytes(GLYPHS.repeat(8, 1) + 0.1 * normal(24, 4)).view(24, 1, 2, 2)
+SENT = to_bytes(GLYPHS.repeat(8, 1) + 0.1 * randn(24, 4)).view(24, 1, 2, 2)
 CODE, TIMES = (MixtureOracle(GLYPHS, 0.1), COSINE), [1000, 496, 328, 189, 93, 0]
 WALK = dict(times=TIMES, posterior=wider, seed=3)
 

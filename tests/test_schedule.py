@@ -7,8 +7,8 @@ import torch
 from conftest import gen
 from scipy.special import expit
 
-from diffusion_scratch.schedule import (Level, Schedule, cosine_betas, leading, linear_betas,
-    linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr)
+from diffusion_scratch.schedule import (Level, Schedule, cast_like, cosine_betas, leading,
+    linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr)
 
 pytestmark = pytest.mark.any_processor
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
@@ -140,15 +140,16 @@ def test_a_level_is_only_three_tensors():
     assert level.snr.item() == pytest.approx(0.5625) and level._fields == ('t', 'signal', 'noise')
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_a_level_goes_where_the_images_are(dtype):
+def test_coefficients_go_where_the_images_are(dtype):
     "In float32 at least; `meta` is a device that is always there and is not the CPU"
     images = torch.zeros(2, 3, dtype=dtype, device='meta')
     level = Schedule(linear_betas()).at(torch.tensor([1, 1000]), images)
-    there = level.to(images)
-    assert {x.device.type for x in there} == {'meta'} and level.signal.device.type == 'cpu'
+    there = cast_like(images, level.signal, level.noise)
+    assert {c.device.type for c in there} == {'meta'} and level.signal.device.type == 'cpu'
     wide = torch.promote_types(dtype, torch.float32)
-    assert [x.dtype for x in there] == [torch.long, wide, wide] and there.noise.shape == (2, 1)
-    assert torch.equal(level.to(torch.zeros(2, 3, dtype=dtype)).noise, level.noise.to(wide))
+    assert {c.dtype for c in there} == {wide} and there[1].shape == (2, 1)
+    [noise] = cast_like(torch.zeros(2, 3, dtype=dtype), level.noise)
+    assert torch.equal(noise, level.noise.to(wide))
 
 # Schedule.times and its spacings
 
