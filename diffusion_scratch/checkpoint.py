@@ -19,9 +19,9 @@ from .unet import UNet
 # %% auto #0
 __all__ = ['NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'push_names',
            'push_to_disk', 'remove', 'atomic', 'with_checksum', 'read_header', 'read_checkpoint', 'notes_in_header',
-           'checkpoints', 'newest_checkpoint', 'prune_checkpoints', 'load_checkpoint', 'about_checkpoint',
-           'without_prefix', 'described_network', 'check_same_network', 'check_loadable', 'check_resumable', 'resume',
-           'laid_out']
+           'json_with_checksum', 'read_json', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
+           'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network', 'check_same_network',
+           'check_loadable', 'check_resumable', 'resume', 'laid_out']
 
 # %% ../nbs/20_checkpoint.ipynb #534a1a5f
 def checkpoint_tensors(state, # a TrainState
@@ -151,6 +151,32 @@ def notes_in_header(file: Path) -> dict | None:
     with suppress(ValueError, KeyError), open(file, 'rb') as f:
         size = min(2**24, int.from_bytes(f.read(8), 'little'))
         return json.loads(json.loads(f.read(size))['__metadata__']['about'])
+
+# %% ../nbs/20_checkpoint.ipynb #36e01e9d
+#| code-fold: true
+#| code-summary: "Plumbing: JSON files that carry their own checksum"
+def json_with_checksum(values: dict # of text, numbers, true, false, null, lists, dictionaries
+                      ) -> bytes:
+    "A JSON file whose last value is the SHA-256 of the file; raises ValueError or TypeError"
+    sealed = values | dict(checksum=NO_SUM)
+    text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
+    return with_checksum(text.encode() + b'\n')
+
+def read_json(file: Path) -> dict:
+    """What a JSON file holds, without its checksum; ValueError where one bit of it has changed. A
+    file of another program has no checksum and is taken as it is"""
+    try: values = json.loads((blob := file.read_bytes()).decode())
+    except FileNotFoundError: raise FileNotFoundError(f'{file} is missing') from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f'{file} is not JSON ({e}): it is cut or changed') from None
+    if not isinstance(values, dict):
+        raise ValueError(f'{file} must hold keys and values, not {type(values).__name__}')
+    checksum = values.pop('checksum', None)
+    if checksum is None: return values
+    unsigned = blob.replace(str(checksum).encode(), NO_SUM.encode(), 1)
+    if hashlib.sha256(unsigned).hexdigest() != checksum:
+        raise ValueError(f'{file} is cut or changed: its checksum does not fit')
+    return values
 
 # %% ../nbs/20_checkpoint.ipynb #5bada639
 #| code-fold: true
