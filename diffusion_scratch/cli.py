@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from .config import Config, ConfigError, SamplingConfig, dump_config, load_config
-from .config import make_data, make_fit_options, make_section
+from .config import make_fit_options, make_section
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
 from .data import read_image, to_float, upright_size
 from .denoiser import Denoiser
@@ -24,7 +24,7 @@ from .pretrained import SHIPPED, find, load, save
 from .export import export_diffusers, export_onnx
 from .report import Report, evaluate_model
 from .run import RunFolder, check_writable, conditioned, draw, find_device
-from .run import keep_freed_memory, make_solver, train
+from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
 from .schedule import Schedule
 from .checkpoint import atomic
@@ -97,8 +97,8 @@ def train_command(argv: list[str] | None=None # words; by default, of this proce
 # %% ../nbs/26_cli.ipynb #d5f1a0e0
 def _diagnose_run(path: Path) -> str:
     "The doctor's verdict on a run, which may still be going on; a figure in its folder"
-    config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path)
-    data = make_data(config, cache=path/'data')
+    (denoiser, schedule), config = load(path), run_config(path)
+    data = run_data(path, config)
     run = RunFolder(config.model_copy(update=dict(run=path)))
     found = diagnose(denoiser, schedule, data, [m.loss for m in run.metrics()],
                      weight=make_fit_options(config)['weight'], seed=config.seed,
@@ -524,7 +524,7 @@ def _real_images(name: str | None, model: str, about: dict, shape: tuple) -> Ima
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f'--data: {name} is not allowed; allowed: {choices}')
         data = image_folder(name, shape[1:], shape[0])
-    elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
+    elif config.is_file(): data = run_data(config.parent, run_config(config.parent))
     else: data = _training_set(about.get('made', {}), known)
     if data is None:
         raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at '

@@ -304,8 +304,9 @@ def _read_run(path: Path) -> Found:
         weights = without_prefix(tensors, 'ema.' if ema else 'denoiser.')
         return weights, tensors['schedule.betas']
 
-    about, predicts = meta['about'], meta['parameterization']
-    return Found(file, about, predicts, network, read, both=True)
+    # paths and commands of its run are not for other people
+    about = {k: v for k, v in meta['about'].items() if k != 'run'}
+    return Found(file, about, meta['parameterization'], network, read, both=True)
 
 # %% ../nbs/22_pretrained.ipynb #7fd7e5be
 #| code-fold: true
