@@ -4,7 +4,7 @@
 
 # %% ../nbs/26_cli.ipynb #aa45462b
 from __future__ import annotations
-import argparse, math, signal, sys
+import argparse, math, signal, sys, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -42,13 +42,18 @@ def _plain_errors(stopped: str):
         print(text, file=sys.stderr)
         raise SystemExit(status)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    layout, warnings.formatwarning = warnings.formatwarning, _warning_in_a_line
     try: yield
     except KeyboardInterrupt as e: leave(str(e) or stopped, 130)
     except torch.OutOfMemoryError:
         leave('error: the accelerator is out of memory; lower training.batch_size, '
               'or for drawing sampling.batch_size, or choose device=cpu', 2)
     except (ValueError, OSError, ImportError, FloatingPointError) as e: leave(f'error: {e}', 2)
-    finally: signal.signal(signal.SIGTERM, before)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        warnings.formatwarning = layout
+
+def _warning_in_a_line(message, *_, **__) -> str: return f'warning: {message}\n'
 
 def _make_parser(name: str, description: str, notes: str) -> argparse.ArgumentParser:
     "A parser whose texts keep their lines"

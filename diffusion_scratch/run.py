@@ -133,6 +133,7 @@ def _check_no_foreign_files(path: Path):
 def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
     """The keys in which two configs differ, in words; but for those that are `free`, by default
     those that do not decide what is learned"""
+    if old == new.model_copy(update=dict(run=old.run)): return ''
     if free is None:
         free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
                 'data.root', 'sampling.')
@@ -290,7 +291,7 @@ def _read_rows(file: Path) -> tuple[list[Metrics], bool]:
 def _parse_line(line: bytes) -> tuple[bool, Metrics | None]:
     "Does a line carry its checksum? And its numbers, if they are such"
     text, _, checksum = line.rpartition(b',')
-    sealed = checksum == b'%08x' % zlib.crc32(text)
+    sealed = checksum == b'%d' % zlib.crc32(text)
     try:
         step, epoch, *rest = (text if sealed else line).decode().split(',')
         row = Metrics(int(step), int(epoch), *map(float, rest))
@@ -308,7 +309,7 @@ def _csv_line(row: tuple) -> bytes:
 def _sealed_line(m: Metrics) -> bytes:
     "The numbers of a step as a line that carries its own checksum"
     text = _csv_line(m)
-    return b'%s,%08x\n' % (text, zlib.crc32(text))
+    return b'%s,%d\n' % (text, zlib.crc32(text))
 
 class MetricsLog:
     "metrics.csv, going on after a step: each line is written at once"
@@ -483,7 +484,6 @@ class RunFolder:
     def open(self, session: dict # what is about to run
             ):
         "When all is checked: clean up after a killed run, write config and manifest"
-        if not self.lock: self.claim()
         sessions = [*self.sessions(), session]
         self.record = dict(config=self.config.model_dump(mode='json'), sessions=sessions)
         self.clean_up()
@@ -492,14 +492,13 @@ class RunFolder:
         self.write_texts()
 
     def write_texts(self):
-        "config.yaml and manifest.json, as they are of this session"
+        "The folders, and config.yaml and manifest.json, as they are of this session"
+        for name in ('previews', 'checkpoints'): (self.path/name).mkdir(exist_ok=True)
         for name, text in self.texts.items():
             with atomic(self.path/name) as part: part.write_bytes(text)
 
     def clean_up(self):
         "Remove what a killed run left half written, and previews of a run that saved nothing"
-        for name in ('previews', 'checkpoints'):
-            (self.path/name).mkdir(parents=True, exist_ok=True)
         for old in (self.path/'checkpoints').glob('.part_*'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
@@ -907,7 +906,7 @@ def owned_folder(config: Config, accelerator: Accelerator):
     try:
         with _together(accelerator):
             if main: run.claim()
-        yield run
+        with _quiet_loggers(): yield run
     finally:
         _close_loggers(accelerator)
         if main: run.close()
@@ -1035,6 +1034,16 @@ def _open_loggers(run: RunFolder, state: TrainState, accelerator: Accelerator, n
         accelerator.trackers.clear()
         raise ConfigError(f'log: {", ".join(run.config.log)} cannot write to {run.path}/logs '
                           f'({e}); make room there, or give log=[]') from e
+
+@contextmanager
+def _quiet_loggers():
+    "A thread of TensorBoard hands its error to whoever writes next, and does not print it too"
+    before = threading.excepthook
+    def hook(args):
+        if 'tensorboard' not in type(args.thread).__module__: before(args)
+    threading.excepthook = hook
+    try: yield
+    finally: threading.excepthook = before
 
 def _close_loggers(accelerator: Accelerator):
     "Close them, whatever they say, and let the other processes go"
