@@ -4,7 +4,8 @@ import multiprocessing, os, sys, time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context('forkserver') if os.name != 'nt' else None
-if CONTEXT: CONTEXT.set_forkserver_preload(['diffusion_scratch.cli'])
+# torch imports the second one with the first optimizer, which takes a second
+if CONTEXT: CONTEXT.set_forkserver_preload(['diffusion_scratch.cli', 'torch._dynamo'])
 
 
 def _run(words, folder, before, environment):
