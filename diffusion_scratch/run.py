@@ -46,7 +46,7 @@ from .checkpoint import save_checkpoint
 __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
            'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads', 'keep_freed_memory',
-           'make_accelerator', 'train', 'owned_folder', 'processor_name', 'describe_session', 'LiveView']
+           'make_accelerator', 'train', 'together', 'owned_folder', 'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/25_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -881,7 +881,8 @@ def train(config: Config,
         _begin(run, state, schedule, data, accelerator, device)
         watch = LiveView(run) if plot and main else lambda m: None
         train_loop(run, state, schedule, data, accelerator, progress, watch)
-        if main: draw_results(run, state, schedule, data, progress)
+        with together(accelerator):
+            if main: draw_results(run, state, schedule, data, progress)
     return run.path
 
 
@@ -889,7 +890,7 @@ def train(config: Config,
 #| code-fold: true
 #| code-summary: "Plumbing: what is refused before the first file of a run is written"
 @contextmanager
-def _together(accelerator: Accelerator):
+def together(accelerator: Accelerator):
     "What fails in one process fails in all of them, so that none waits for another"
     error = None
     try: yield
@@ -904,7 +905,7 @@ def owned_folder(config: Config, accelerator: Accelerator):
     "The folder of a run, which the first of its processes owns while the block lasts"
     run, main = RunFolder(config), accelerator.is_main_process
     try:
-        with _together(accelerator):
+        with together(accelerator):
             if main: run.claim()
         with _quiet_loggers(): yield run
     finally:
@@ -916,9 +917,9 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
     "The images and the state of a run, resumed if it has a checkpoint; refuses what does not fit"
     config, data = run.config, None
     def read(): return make_data(config, progress, cache=run.path/'data')
-    with _together(accelerator):
+    with together(accelerator):
         if accelerator.is_main_process: data = read()  # and keep what was decoded
-    with _together(accelerator):
+    with together(accelerator):
         data = data or read()
         denoiser = make_denoiser(config, data).to(device)
         state = TrainState(denoiser, config.training.adam, config.training.ema)
@@ -943,14 +944,14 @@ def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet
            accelerator: Accelerator, device: torch.device):
     "Say what is about to run and try it; when nothing is left that can refuse, open the folder"
     main = accelerator.is_main_process
-    with _together(accelerator):
+    with together(accelerator):
         if main:
             session = describe_session(run.config, state, data, accelerator, device)
             run.check_same_images(session)
             session['changed'] = changed_since(run.sessions(), session)
             print(_describe_start(run, state, schedule, data, device, session))
     _measure_budget(run, state, schedule, data, accelerator)
-    with _together(accelerator):
+    with together(accelerator):
         _open_loggers(run, state, accelerator, run.name(session) if main else None)
         if main:
             run.open(session)
