@@ -536,7 +536,8 @@ class RunFolder:
         if not self.lock or self.lock.is_held(): return
         changed = f'{self.path} was removed or replaced while the run went on'
         try: self.lock.renew()
-        except ConfigError as e: raise OSError(f'{changed}, and cannot be made again ({e})') from None
+        except ConfigError as e:
+            raise OSError(f'{changed}, and cannot be made again ({e})') from None
         manifest = self.path/'manifest.json'
         if manifest.exists() and manifest.read_bytes() != self.texts['manifest.json']:
             raise OSError(f'{changed}: it holds another run now')
@@ -656,7 +657,7 @@ class Session:
         self.bar.write(f"{terminal_text(drawn[''])}preview: {file}")
 
     def tell_loggers(self, tell: Callable):
-        "One logger after the other; one that fails is left out from then on, for it decides nothing"
+        "One logger after the other; one that fails is left out from then on: it decides nothing"
         for tracker in [*self.accelerator.trackers]:
             try: tell(tracker)
             except Exception as e:  # whatever other programs raise

@@ -22,7 +22,8 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(items):
     for item in items:  # the properties travel to the process that writes
-        if mark := item.get_closest_marker('fault'): item.user_properties.append(('fault', mark.args))
+        mark = item.get_closest_marker('fault')
+        if mark: item.user_properties.append(('fault', mark.args))
 
 
 def pytest_runtest_logreport(report):

@@ -25,7 +25,7 @@ def _run(words, folder, before, environment):
 
 
 class Command:
-    "`diffusion-train`, or with `evaluate` as first word `diffusion-evaluate`, in the current folder"
+    "`diffusion-train`, or after the word `evaluate` `diffusion-evaluate`, in the current folder"
     def __init__(self, *words, before=None, **environment):
         words = [str(w) for w in words]
         self.process = CONTEXT.Process(target=_run, args=(words, Path.cwd(), before, environment),

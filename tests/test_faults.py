@@ -1,5 +1,5 @@
-"""Faults of the world around a run: other processes, other people, disks and file systems. Each test
-that is marked as a fault is a row of the table in the chapter on runs (`make faults`)"""
+"""Faults of the world around a run: other processes, other people, disks and file systems. Each
+test that is marked as a fault is a row of the table in the chapter on runs (`make faults`)"""
 import errno, fcntl, json, os, random, shutil, signal, stat, subprocess, warnings
 from functools import partial
 from pathlib import Path
@@ -87,7 +87,8 @@ def test_who_looks_first_owns_the_folder():
     first = slow_start()
     said = Command('c.yaml', 'training.lr=0.001', 'seed=5').ends(2)
     assert f'run: another process is training in run (process {first.pid} on ' in said
-    assert len(said.splitlines()) == 1 and {f.name for f in Path('run').iterdir()} == {'.lock', 'data'}
+    assert len(said.splitlines()) == 1
+    assert {f.name for f in Path('run').iterdir()} == {'.lock', 'data'}
     Path('go').touch()
     first.ends()
     assert load_config('run/config.yaml').seed == 0 and rows() == 30
@@ -299,7 +300,7 @@ def flipped(blob, at): return blob[:at] + bytes([blob[at] ^ 4]) + blob[at + 1:]
 def without_lines(blob): return b''.join(blob.splitlines(True)[:20])
 
 @pytest.mark.fault('metrics.csv is changed, cut, emptied or gone',
-                   'the run goes on; what can be believed stays, and the number of lost rows is said')
+                   'the run goes on; what can be believed stays; it is said how many rows are lost')
 @pytest.mark.parametrize('damage, lost', [
     (lambda blob: flipped(blob, 1000), 1), (lambda blob: flipped(blob, blob.index(b'\n5,') + 1), 1),
     (lambda blob: flipped(blob, 3), 0), (lambda blob: blob.replace(b'\n', b'\xff'), 30),
@@ -407,7 +408,8 @@ def test_the_data_of_a_run_are_its_own(finished, tmp_path, monkeypatch, capsys):
 def test_other_pictures_are_refused_before_anything_is_replaced(finished, capsys):
     shutil.rmtree('pictures'); write_pictures('pictures', seed=1)
     before = {f: blob for f, blob in contents().items() if 'data' not in f.parts}
-    with pytest.raises(SystemExit): train_command(['c.yaml', 'sampling.steps=7', 'training.steps=40'])
+    words = 'sampling.steps=7', 'training.steps=40'
+    with pytest.raises(SystemExit): train_command(['c.yaml', *words])
     assert 'data: the images are not those that run was trained on' in capsys.readouterr().err
     assert before == {f: blob for f, blob in contents().items() if 'data' not in f.parts}
 
