@@ -361,6 +361,7 @@ class _Loader(yaml.SafeLoader):
                                        problem_mark=node.start_mark)
         names = set()
         for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode): key.value.encode()  # no half of a character
             if isinstance(key, yaml.ScalarNode) and key.value in names:
                 raise yaml.MarkedYAMLError(problem=f'the key {_plain(key.value)} stands twice',
                                            problem_mark=key.start_mark)
@@ -465,6 +466,7 @@ def _override(values: dict, item: str):
                           'training.steps=1000')
     *sections, last = key.split('.')
     if len(sections) > _DEEPEST: raise _too_deep(shown(key))
+    if not key.isprintable(): raise ConfigError(_unknown(key, []))
     place = values
     for s in sections:
         if place.get(s) is None: place[s] = {}
@@ -634,8 +636,9 @@ def _count_outputs(net: torch.nn.Module, data: ImageSet) -> int:
         if isinstance(out, torch.Tensor): counts.append(out.numel())
     for layer in net.modules():
         if not [*layer.children()]: layer.register_forward_hook(note)
+    labels = bool(data.num_classes and getattr(net, 'num_classes', True))
     with torch.no_grad(), suppress(Exception):
-        net(torch.zeros(1, *data.shape, device='meta'), t, *[t] * bool(data.num_classes))
+        net(torch.zeros(1, *data.shape, device='meta'), t, *[t] * labels)
     return sum(counts)
 
 def _gigabytes(n: int) -> str: return f'{n / 1e9:,.1f} GB'
@@ -647,14 +650,14 @@ def make_denoiser(config: Config,
                  ) -> Denoiser:
     "A fresh network, its first weights a function of the seed; raises ConfigError"
     n = config.network
-    def unet():
+    def unet(classes):
         return UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention,
-                    n.dropout, data.num_classes, n.unshuffle)
+                    n.dropout, classes, n.unshuffle)
     own = config.model != 'unet'
-    check_memory(config, data, _network_class(config) if own else unet)
+    check_memory(config, data, _network_class(config) if own else partial(unet, 0))
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
         torch.default_generator.manual_seed(config.seed)
-        net = _own_network(config) if own else unet()
+        net = _own_network(config) if own else unet(data.num_classes)
     net = net.to(memory_format=torch.channels_last)
     denoiser = Denoiser(net, PARAMETERIZATIONS[config.parameterization])
     if own and data is not None: _try_network(config, denoiser, data)
