@@ -11,8 +11,8 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
 from .config import Config, ConfigError, SamplingConfig, check_drawable, checked_path
-from .config import dump_config, load_config, make_data, make_fit_options, make_section
-from .config import memory_here, shown
+from .config import dump_config, in_words, load_config, make_data
+from .config import make_fit_options, make_section, memory_here, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
 from .data import read_image, to_float, upright_size
 from .denoiser import Denoiser
@@ -133,7 +133,7 @@ def _number(kind: type, allowed: str, fits: Callable=lambda n: True) -> Callable
     def read(text):
         with suppress(ValueError):
             if fits(n := kind(text)): return n
-        raise argparse.ArgumentTypeError(f'{printable(text)[:100]} is not allowed; '
+        raise argparse.ArgumentTypeError(f'{in_words(text)} is not allowed; '
                                          f'allowed: {allowed}')
     return read
 

@@ -27,7 +27,7 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
-           'ConfigError', 'make_section', 'shown', 'Config', 'make_schedule', 'parse_config', 'load_config',
+           'ConfigError', 'make_section', 'shown', 'Config', 'make_schedule', 'in_words', 'parse_config', 'load_config',
            'dump_config', 'flat_config', 'make_data', 'memory_here', 'check_drawable', 'check_memory', 'make_denoiser',
            'import_named', 'in_a_line', 'make_fit_options']
 
@@ -280,6 +280,13 @@ def _disagreements(c: Config) -> Iterator[str]:
         yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then '
                f'leaves {left:.0%} of the variance where drawing starts from pure noise; allowed: '
                'a larger T, or cosine, or sigmoid')
+    if left < 1e-300 and not c.schedule.zero_terminal_snr:
+        yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then '
+               'leaves no signal in the numbers of a computer; allowed: a smaller T, or cosine, '
+               'or sigmoid')
+    if c.sampling.guidance > 100 and not c.sampling.clip:
+        yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with sampling.clip '
+               'false, for then images grow beyond all numbers; allowed: at most 100, or clip true')
     if c.sampling.steps > T:
         yield (f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and '
                f'<= {T}, which is schedule.T')
@@ -304,7 +311,7 @@ def _disagreements(c: Config) -> Iterator[str]:
     unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
     for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
-            yield (f'data.{key}: {_plain(value)} is not allowed with data.name {c.data.name}, '
+            yield (f'data.{key}: {in_words(value)} is not allowed with data.name {c.data.name}, '
                    'which has no use for it; allowed: nothing, or data.name folder')
 
 # %% ../nbs/21_config.ipynb #6c1a6ccd
@@ -361,9 +368,11 @@ class _Loader(yaml.SafeLoader):
                                        problem_mark=node.start_mark)
         names = set()
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode): key.value.encode()  # no half of a character
+            if isinstance(key, yaml.ScalarNode) and not key.value.isprintable():
+                raise yaml.MarkedYAMLError(problem=f'{shown(key.value)} is no key',
+                                           problem_mark=key.start_mark)
             if isinstance(key, yaml.ScalarNode) and key.value in names:
-                raise yaml.MarkedYAMLError(problem=f'the key {_plain(key.value)} stands twice',
+                raise yaml.MarkedYAMLError(problem=f'the key {in_words(key.value)} stands twice',
                                            problem_mark=key.start_mark)
             names.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
@@ -400,8 +409,9 @@ def _yaml(text: str, where, key: str='') -> object:
 def _yaml_problem(e: Exception) -> str:
     "What is wrong with a text that should be YAML, and where, in a line"
     words, mark = getattr(e, 'problem', None) or str(e), getattr(e, 'problem_mark', None)
+    if not isinstance(e, yaml.YAMLError): words = 'a value does not fit its tag'
     place = f' (line {mark.line + 1}, column {mark.column + 1})' if mark else ''
-    return _plain(' '.join(words.split()))[:300] + place
+    return in_words(' '.join(words.split()))[:300] + place
 
 def _too_deep(where) -> ConfigError:
     return ConfigError(f'{where} nests its values deeper than {_DEEPEST} levels; '
@@ -472,14 +482,15 @@ def _override(values: dict, item: str):
         if place.get(s) is None: place[s] = {}
         place = place[s]
         if not isinstance(place, dict):
-            raise ConfigError(f'{_plain(key)}: {_plain(s)} holds the value {shown(place)}, '
+            raise ConfigError(f'{in_words(key)}: {in_words(s)} holds the value {shown(place)}, '
                               'not keys')
-    place[last] = value if key in _path_keys() else _yaml(value, _plain(key), key)
+    item = f'{in_words(key)}={value if len(value) < 50 else value[:50] + " ..."}'
+    place[last] = value if key in _path_keys() else _yaml(value, item, key)
 
-def _plain(value) -> str:
+def in_words(value) -> str:
     "A value as it is, if it can stand in a line; else as an error shows it"
     text = str(value)
-    return text if text and text.isprintable() and len(text) <= 100 else shown(text)
+    return text if text.strip() and text.isprintable() and len(text) <= 100 else shown(text)
 
 # %% ../nbs/21_config.ipynb #db64943f
 def parse_config(values: dict,           # nested, as in YAML
@@ -494,7 +505,10 @@ def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
                ) -> Config:
     "A config from a YAML file; raises ConfigError"
-    values = _read_yaml(Path(file).expanduser())
+    try: path = checked_path(file).expanduser()
+    except ValueError as e: raise ConfigError(f'{shown(str(file))} is no file ({e}); '
+                                              'give a YAML file') from None
+    values = _read_yaml(path)
     if values or overrides: return parse_config(values, overrides)
     raise ConfigError(f'{file} holds no keys, so that it says nothing of a run; write at least '
                       'one, such as run: runs/first. What is left out has its default')
@@ -674,7 +688,7 @@ def import_named(name: str, # module:name
     sys.path.insert(0, os.getcwd())
     try: return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as e:  # whatever the module does when it is imported
-        raise ConfigError(f'{key}: {_plain(name)} cannot be imported ({in_a_line(e)}); write '
+        raise ConfigError(f'{key}: {in_words(name)} cannot be imported ({in_a_line(e)}); write '
                           'module:name, and start where Python finds the module, such as its '
                           'folder') from e
     finally: sys.path.remove(os.getcwd())
