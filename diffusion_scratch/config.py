@@ -27,7 +27,7 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
-           'ConfigError', 'make_section', 'shown', 'Config', 'make_schedule', 'in_words', 'parse_config', 'load_config',
+           'ConfigError', 'make_section', 'shown', 'in_words', 'Config', 'make_schedule', 'parse_config', 'load_config',
            'dump_config', 'flat_config', 'make_data', 'memory_here', 'check_drawable', 'check_memory', 'make_denoiser',
            'import_named', 'in_a_line', 'make_fit_options']
 
@@ -227,6 +227,11 @@ def shown(value) -> str:
     text = 'null' if value is None else repr(value)
     if len(text) <= 100: return text
     return f'{text[:60]} ... {text[-20:]} ({len(text):,} characters)'
+
+def in_words(value) -> str:
+    "A value as it is, if it can stand in a line; else as an error shows it"
+    text = str(value)
+    return text if text.strip() and text.isprintable() and len(text) <= 100 else shown(text)
 
 def _unknown(key: str, keys: list[str]) -> str:
     "What to say of a key that is not known"
@@ -486,11 +491,6 @@ def _override(values: dict, item: str):
                               'not keys')
     item = f'{in_words(key)}={value if len(value) < 50 else value[:50] + " ..."}'
     place[last] = value if key in _path_keys() else _yaml(value, item, key)
-
-def in_words(value) -> str:
-    "A value as it is, if it can stand in a line; else as an error shows it"
-    text = str(value)
-    return text if text.strip() and text.isprintable() and len(text) <= 100 else shown(text)
 
 # %% ../nbs/21_config.ipynb #db64943f
 def parse_config(values: dict,           # nested, as in YAML
