@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
-from .config import Config, ConfigError, SamplingConfig, check_drawable, checked_path
-from .config import dump_config, in_words, load_config, make_data
+from .config import Config, ConfigError, SamplingConfig, check_drawable
+from .config import checked_path, dump_config, in_words, load_config, make_data
 from .config import make_fit_options, make_section, memory_here, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
 from .data import read_image, to_float, upright_size
@@ -186,8 +186,8 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
 def train_command(argv: list[str] | None=None # words; by default, of this process
                  ):
     "`diffusion-train`"
-    with _plain_errors(argv, 'stopped; the same command goes on from the last checkpoint, '
-                             'if there is one'):
+    with _plain_errors(argv, 'stopped; the same command goes on from the last '
+                             'checkpoint, if there is one'):
         args = _train_arguments(argv)
         if args.diagnose: return print(_diagnose_run(args.diagnose))
         config = load_config(args.config, args.overrides)

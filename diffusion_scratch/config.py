@@ -453,8 +453,17 @@ def _keep_paths(node: yaml.Node, key: str=''):
         if any(f'{path}.'.startswith(f'{below}.') for path in _path_keys()):
             _keep_paths(value, below)
 
-def _read_yaml(file: Path) -> dict | None:
+def _check_some_keys(file, values: dict | None):
+    "Refuse a config that says nothing, which would be a whole run of defaults"
+    if not values:
+        raise ConfigError(f'{file} holds no keys, so that it says nothing of a run; write at least '
+                          'one, such as run: runs/first. What is left out has its default')
+
+def _read_yaml(file: str | Path) -> dict | None:
     "The keys and values of a YAML file; raises ConfigError"
+    try: file = checked_path(file).expanduser()
+    except ValueError as e:
+        raise ConfigError(f'{shown(str(file))} is no file ({e}); give a YAML file') from None
     wrong = 'is a folder' if file.is_dir() else 'is no ordinary file'
     if not file.exists(): wrong = 'does not exist'
     if not file.is_file():
@@ -505,13 +514,9 @@ def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
                ) -> Config:
     "A config from a YAML file; raises ConfigError"
-    try: path = checked_path(file).expanduser()
-    except ValueError as e: raise ConfigError(f'{shown(str(file))} is no file ({e}); '
-                                              'give a YAML file') from None
-    values = _read_yaml(path)
-    if values or overrides: return parse_config(values, overrides)
-    raise ConfigError(f'{file} holds no keys, so that it says nothing of a run; write at least '
-                      'one, such as run: runs/first. What is left out has its default')
+    values = _read_yaml(file)
+    if not overrides: _check_some_keys(file, values)
+    return parse_config(values, overrides)
 
 # %% ../nbs/21_config.ipynb #8dbb8f83
 def dump_config(config: Config) -> str:

@@ -139,11 +139,13 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     'edit run picture.png': {
         '--mask c.yaml': '--mask: c.yaml cannot be read (it is in no format that Pillow knows)',
         '--strength 0': f'--strength: 0.0 {ALLOWED} number > 0 and <= 1',
-        '--strength nan': '--strength: nan is not allowed', '--mask pipe': 'pipe is no ordinary file',
+        '--strength nan': '--strength: nan is not allowed',
+        '--mask pipe': 'pipe is no ordinary file',
         '--mask b': '--mask: b is a folder; give an image file',
         '--repeats 0': f'--repeats: 0 {ALLOWED} whole number >= 1 and <= 1000',
         '--repeats 1000000000000': f'--repeats: 1000000000000 {ALLOWED}',
-        '--n 0': '--n: 0 is not allowed', '--n 1000000000000': '--n: 1000000000000 is not allowed', '--solver euler': "solver: 'euler' is not allowed",
+        '--n 0': '--n: 0 is not allowed', '--n 1000000000000': '--n: 1000000000000 is not allowed',
+        '--solver euler': "solver: 'euler' is not allowed",
         '--class grey': f'--class: {CLASSES}', '--label grey': f'--label: {CLASSES}',
         '--guidance 3': '--guidance: 3.0 goes with --class, the class to draw; allowed: dark, '
                         'bright; give --class too, or leave --guidance out'},
@@ -153,7 +155,8 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     'edit plain picture.png': {'--guidance 3': f'--guidance: 3.0 {ALLOWED} 0, {UNTAUGHT}'},
     'evaluate mnist-mini --data mnist_mini': {
         '--n 0': f'--n: 0 {ALLOWED}', '--batch 0': f'--batch: 0 {ALLOWED}', '--n 5001': 'n = 5001',
-        '--bits -1': f'--bits: -1 {ALLOWED} whole number >= 0', '--seed -1': f'--seed: -1 {ALLOWED}',
+        '--bits -1': f'--bits: -1 {ALLOWED} whole number >= 0',
+        '--seed -1': f'--seed: -1 {ALLOWED}',
         '--extractor exported': '--extractor: exported is no folder of save_classifier',
         '--data texts': "is not an image that can be read",
         '--steps 5000': '--steps: 5000 is not allowed',
@@ -401,7 +404,8 @@ def test_a_reader_who_leaves_takes_nothing_along(line, tmp_path):
     name, *words = line.split()
     seen, ours = os.pipe()
     os.close(seen)
-    p = subprocess.run([script(f'diffusion-{name}'), *words], stdout=ours, stderr=ours, cwd=tmp_path)
+    p = subprocess.run([script(f'diffusion-{name}'), *words], stdout=ours, stderr=ours,
+                       cwd=tmp_path)
     os.close(ours)
     assert p.returncode == (2 if 'no.yaml' in line else 0)
     assert Path('run/run.json').is_file() == ('c.yaml' in line)
@@ -448,7 +452,7 @@ def test_evaluate_can_pass_over_what_its_error_says_can_be_passed_over(capsys, m
     Path('pictures').mkdir()
     for i in range(3): paint(f'pictures/{i}.png', 28, 28, value=i)
     Path('pictures/a.png').write_text('no picture')
-    monkeypatch.setattr(cli, 'evaluate_model', lambda denoiser, schedule, data, *_, **__: fail(data))
-    def fail(data): raise ValueError(f'{len(data)} images')
+    def fail(denoiser, schedule, data, *_, **__): raise ValueError(f'{len(data)} images')
+    monkeypatch.setattr(cli, 'evaluate_model', fail)
     assert '3 images' in fails('evaluate mnist-mini --data pictures --corrupt skip', capsys)
     assert "corrupt='skip'" in fails('evaluate mnist-mini --data pictures', capsys)

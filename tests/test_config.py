@@ -26,7 +26,8 @@ NOT_ALLOWED = [
     ('seed', 'whole number >= 0', [str(10**20)]),
     ('schedule.T', 'whole number >= 1 and <= 100000', [str(10**9), str(10**20)]),
     ('network.blocks', 'whole number >= 1 and <= 64', ['10000']),
-    ('network.multipliers', 'list of 1..12, each whole number >= 1 and <= 64', ['[65]', '[1000000]']),
+    ('network.multipliers', 'list of 1..12, each whole number >= 1 and <= 64',
+     ['[65]', '[1000000]']),
     ('sampling.steps', 'whole number >= 1 and <= 1000', ['1001']),
     ('seed', 'whole number >= 0', ['-1', str(2**63)]),
     ('threads', 'whole number >= 0 and <= 1024', ['100000']),
@@ -34,12 +35,14 @@ NOT_ALLOWED = [
     ('training.lr', 'number > 0 and <= 1', ['0', '2', 'fast']),
     ('training.clip', 'number > 0', ['.inf']), ('training.ema', 'number >= 0 and < 1', ['.nan']),
     ('network.dropout', 'number >= 0 and < 1', ['1']),
-    ('sampling.guidance', 'number >= -1 and <= 1000000', ['-2', '1e308']), ('data.channels', '1, 3', ['2']),
+    ('sampling.guidance', 'number >= -1 and <= 1000000', ['-2', '1e308']),
+    ('data.channels', '1, 3', ['2']),
     ('training.adam', 'list of 2, each number >= 0 and < 1',
      ['[0.9]', '[0.9, 0.9, 0.9]', '[0.9, 1]']),
     ('network.multipliers', 'list of 1..12, each whole number >= 1', ['[]', '2']),
     ('network.attention', 'list of 0..12, each whole number >= 0', ['[-1]', str([1] * 13)]),
-    ('data.size', 'whole number >= 1 and <= 16384, or list of 2, each whole number >= 1 and <= 16384',
+    ('data.size',
+     'whole number >= 1 and <= 16384, or list of 2, each whole number >= 1 and <= 16384',
      ['0', '[1, 2, 3]', '1000000']),
     ('data.flip', 'true or false', ['maybe']), ('device', 'text', ['3']),
     ('training', 'a section with the keys steps, batch_size', ['5'])]
@@ -133,8 +136,9 @@ def test_neither_a_config_nor_what_it_was_made_of_changes():
     with pytest.raises(ValueError, match='frozen'): Config().training.lr = 1.
 
 # Paths, as they were typed
-NAMES = ['runs/try #2', '2024', '2024-05-01', '0123', '12:30', 'no', '[set]', '~', 'null', '1e5', 'a: b',
-         "it's", '"quoted"', ' x ', '{a: 1}', '*a', '%', '- a', '&a b', '!!int 1', 'tr\ny', '\udcff', '日本']
+NAMES = ['runs/try #2', '2024', '2024-05-01', '0123', '12:30', 'no', '[set]', '~', 'null', '1e5',
+         'a: b', "it's", '"quoted"', ' x ', '{a: 1}', '*a', '%', '- a', '&a b', '!!int 1', 'tr\ny',
+         '\udcff', '日本']
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_path_on_a_command_line_is_what_was_typed_and_comes_back_from_a_file(name, file):
@@ -144,7 +148,8 @@ def test_a_path_on_a_command_line_is_what_was_typed_and_comes_back_from_a_file(n
         assert str(found) == name
         check_round_trip(config, file)
 
-@pytest.mark.parametrize('name', ['2024', '2024-05-01', '0123', '12:30', 'no', '~', 'null', '1e5', '.5'])
+@pytest.mark.parametrize('name', ['2024', '2024-05-01', '0123', '12:30', 'no', '~', 'null', '1e5',
+                                  '.5'])
 def test_a_path_in_a_file_is_what_is_written(name, file):
     file.write_text(f'run: {name}\ndata: {{name: folder, root: {name}}}\n')
     config = load_config(file)
@@ -155,7 +160,7 @@ def test_a_home_is_a_home_wherever_a_path_is_read(file, monkeypatch):
     monkeypatch.setenv('HOME', str(file.parent))
     file.write_text('seed: 1')
     assert load_config('~/c.yaml').seed == 1
-    with pytest.raises(ConfigError, match='there is no home ~nosuchuser'): load_config('~nosuchuser')
+    with pytest.raises(ConfigError, match='no home ~nosuchuser'): load_config('~nosuchuser')
 
 # YAML, there and back
 @pytest.fixture
@@ -353,9 +358,9 @@ def test_the_weight_of_the_loss(overrides, weight):
 # what would fail later is refused here
 @pytest.mark.parametrize('overrides, message', [
     (['network={channels: 8192, multipliers: [64, 64]}'],
-     '8192 channels, multipliers (64, 64) and 1 blocks are not allowed: 56,024,949,243,905 parameters'),
+     '8192 channels, multipliers (64, 64) and 1 blocks are not allowed: 56,024,949,243,905 '),
     (['model=torch.nn:Linear', 'model_args={in_features: 10000000, out_features: 10000000}'],
-     "'out_features': 10000000} are not allowed: 100,000,010,000,000 parameters need 2,000,000.2 GB"),
+     "10000000} are not allowed: 100,000,010,000,000 parameters need 2,000,000.2 GB"),
     (['model=math:pi'], 'model: math:pi is not a torch.nn.Module'),
     (['model=torch.nn:Linear'], 'model_args: {} is not allowed for torch.nn:Linear (TypeError: '),
     (['model=torch.nn:Identity'], 'torch.nn:Identity has no parameters'),
@@ -373,7 +378,7 @@ def test_networks_that_cannot_be_trained(overrides, message, two_classes, tmp_pa
 def test_batches_that_no_memory_holds():
     images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
     large = ImageSet(images.expand(64, 3, 16384, 16384))
-    with pytest.raises(ConfigError, match='smaller images .data.size.'): make_denoiser(Config(), large)
+    with pytest.raises(ConfigError, match='smaller images'): make_denoiser(Config(), large)
     many = ImageSet(images.expand(10**9, 1, 8, 8))
     with pytest.raises(ConfigError, match='allowed: at most [0-9,]+ at a time') as e:
         make_denoiser(small(f'training.batch_size={10**9}'), many)
@@ -381,8 +386,9 @@ def test_batches_that_no_memory_holds():
     make_denoiser(small(f'training.batch_size={fits}'), many)
 
 @pytest.mark.parametrize('name, why', [
-    ('math:pi', "'float' object is not callable"), ('math:sin', 'TypeError'), ('sys:exit', 'SystemExit'),
-    ('builtins:len', 'it gives 3'), ('builtins:id', 'it gives'), ('nowhere:x', 'cannot be imported')])
+    ('math:pi', "'float' object is not callable"), ('math:sin', 'TypeError'),
+    ('sys:exit', 'SystemExit'), ('builtins:len', 'it gives 3'), ('builtins:id', 'it gives'),
+    ('nowhere:x', 'cannot be imported')])
 def test_weights_that_are_none(name, why):
     with pytest.raises(ConfigError, match=re.escape(f'training.weight: {name} ')) as e:
         make_fit_options(small(f'training.weight={name}'))

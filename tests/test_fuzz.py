@@ -1,5 +1,5 @@
 """Whatever a person can type: a wrong config or command line ends in a line or two that name what
-is wrong, without a traceback and without a wait. Other seeds: FUZZ_SEED=1 pytest tests/test_fuzz.py"""
+is wrong, without a traceback and without a wait. FUZZ_SEED=1 is another seed"""
 import contextlib, io, os, random, re, signal
 from pathlib import Path
 
@@ -14,17 +14,20 @@ from diffusion_scratch.run import RunFolder, find_device
 CONFIGS, LINES, PATIENCE = 500, 300, 10  # seconds for each
 SEED = int(os.environ.get('FUZZ_SEED', 0))
 
-NUMBERS = ['0', '-1', '1', '2', '1e308', '-1e308', '1e-320', '10000000000000000000000', '.nan', '.inf',
-           '-.inf', '9' * 500, '0x7fffffffffffffff', '1_0', '0123', '1:30', '0.5', '64', '1e400']
-WORDS = ['', 'null', '~', 'yes', 'no', 'x', 'é', '日本', '\u202etxt', 'a b', '"', "'", '{', '}', '[', ']',
-         '[1', '{a: ', '!!python/object/apply:os.system ["true"]', '!!binary "!"', '!!int x', '*a',
-         '&a [*a]', '"\\0"', '"\\x1b[31m"', '\x1b[2J', '\udcff', '%', '@', '`', '|', '>', '# x', ': :',
-         '? ?', '- -', '2024-05-01', '<<', '=', 'a' * 300, 'a' * 5000, '[' * 400, '{a: ' * 400,
-         '[' + '1, ' * 20_000 + '1]', '{1: 2}', '{[1]: 2}', '[null]', '[[1]]', '{a: {a: {a: 1}}}',
+NUMBERS = ['0', '-1', '1', '2', '1e308', '-1e308', '1e-320', '10000000000000000000000', '.nan',
+           '.inf', '-.inf', '9' * 500, '0x7fffffffffffffff', '1_0', '0123', '1:30', '0.5', '64',
+           '1e400']
+WORDS = ['', 'null', '~', 'yes', 'no', 'x', 'é', '日本', '\u202etxt', 'a b', '"', "'", '{', '}', '[',
+         ']', '[1', '{a: ', '!!python/object/apply:os.system ["true"]', '!!binary "!"', '!!int x',
+         '*a', '&a [*a]', '"\\0"', '"\\x1b[31m"', '\x1b[2J', '\udcff', '%', '@', '`', '|', '>',
+         '# x',
+         ': :', '? ?', '- -', '2024-05-01', '<<', '=', 'a' * 300, 'a' * 5000, '[' * 400,
+         '{a: ' * 400, '[' + '1, ' * 20_000 + '1]', '{1: 2}', '{[1]: 2}', '[null]', '[[1]]',
+         '{a: {a: {a: 1}}}',
          '{a: 1, a: 2}', '!!timestamp x', '!!set {a, b}', '---', '...', 'a: b']
-PATHS = ['~nosuchuser', '~nosuchuser/x', '/dev/zero', '/dev/null', '/proc/self/mem', '/proc', '/', '.',
-         '..', 'fifo', 'file', 'file/x', 'huge', 'empty', 'a\0b', 'x' * 300, '/dev/full', '\udcff/x',
-         'loop', 'runs/try #2', '/proc/self/fd/x']
+PATHS = ['~nosuchuser', '~nosuchuser/x', '/dev/zero', '/dev/null', '/proc/self/mem', '/proc', '/',
+         '.', '..', 'fifo', 'file', 'file/x', 'huge', 'empty', 'a\0b', 'x' * 300, '/dev/full',
+         '\udcff/x', 'loop', 'runs/try #2', '/proc/self/fd/x']
 OWN = ['math:pi', 'math:sin', 'os:getcwd', 'sys:exit', 'torch.nn:Linear', 'torch.nn:Identity',
        'torch.nn:Conv2d', 'nowhere:x', 'broken:x', 'leaves:x', 'torch:zeros', 'builtins:len', ':x',
        'x:', 'a..b:c', 'torch.nn:Module', 'json:loads', '__main__:x',
@@ -36,9 +39,11 @@ KEYS = [*flat_config(Config()), 'data', 'schedule', 'network', 'training', 'samp
 
 def odd_key(rng):
     key = rng.choice(KEYS)
-    return rng.choice([key, key, key, key, key, key.upper(), key + 's', key[:-1], key.split('.')[-1],
-                       f'{key}.x', f'training.{key}', '', '.', '..', key.replace('.', '..'), '\x1b[0m',
-                       '=', 'x' * 1000, 'a.' * 500, '\udcff', 'model_args.a.b', '"' + key, '1', '- a'])
+    return rng.choice([key, key, key, key, key, key.upper(), key + 's', key[:-1],
+                       key.split('.')[-1], f'{key}.x', f'training.{key}', '', '.', '..',
+                       key.replace('.', '..'), '\x1b[0m', '=', 'x' * 1000, 'a.' * 500, '\udcff',
+                       'model_args.a.b',
+                       '"' + key, '1', '- a'])
 
 def odd_value(rng):
     return rng.choice(rng.choice([NUMBERS, NUMBERS, WORDS, PATHS, OWN]))
@@ -55,7 +60,8 @@ def odd_text(rng):
                          ['[' * 1000], ['&a a: *a'], ['\ttabs: 1'], ['run: x', 'run: x']])
     text = '\n'.join(lines)
     return rng.choice([text.encode('utf-8', 'replace')] * 8 + [
-        text.encode('utf-16', 'replace'), b'', b'\0' * 10, bytes(rng.randrange(256) for _ in range(99)),
+        text.encode('utf-16', 'replace'), b'', b'\0' * 10,
+        bytes(rng.randrange(256) for _ in range(99)),
         b'a: ' + b'x' * 200_000, b'\xef\xbb\xbf' + text.encode('utf-8', 'replace')])
 
 @pytest.fixture
@@ -117,8 +123,10 @@ def test_bad_configs_are_refused_in_a_few_words(odd_files, monkeypatch):
     monkeypatch.setattr(cli, 'keep_freed_memory', lambda: None)
     monkeypatch.setattr('sys.stdin', open(os.devnull))
     for i in range(CONFIGS):
-        changes = [f'{odd_key(rng)}={odd_value(rng)}' for _ in range(rng.choice([0, 1, 1, 1, 2, 3]))]
-        Path('c.yaml').write_bytes(odd_text(rng) if rng.random() < 0.5 or not changes else b'seed: 1')
+        number = rng.choice([0, 1, 1, 1, 2, 3])
+        changes = [f'{odd_key(rng)}={odd_value(rng)}' for _ in range(number)]
+        odd = rng.random() < 0.5 or not changes
+        Path('c.yaml').write_bytes(odd_text(rng) if odd else b'seed: 1')
         words = ['c.yaml', *changes]
         status, text = said(cli.train_command, words)
         try: is_plain(status, text)
@@ -141,12 +149,14 @@ OPTIONS = dict(
 def odd_line(rng):
     "A command, and words"
     name = rng.choice([*OPTIONS])
-    words = [rng.choice(['mnist-mini', 'mnist-mini', 'mnist-mini', odd_value(rng), 'huge.safetensors',
-                         'pictures', 'mnist'])]
+    words = [rng.choice(['mnist-mini', 'mnist-mini', 'mnist-mini', odd_value(rng),
+                         'huge.safetensors', 'pictures', 'mnist'])]
     if name == 'edit': words.append(rng.choice(['picture.png', 'fifo', odd_value(rng)]))
-    if name == 'export': words += ['--to', rng.choice(['folder', 'diffusers', odd_value(rng)]), odd_value(rng)]
+    kinds = 'folder', 'diffusers', odd_value(rng)
+    if name == 'export': words += ['--to', rng.choice(kinds), odd_value(rng)]
     for _ in range(rng.randrange(1, 4)):
-        option = rng.choice([*OPTIONS[name], '--nonsense', '-x', '--', '--n', '--=', '--seed=', '--out='])
+        option = rng.choice([*OPTIONS[name], '--nonsense', '-x', '--', '--n', '--=', '--seed=',
+                             '--out='])
         words += [option] if rng.random() < 0.2 else [option, odd_value(rng)]
     return name, words
 
