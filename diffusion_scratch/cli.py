@@ -4,7 +4,7 @@
 
 # %% ../nbs/26_cli.ipynb #aa45462b
 from __future__ import annotations
-import argparse, math, os, signal, sys, traceback
+import argparse, math, os, re, signal, sys, traceback
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -67,15 +67,19 @@ def _is_out_of_memory(e: Exception) -> bool:
     said = ('not enough memory', "can't allocate memory", 'Cannot allocate memory')
     return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
 
-def printable(text) -> str:
-    "A name without characters that a terminal would obey: those are written as \\n, \\x1b, \\udcff"
-    escaped = lambda c: c.encode('unicode_escape').decode()
-    return ''.join(c if c.isprintable() else escaped(c) for c in str(text))
+# control characters, those that turn the direction of writing, and bytes that are no text
+_OBEYED = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+_MOVES = '\n', '\r', '\t', '\x1b[A'  # lines, and what bars of progress are drawn with
+
+def printable(text, kept: tuple=()) -> str:
+    "A text without what a terminal would obey, which is written as \\n, \\x1b, \\udcff; some is kept"
+    def escaped(m): return m[0] if m[0] in kept else m[0].encode('unicode_escape').decode()
+    return re.sub(rf'\x1b\[A|{_OBEYED}' if kept else _OBEYED, escaped, str(text))
 
 def _in_lines(text: str, words: list[str]) -> str:
     "What is said of an error: a few lines, none too long, and no control characters"
     for typed in {part for w in words for part in (w, w.partition('=')[2])}:
-        if not typed.isprintable(): text = text.replace(typed, printable(typed))
+        if (plain := printable(typed)) != typed: text = text.replace(typed, plain)
     lines = [printable(line) for line in text.split('\n')]
     short = [l if len(l) <= 1000 else f'{l[:700]} ... {l[-200:]}' for l in lines]
     return '\n'.join(short[:12] + ['...'] * (len(short) > 12))
@@ -97,12 +101,12 @@ class _Parser(argparse.ArgumentParser):
 #| code-fold: true
 #| code-summary: "Plumbing: consoles, and words that are numbers or paths"
 class _Console:
-    "A stream on which printing never fails: what it cannot show is escaped; its reader may leave"
+    "A stream that never fails: what it cannot show, or would obey, is escaped; readers may leave"
     def __init__(self, stream): self.stream = stream or open(os.devnull, 'w', encoding='utf-8')
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        try: self.stream.write(text)
+        try: self.stream.write(text := printable(text, _MOVES))
         except UnicodeEncodeError:
             code = self.stream.encoding
             return self.write(text.encode(code, 'backslashreplace').decode(code))
