@@ -72,7 +72,7 @@ _OBEYED = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 _MOVES = '\n', '\r', '\t', '\x1b[A'  # lines, and what bars of progress are drawn with
 
 def printable(text, kept: tuple=()) -> str:
-    "A text without what a terminal would obey, which is written as \\n, \\x1b, \\udcff; some is kept"
+    "A text without what a terminal would obey, which is written as \\n, \\x1b; some may stay"
     def escaped(m): return m[0] if m[0] in kept else m[0].encode('unicode_escape').decode()
     return re.sub(rf'\x1b\[A|{_OBEYED}' if kept else _OBEYED, escaped, str(text))
 
