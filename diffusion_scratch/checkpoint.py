@@ -168,7 +168,7 @@ def json_with_checksum(values: dict # of text, numbers, true, false, null, lists
     "A JSON file whose last value is the SHA-256 of the file; raises ValueError or TypeError"
     sealed = values | dict(checksum=NO_SUM)
     text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
-    return with_checksum(text.encode() + b'\n')
+    return with_checksum(text.encode(errors='backslashreplace') + b'\n')  # names that are no text
 
 def read_json(file: Path) -> dict:
     """What a JSON file holds, without its checksum; ValueError where one bit of it has changed. A

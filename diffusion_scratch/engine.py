@@ -4,22 +4,24 @@
 
 # %% ../nbs/19_engine.ipynb #ef1ec609
 from __future__ import annotations
-import math
+import math, os
 from contextlib import contextmanager, nullcontext
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .denoiser import Denoiser
 from .schedule import Level
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'new_accelerator', 'Shell', 'prepared', 'device_of', 'memory_in_use',
-           'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine', 'check_clip', 'check_step',
-           'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'new_accelerator', 'numeric_environment', 'Shell', 'prepared',
+           'device_of', 'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine',
+           'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained',
+           'rescales', 'keep_scale']
 
 # %% ../nbs/19_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -58,7 +60,25 @@ def new_accelerator(**options # of accelerate.Accelerator
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    return Accelerator(**dict(mixed_precision='no') | options)
+    _check_environment()
+    fixed = dict(mixed_precision='no', dynamo_backend='no',
+                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    return Accelerator(**fixed | options)
+
+def _check_environment():
+    "Refuse ways of sharing a network that the environment may ask accelerate for, and we have not"
+    for way in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        name = f'ACCELERATE_USE_{way}'
+        if os.environ.get(name, 'false').lower() != 'true': continue
+        raise ValueError(f'{name} is set in the environment, and processes share a batch here in '
+                         'one way only, each with a whole network; unset it, or start with '
+                         'accelerate launch --multi_gpu')
+
+def numeric_environment() -> dict[str, str]:
+    "The variables of the environment that can change the numbers of a run, for its records"
+    told = ('ACCELERATE_', 'ATEN_', 'CUBLAS_', 'CUDA_', 'CUDNN_', 'DNNL_', 'GOMP_', 'KMP_', 'MKL_',
+            'NCCL_', 'NVIDIA_', 'OMP_', 'ONEDNN_', 'PYTORCH_', 'TORCH')
+    return {k: os.environ[k] for k in sorted(os.environ) if k.startswith(told)}
 
 class Shell(nn.Module):
     "A network in a case that accelerate may wrap and patch, so that the network stays as it is"

@@ -38,7 +38,7 @@ from .training import Metrics, TrainState, fit
 from .checkpoint import atomic, checkpoints, newest_checkpoint
 from .checkpoint import json_with_checksum, push_file, read_json
 from .training import measure
-from .engine import new_accelerator
+from .engine import new_accelerator, numeric_environment
 from .checkpoint import prune_checkpoints, resume
 from .checkpoint import save_checkpoint
 
@@ -993,7 +993,8 @@ def describe_session(config: Config, state: TrainState, data: ImageSet,
                 cpu_capability=torch.backends.cpu.get_cpu_capability(),
                 device=_device_name(device),
                 threads=torch.get_num_threads(), processes=accelerator.num_processes,
-                precision=config.training.precision, parameters=_count_parameters(state),
+                precision=config.training.precision, environment=numeric_environment(),
+                parameters=_count_parameters(state),
                 data=repr(data), data_sha256=fingerprint(data),
                 data_skipped=len(data.skipped), skipped=list(data.skipped))
 

@@ -7,7 +7,8 @@ import torch
 from accelerate import Accelerator
 
 from diffusion_scratch.checkpoint import resume, save_checkpoint
-from diffusion_scratch.engine import new_accelerator, parts_of_batch, step_seed
+from diffusion_scratch.engine import (new_accelerator, numeric_environment, parts_of_batch,
+                                      step_seed)
 from diffusion_scratch.training import fit
 from helpers_training import OPTIONS, SCHEDULE, everything, images, same, start, train
 
@@ -111,3 +112,16 @@ def test_a_resumed_run_goes_on_with_its_scale(tmp_path):
     train(second, 12, accelerator=scaling(2.**16, interval=4))
     assert straight.scaler == second.scaler and straight.scaler['scale'] == 2.**13
     assert same(everything(second), everything(straight))
+
+def test_the_environment_compiles_nothing_and_shares_no_network(monkeypatch):
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
+    monkeypatch.setenv('ACCELERATE_GRADIENT_ACCUMULATION_STEPS', '4')
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
+    accelerator = new_accelerator(cpu=True)
+    layer = accelerator.prepare_model(torch.nn.Linear(2, 2))
+    assert type(layer) is torch.nn.Linear and accelerator.gradient_accumulation_steps == 1
+    assert layer(torch.zeros(1, 2)).dtype == torch.float32
+    assert numeric_environment()['ACCELERATE_MIXED_PRECISION'] == 'bf16'
+    monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
+    with pytest.raises(ValueError, match='ACCELERATE_USE_FSDP is set in the environment'):
+        new_accelerator(cpu=True)
