@@ -153,7 +153,7 @@ def printable(name) -> str:
 def in_markdown(name) -> str:
     "A name that in Markdown, and in the HTML made of it, is text and nothing else"
     text = printable(name).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
-    text = re.sub(r'([\\`*_|~$])', r'\\\1', text)
+    text = re.sub(r'([\\`*|~$]|(?<!\w)_|_(?!\w))', r'\\\1', text)
     return text.replace('](', ']\\(')
 
 # %% ../nbs/08_data.ipynb #9b8304da
