@@ -64,7 +64,7 @@ def _read_bytes(file: Path, kind: str) -> bytes:
     start = head.lstrip().lower()
     known = [what for begins, what in _BEGINNINGS.items() if start.startswith(begins)]
     known += [what for ends, what in _ENDINGS.items() if file.suffix.lower() == ends]
-    raise ValueError(f'{file} is not a whole {kind}{"; it is " * bool(known)}{"".join(known[:1])}')
+    raise ValueError('; it is '.join([f'{printable(file)} is not a whole {kind}', *known[:1]]))
 
 def _read_tensors(blob: bytes, file: Path) -> dict[str, Tensor]:
     "What a safetensors file holds, by name"
@@ -379,7 +379,7 @@ def _check_checkpoint(file: Path):
     try: facts = json.loads(blob[8:8 + int.from_bytes(blob[:8], 'little')]).get('__metadata__', {})
     except (ValueError, AttributeError): return  # damaged: whoever reads it says how
     if not {'step', 'sha256'} & facts.keys():
-        raise ValueError(f'{file} holds weights alone, not what they predict, nor the noise '
+        raise ValueError(f'{printable(file)} holds weights alone, not what they predict, nor the noise '
                          f'levels. {_convert_advice(file)}')
 
 def _run_network(path: Path, file: Path, args: dict | None, kind: type | None) -> nn.Module:
@@ -680,7 +680,7 @@ PICKLES = {'.bin', '.ckpt', '.pt', '.pth', '.pkl'}
 
 def _pickled(file: Path, target: Path | None=None) -> ValueError:
     "Why a pickle is not loaded, and how to make it something that is"
-    return ValueError(f'{file} is a pickle, and to load a pickle is to run what is in it. '
+    return ValueError(f'{printable(file)} is a pickle, and to load a pickle is to run what is in it. '
                       f'{_convert_advice(file, target)}')
 
 def _convert_advice(file: Path, target: Path | None=None) -> str:

@@ -218,10 +218,44 @@ def test_pickles_are_refused_and_the_command_converts_them(published, reference)
     (published/DIFFUSERS_WEIGHTS).unlink()
     torch.save(reference.state_dict(), published/'diffusion_pytorch_model.bin')
     with pytest.raises(ValueError, match='is a pickle') as e: load(published)
-    command = str(e.value).splitlines()[1]
-    assert command.startswith('python -c')
-    subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True)
+    follow(e, published)
     compare(load(published)[0].net, reference, images(1, 1, 8, 8), (1, 1000))
+
+def follow(error, cwd):
+    "Paste the lines after the first one of a message into Python, as it says"
+    _, advice = str(error.value).split('\n', 1)
+    subprocess.run([sys.executable, '-'], input=advice, text=True, check=True, cwd=cwd)
+
+def in_parallel(weights): return {f'module._orig_mod.{k}': w for k, w in weights.items()}
+
+@pytest.mark.parametrize('name, kept', [
+    ("it's $(touch ran) `touch ran` \"w\".pt", lambda w: w), ('a\\b\nc\udce9.ckpt', in_parallel),
+    ('trainer.pt', lambda w: dict(step=3, model={}, ema=in_parallel(w), optimizer={})),
+    ('bare.safetensors', lambda w: w)])
+def test_weights_of_others_become_a_folder(tmp_path, monkeypatch, name, kept):
+    "Whatever the name of the file, and where a trainer keeps its weights"
+    monkeypatch.chdir(tmp_path)
+    denoiser, file = make(EPS, num_classes=3, unshuffle=2, attention=(0,), blocks=2), Path(name)
+    weights = kept(denoiser.net.state_dict())
+    if file.suffix == '.safetensors': save_file(weights, file)
+    else: torch.save(weights, file)
+    with pytest.raises(ValueError, match='Convert it once') as e: load(file)
+    follow(e, tmp_path)
+    found, schedule = load(file.with_suffix(''))
+    assert same(found, denoiser) and found.parameterization is EPS
+    assert torch.equal(schedule.betas, linear_betas(1000)) and not Path('ran').exists()
+
+def test_what_cannot_be_converted_says_why(tmp_path):
+    convert, net = pretrained.convert, nn.Linear(2, 2)
+    for name, held, says in (('a', dict(args=Parameterization), 'other things than numbers'),
+                             ('b', dict(step=3), 'no weights'), ('c', net.state_dict(), 'net=')):
+        torch.save(held, tmp_path/f'{name}.pt')
+        with pytest.raises(ValueError, match=f'{name}.pt (.|\n)*{says}'):
+            convert(tmp_path/f'{name}.pt', tmp_path/'out')
+    convert(tmp_path/'c.pt', tmp_path/'out', net=nn.Linear(2, 2), parameterization=X0, schedule=S)
+    found, schedule = load(tmp_path/'out', net=nn.Linear(2, 2))
+    assert torch.equal(found.net.weight, net.weight) and found.parameterization is X0
+    assert torch.equal(schedule.betas, S.betas)
 
 @pytest.mark.parametrize('name', ['model.ckpt', 'weights.pt', 'net.bin'])
 def test_no_pickle_is_ever_opened(tmp_path, monkeypatch, name):
@@ -231,7 +265,7 @@ def test_no_pickle_is_ever_opened(tmp_path, monkeypatch, name):
     Path('net').mkdir()
     torch.save(Bomb(), Path('net')/name)
     for path in ('net', f'net/{name}'):
-        with pytest.raises(ValueError, match=f'{name} is a pickle(.|\n)*python -c'): load(path)
+        with pytest.raises(ValueError, match=f'{name} is a pickle(.|\n)*\nconvert'): load(path)
     assert not Path('exploded').exists()
 
 def test_other_pipelines_and_other_folders(tmp_path, published):
@@ -369,8 +403,13 @@ def test_other_peoples_folders_are_never_replaced(tmp_path, published):
         (dict(args=dict(channels=17)), 'config.json(.|\n)*channels = 17'),
         (dict(args=dict(depth=3)), 'config.json(.|\n)*depth'), (cut(-9), 'config.json is not JSON'),
         (dict(args=dict(SMALL, channels=32)), 'another network'), (dict(network='.x:y'), 'network'),
-        (dict(network='os:getcwd'), 'network: os:getcwd is not a torch.nn.Module'),
-        (dict(network='nowhere:Net'), r'nowhere:Net cannot be imported(.|\n)*net=Net\(')]],
+        (dict(network='os:getcwd'), 'network os:getcwd, which is not of this package'),
+        (dict(network='diffusion_scratch.data:Path'), 'not of this package'),
+        (dict(network='diffusion_scratch.nowhere:Net'), 'not of this package'),
+        (dict(network='nowhere:Net'), r"--model nowhere:Net(.|\n)*net='nowhere:Net'(.|\n)*net=Net\("),
+        *[(dict(about=dict([fact])), f'about: {fact[0]}: (.|\n)* is not allowed') for fact in (
+            ('shape', [1, -8, 8]), ('shape', 'x'), ('shape', [1, 2**40, 8]), ('classes', [3]),
+            ('classes', 'ab'), ('sampling', 7))]]],
     *[('config.json', {key: ...}, f"config.json: {key}: 'nothing'")
       for key in ('version', 'network', 'args', 'parameterization', 'sha256', 'about')],
     *[('schedule.json', *case) for case in [
@@ -416,15 +455,17 @@ def test_own_networks_are_found_by_name(tmp_path, own):
     denoiser.net.count.fill_(9)
     save(denoiser, S, folder, dtype=torch.float16)
     before = torch.get_rng_state()
-    back, _ = load(folder)
-    assert torch.equal(torch.get_rng_state(), before)
+    back, _ = load(folder, net='own_nets:Net')
+    assert torch.equal(torch.get_rng_state(), before) and same(back, load(folder, net=own.Net)[0])
     assert type(back.net) is own.Net and back.net.count == 9 and back.net.count.dtype == torch.int64
     assert torch.equal(back.net.layer.weight, denoiser.net.layer.weight.half().float())
     assert back.parameterization is X0
-    refused(folder/'config.json', dict(args=dict(depth=3)),
-            r"args: \{'depth': 3\} is not allowed for own_nets:Net(.|\n)*net=Net")
-    # and SystemExit would tell that it ran
-    refused(folder/'config.json', dict(network='own_nets:function'), 'not a torch.nn.Module')
+    for wrong in ('own_nets:function', 'own_nets', '.x:y', '', 7, own.function):
+        with pytest.raises(ValueError, match='net: .* is not allowed'): load(folder, net=wrong)
+    with pytest.raises(ValueError, match='nowhere'): load(folder, net='nowhere:Net')
+    edit(folder/'config.json', args=dict(depth=3))
+    says = r"args: \{'depth': 3\} is not allowed for Net(.|\n)*net=Net"
+    with pytest.raises(ValueError, match=says): load(folder, net=own.Net)
 
 def test_a_network_without_config_is_filled(tmp_path, own):
     denoiser, folder = Denoiser(own.Mute(4), V), tmp_path/'net'
@@ -454,13 +495,13 @@ load(save(denoiser, schedule, 'ours'))
 load(export_diffusers(denoiser, schedule, 'theirs', dict(shape=(1, 8, 8))))
 try: export_onnx(denoiser, 'net.onnx', (1, 8, 8))
 except ImportError: print('refused')
-load(save(Denoiser(Net(4)), schedule, 'notebook'))
+load(save(Denoiser(Net(4)), schedule, 'notebook'), net=Net)
 '''
     said = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
                           check=True, cwd=tmp_path).stdout
     assert said == 'refused\n' and not (tmp_path/'net.onnx').exists()
     assert same(load(tmp_path/'ours')[0], load(tmp_path/'theirs')[0])
-    with pytest.raises(ValueError, match=r'__main__:Net cannot be imported(.|\n)*net=Net\(...\)'):
+    with pytest.raises(ValueError, match=r'network __main__:Net(.|\n)*net=Net\(...\)'):
         load(tmp_path/'notebook')
     assert load(tmp_path/'notebook', net=own.Net(4))[0].net.count == 7
 
@@ -518,7 +559,9 @@ def test_own_networks_of_a_run(tmp_path, own):
     config = parse_config(dict(model='own_nets:Net', model_args=dict(width=28)))
     (run/'config.yaml').write_text(dump_config(config))
     for place in (file, run):
-        assert same(load(place)[0], state.ema) and same(load(place, ema=False)[0], state.denoiser)
+        with pytest.raises(ValueError, match='asks for the network own_nets:Net'): load(place)
+        for net in ('own_nets:Net', own.Net): assert same(load(place, net=net)[0], state.ema)
+        assert same(load(place, ema=False, net=own.Net)[0], state.denoiser)
 
 def test_averages_only(tmp_path):
     facts = dict(average=dict(ema=True), last=dict(ema=False), unknown=None)
@@ -590,7 +633,7 @@ found = find(net)
 assert not asked and found.about['source'] == net and not found.about['ema']
 assert found.about['sampling']['variance'] == 'fixed_large'
 folder = folder.with_name('own')
-refused('me/net', 'ValueError: me/net names a network of its own, torch.nn.modules.linear:Linear')
+refused('me/net', 'ValueError: ', 'asks for the network helper:Net')
 folder = folder.with_name('nothing')
 missing = 'FileNotFoundError', 'is no path here, and cannot be fetched from the Hugging Face'
 refused(net[:-3], *missing, 'RepositoryNotFound', f'Did you mean {net}?')
@@ -614,6 +657,6 @@ def test_the_hub(tmp_path):
     hub's address is read when its client is imported"""
     folder = publish(tmp_path/'published', theirs(TINY), variance_type='fixed_large')
     torch.save(dict(), folder/'diffusion_pytorch_model.bin')
-    save(Denoiser(nn.Linear(2, 2)), S, tmp_path/'own')
+    edit(save(make(), S, tmp_path/'own')/'config.json', network='helper:Net')
     env = os.environ | dict(HF_HOME=str(tmp_path/'hub'))
     subprocess.run([sys.executable, '-c', HUB, tmp_path], check=True, env=env)
