@@ -77,9 +77,11 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--diagnose', metavar='RUN', type=Path,
                    help='train nothing: is this run learning? The loss by timestep, beside what '
                         'is possible, and a verdict')
+    p.add_argument('--model', **_OWN | dict(help='goes with --diagnose: the network of your own'))
     args = p.parse_args(argv)
     if bool(args.config) == bool(args.diagnose):
         p.error('give a config to train, or --diagnose RUN')
+    if args.network and args.config: p.error('--model goes with --diagnose; a config names its own')
     return args
 
 # %% ../nbs/26_cli.ipynb #742bf03f
@@ -89,15 +91,16 @@ def train_command(argv: list[str] | None=None # words; by default, of this proce
     args = _train_arguments(argv)
     with _plain_errors('stopped; the same command goes on from the last checkpoint, '
                       'if there is one'):
-        if args.diagnose: return print(_diagnose_run(args.diagnose))
+        if args.diagnose: return print(_diagnose_run(args.diagnose, args.network))
         config = load_config(args.config, args.overrides)
         if find_device(config.device).type == 'cpu': keep_freed_memory()
         train(config)
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e0
-def _diagnose_run(path: Path) -> str:
+def _diagnose_run(path: Path, network: str | None=None) -> str:
     "The doctor's verdict on a run, which may still be going on; a figure in its folder"
-    config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path)
+    config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path, net=network)
+    _check_own_weight(config, path, network)
     data = make_data(config, cache=path/'data')
     run = RunFolder(config.model_copy(update=dict(run=path)))
     found = diagnose(denoiser, schedule, data, [m.loss for m in run.metrics()],
@@ -115,6 +118,9 @@ _MODEL = ('a run folder or checkpoint, a folder that diffusion-export wrote or o
 _RAW = 'the weights of the last step in place of their average'
 _SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: chapter 10'
 _DEVICE = 'auto, cpu, cuda, mps (default auto)'
+
+_OWN = dict(dest='network', metavar='MODULE:CLASS',
+            help='the network of your own that the model asks for: only code that you name is run')
 
 class KeepOptionName(argparse.Action):
     "Keeps a value, and which name of its option was typed"
@@ -143,6 +149,7 @@ def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n'
         '  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
     p.add_argument('model', help=_MODEL)
+    p.add_argument('--model', **_OWN)
     p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
     p.add_argument('--labels', '--class', action=KeepOptionName, nargs='+', metavar='CLASS',
                    help='classes to draw, in turn (default: all of them). mnist learned none, '
@@ -179,7 +186,7 @@ def _save_samples(args: argparse.Namespace) -> Path:
     out = args.out or _default_output(args.model, inside, here)
     _check_count('--n', args.n)
     _check_png(out)
-    device, model = find_device(args.device), _load_model(args.model, args.raw)
+    device, model = find_device(args.device), _load_model(args.model, args.raw, args.network)
     check_writable(out.parent, '--out')
     sampling = _sampling_config(args, model.about, model.schedule)
     wanted = _wanted_classes(args, model.classes)
@@ -203,12 +210,19 @@ class _Model(NamedTuple):
     shape: tuple        # of an image (C,H,W)
     about: dict
 
-def _load_model(name: str, raw: bool=False) -> _Model:
+def _load_model(name: str, raw: bool=False, network: str | None=None) -> _Model:
     "What is found under a name, in a folder or a file, and can draw"
     found = find(name)
-    denoiser, schedule = found.load(ema=not raw)
+    denoiser, schedule = found.load(ema=not raw, net=network)
     shape = _image_shape(name, found.about)
     return _Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
+
+def _check_own_weight(config: Config, path: Path, network: str | None):
+    "Refuse to run the weight that a run names, unless the user named its module"
+    module, _, own = (config.training.weight or '').partition(':')
+    if own and module != (network or '').partition(':')[0]:
+        raise ConfigError(f'{path} asks for training.weight {module}:{own}; no code runs because a '
+                          f'file names it. If you trust it: --model {module}:CLASS')
 
 def _image_shape(name: str, about: dict) -> tuple:
     "The size of the images that weights draw; refuses weights that do not say it"
@@ -276,6 +290,7 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n'
         '  diffusion-export mnist-mini --to onnx digits.onnx')
     p.add_argument('model', help=_MODEL)
+    p.add_argument('--model', **_OWN)
     p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'],
                    help='a folder of our own, a pipeline for diffusers, or one ONNX file')
     p.add_argument('out', type=Path, help='the folder or file to write')
@@ -301,7 +316,7 @@ def export_command(argv: list[str] | None=None # words; by default, of this proc
 def _export_model(args: argparse.Namespace) -> Path:
     "Write a model as a folder of ours, for diffusers or as ONNX"
     found = find(args.model)
-    denoiser, schedule = found.load(ema=not args.raw)
+    denoiser, schedule = found.load(ema=not args.raw, net=args.network)
     about = dict(ema=not args.raw) | found.about
     if args.to == 'folder':
         half = torch.float16 if args.half else None
@@ -325,6 +340,7 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ '
         '--steps 20 --repeats 5')
     p.add_argument('model', help=_MODEL)
+    p.add_argument('--model', **_OWN)
     p.add_argument('picture', type=Path,
                    help="an image file; of another size than the model's, it is cropped in the "
                         'centre and resized')
@@ -368,7 +384,7 @@ def _edit_picture(args: argparse.Namespace) -> Path:
     device = find_device(args.device)
     _check_count('--n', args.n)
     _check_edit_output(args, out)
-    model = _load_model(args.model)
+    model = _load_model(args.model, network=args.network)
     sampling, strength, y = _edit_options(args, model)
     n, shape, schedule = args.n, model.shape, model.schedule
     picture = to_float(_read_pixels(args.picture, shape, 'picture')).to(device)
@@ -454,6 +470,7 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
         'With more features than images there is no Frechet distance: 64 features of digits '
         'want n of some hundreds, the 2048 of Inception some ten thousands.')
     p.add_argument('model', help=_MODEL)
+    p.add_argument('--model', **_OWN)
     p.add_argument('--n', type=int, default=1000,
                    help='how many images (default 1000); more make narrower intervals')
     p.add_argument('--steps', type=int, default=50,
@@ -495,7 +512,7 @@ def evaluate_command(argv: list[str] | None=None # words; by default, of this pr
 # %% ../nbs/26_cli.ipynb #d5f1a0e4
 def _evaluate_named_model(args: argparse.Namespace) -> Report:
     "The report of a model beside real images: those named, or those it was trained on"
-    device, model = find_device(args.device), _load_model(args.model, args.raw)
+    device, model = find_device(args.device), _load_model(args.model, args.raw, args.network)
     _check_count('--n', args.n)
     _check_count('--batch', args.batch)
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
