@@ -330,8 +330,8 @@ def resume(path: str | Path,  # a run folder, or a checkpoint file
     "Go on where a checkpoint stopped: weights, average, optimizer and step"
     tensors, meta = read_checkpoint(path)
     saved = Schedule(tensors['schedule.betas'])
-    weights = {f'{part}.': named_as_in(getattr(state, part).net, without_prefix(tensors, f'{part}.'))
-               for part in ('denoiser', 'ema')}
+    weights = {part: named_as_in(getattr(state, part[:-1]).net, without_prefix(tensors, part))
+               for part in ('denoiser.', 'ema.')}
     check_resumable(path, meta, saved, weights, state, schedule)
     state.denoiser.net.load_state_dict(weights['denoiser.'])
     state.ema.net.load_state_dict(weights['ema.'])

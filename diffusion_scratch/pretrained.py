@@ -255,7 +255,7 @@ def _read_saved(path: Path) -> Found:
     def read(ema): return _saved_weights(weights, config['sha256']), schedule.betas
 
     sampling = SamplingConfig(steps=min(100, schedule.T)).model_dump()
-    about = dict(classes=[], sampling=sampling) | _checked_about(config['about'], path/'config.json')
+    about = dict(classes=[], sampling=sampling) | config['about']
     network = partial(_saved_network, config, path/'config.json')
     return Found(path, about, config['parameterization'], network, read)
 
@@ -274,10 +274,11 @@ def _saved_config(file: Path) -> dict:
     if config['version'] != 1:
         raise ValueError(f'{file}: version: {config["version"]} is not allowed; allowed: 1. '
                          'A newer diffusion_scratch wrote this folder')
+    _check_about(config['about'], file)
     return config
 
-def _checked_about(about: dict, file: Path) -> dict:
-    "Facts as they are, if those that decide something can be what they should be"
+def _check_about(about: dict, file: Path):
+    "Raise ValueError where a fact that decides something cannot be what it should be"
     def whole(n): return isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**20
     fits = dict(shape=lambda v: isinstance(v, list | tuple) and v and all(map(whole, v)),
                 classes=lambda v: isinstance(v, list | tuple)
@@ -289,7 +290,6 @@ def _checked_about(about: dict, file: Path) -> dict:
         if not fits[k](about[k]):
             raise ValueError(f'{file}: about: {k}: {about[k]!r} is not allowed; '
                              f'allowed: {allowed[k]}')
-    return about
 
 def _saved_schedule(file: Path) -> Schedule:
     "The schedule that schedule.json holds"
@@ -367,7 +367,7 @@ def _read_run(path: Path) -> Found:
         weights = without_prefix(tensors, 'ema.' if ema else 'denoiser.')
         return weights, tensors['schedule.betas']
 
-    about, predicts = _checked_about(meta['about'], file), meta['parameterization']
+    about, predicts = meta['about'], meta['parameterization']
     return Found(file, about, predicts, network, read, both=True)
 
 # %% ../nbs/22_pretrained.ipynb #7fd7e5be
@@ -379,8 +379,8 @@ def _check_checkpoint(file: Path):
     try: facts = json.loads(blob[8:8 + int.from_bytes(blob[:8], 'little')]).get('__metadata__', {})
     except (ValueError, AttributeError): return  # damaged: whoever reads it says how
     if not {'step', 'sha256'} & facts.keys():
-        raise ValueError(f'{printable(file)} holds weights alone, not what they predict, nor the noise '
-                         f'levels. {_convert_advice(file)}')
+        raise ValueError(f'{printable(file)} holds weights alone, not what they predict, nor the '
+                         f'noise levels. {_convert_advice(file)}')
 
 def _run_network(path: Path, file: Path, args: dict | None, kind: type | None) -> nn.Module:
     "The UNet that a checkpoint describes, or the network that the run's config makes"
@@ -662,7 +662,7 @@ def _check_pipeline(path: Path) -> dict[str, str]:
     index = read_json(file) if file.exists() else {}
     extra = [k for k in index if k[:1] != '_' and k not in ('unet', 'scheduler')]
     if extra:
-        raise ValueError(f'{path} is a {index.get("_class_name")} with {", ".join(extra)}; '
+        raise ValueError(f'{file} is of a {index.get("_class_name")} with {", ".join(extra)}; '
                          'allowed: a pipeline of unet and scheduler, such as DDPMPipeline')
     sums = index.get('_sha256')
     return sums if isinstance(sums, dict) else {}
@@ -680,8 +680,8 @@ PICKLES = {'.bin', '.ckpt', '.pt', '.pth', '.pkl'}
 
 def _pickled(file: Path, target: Path | None=None) -> ValueError:
     "Why a pickle is not loaded, and how to make it something that is"
-    return ValueError(f'{printable(file)} is a pickle, and to load a pickle is to run what is in it. '
-                      f'{_convert_advice(file, target)}')
+    return ValueError(f'{printable(file)} is a pickle, and to load a pickle is to run what is in '
+                      f'it. {_convert_advice(file, target)}')
 
 def _convert_advice(file: Path, target: Path | None=None) -> str:
     "Lines of Python that make of a file what `load` takes: beside it, a file or a new folder"
@@ -724,7 +724,8 @@ def convert(file: str | Path,            # a pickle, of which only numbers are r
         return to
     net = UNet(**_shapes_of_unet(weights, file)) if net is None else net
     _fill(net, weights, file)
-    return save(Denoiser(net, parameterization), schedule or Schedule(linear_betas(1000)), to, about)
+    if schedule is None: schedule = Schedule(linear_betas(1000))
+    return save(Denoiser(net, parameterization), schedule, to, about)
 
 # where a trainer keeps its weights, the first that is there
 _PARTS = ('ema', 'ema_model', 'model_ema', 'model', 'state_dict', 'model_state_dict', 'net', 'unet')
@@ -828,8 +829,8 @@ def _shipped() -> list[str]:
 def _unknown_name(name: str) -> FileNotFoundError:
     "The error for a name that is neither a path nor known"
     shipped, published = ', '.join(_shipped()) or 'none', ', '.join(PUBLISHED)
-    return FileNotFoundError(f'{printable(name)} is no path here and no name that is known; shipped: '
-                             f'{shipped}; published: {published}{_did_you_mean(name)}')
+    return FileNotFoundError(f'{printable(name)} is no path here and no name that is known; '
+                             f'shipped: {shipped}; published: {published}{_did_you_mean(name)}')
 
 def _did_you_mean(name: str) -> str:
     "The known name that a wrong one looks most like, as the end of a message"

@@ -126,7 +126,8 @@ def test_every_file_of_an_extractor_is_read_whole_or_refused(tmp_path, mini):
     def read(by):
         eye = by(folder)
         return eye.name, eye.hash, eye(image).x.tolist()
-    for file in folder.iterdir(): assert never_silent(file, lambda: read(READ_BY[file.name]))['refused']
+    for file in folder.iterdir():
+        assert never_silent(file, lambda: read(READ_BY[file.name]))['refused'] > 100
     shipped = shutil.copytree(FOLDER, tmp_path/'shipped')
     for name in READ_BY: never_silent(shipped/name, lambda: load_classifier(shipped).hash)
 
@@ -142,8 +143,8 @@ def test_folders_that_are_no_extractor(tmp_path, write):
     (tmp_path/'eye').mkdir()
     write(tmp_path/'eye')
     (tmp_path/'eye'/'model.safetensors').touch()
-    with pytest.raises((ValueError, FileNotFoundError), match='config.json (.|\n)*save_classifier wrote'):
-        load_classifier(tmp_path/'eye')
+    says = 'config.json (.|\n)*save_classifier wrote'
+    with pytest.raises((ValueError, OSError), match=says): load_classifier(tmp_path/'eye')
 
 def test_what_cannot_be_learned_is_refused(mini):
     with pytest.raises(ValueError, match='labels'): train_classifier(ImageSet(mini.images[:9]))

@@ -282,7 +282,8 @@ def test_names_are_text_on_the_page_and_on_the_terminal(oracle, data, tmp_path):
     page, said = (tmp_path/'r'/'report.md').read_text(encoding='utf-8'), str(r.evaluation)
     for text in (page, said): assert not {'\x1b', '\udce9'} & set(text)
     assert '<img' not in page and '](http' not in page and '\\| b' not in page
-    assert page.count('\n') == str(evaluated(oracle, data, tmp_path/'plain', 6, steps=1)).count('\n')
+    plain = evaluated(oracle, data, tmp_path/'plain', 6, steps=1)
+    assert page.count('\n') == str(plain).count('\n')
     assert report_of(tmp_path/'r')['protocol']['reference'].startswith(ODD)
 
 @pytest.mark.parametrize('wrong, says', [
