@@ -312,6 +312,10 @@ def check_loadable(path, meta: dict, weights: dict, net: nn.Module):
         raise ValueError(f'{path} predicts {name!r}; known are {", ".join(PARAMETERIZATIONS)}')
     check_same_network(path, weights, net)
 
+def _named(tensors: dict, part: str, state) -> dict:
+    "The weights of a part of a checkpoint by the names that this state has for them"
+    return named_as_in(getattr(state, part.rstrip('.')).net, without_prefix(tensors, part))
+
 def check_resumable(path, meta: dict, saved: Schedule, weights: dict, state, schedule: Schedule):
     "Raise ValueError where a state cannot go on from a checkpoint"
     if not saved.is_close(schedule):
@@ -330,8 +334,7 @@ def resume(path: str | Path,  # a run folder, or a checkpoint file
     "Go on where a checkpoint stopped: weights, average, optimizer and step"
     tensors, meta = read_checkpoint(path)
     saved = Schedule(tensors['schedule.betas'])
-    weights = {part: named_as_in(getattr(state, part[:-1]).net, without_prefix(tensors, part))
-               for part in ('denoiser.', 'ema.')}
+    weights = {part: _named(tensors, part, state) for part in ('denoiser.', 'ema.')}
     check_resumable(path, meta, saved, weights, state, schedule)
     state.denoiser.net.load_state_dict(weights['denoiser.'])
     state.ema.net.load_state_dict(weights['ema.'])

@@ -99,7 +99,8 @@ def train_command(argv: list[str] | None=None # words; by default, of this proce
 # %% ../nbs/26_cli.ipynb #d5f1a0e0
 def _diagnose_run(path: Path, network: str | None=None) -> str:
     "The doctor's verdict on a run, which may still be going on; a figure in its folder"
-    config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path, net=network)
+    config = load_config(path/'config.yaml')
+    denoiser, schedule = load(path, net=network)
     _check_own_weight(config, path, network)
     data = make_data(config, cache=path/'data')
     run = RunFolder(config.model_copy(update=dict(run=path)))
@@ -186,7 +187,8 @@ def _save_samples(args: argparse.Namespace) -> Path:
     out = args.out or _default_output(args.model, inside, here)
     _check_count('--n', args.n)
     _check_png(out)
-    device, model = find_device(args.device), _load_model(args.model, args.raw, args.network)
+    device = find_device(args.device)
+    model = _load_model(args.model, args.raw, args.network)
     check_writable(out.parent, '--out')
     sampling = _sampling_config(args, model.about, model.schedule)
     wanted = _wanted_classes(args, model.classes)
@@ -512,7 +514,8 @@ def evaluate_command(argv: list[str] | None=None # words; by default, of this pr
 # %% ../nbs/26_cli.ipynb #d5f1a0e4
 def _evaluate_named_model(args: argparse.Namespace) -> Report:
     "The report of a model beside real images: those named, or those it was trained on"
-    device, model = find_device(args.device), _load_model(args.model, args.raw, args.network)
+    device = find_device(args.device)
+    model = _load_model(args.model, args.raw, args.network)
     _check_count('--n', args.n)
     _check_count('--batch', args.batch)
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))

@@ -137,8 +137,8 @@ def _claim(folder: Path, settings: dict):
                          f"({', '.join(changed)}, by {file.name}); give this evaluation a folder of "
                          "its own, or delete that one")
 
-def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int, shares: list[float] | None,
-                   guidance: float, seed: int, batch: int):
+def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
+                   shares: list[float] | None, guidance: float, seed: int, batch: int):
     "Refuse, before any work, numbers that nothing can be drawn with, or not kept in memory"
     largest = psutil.virtual_memory().total // max(1, math.prod(shape))
     ranges = dict(n=(n, 1, largest), steps=(steps, 1, schedule.T), batch=(batch, 1, largest),

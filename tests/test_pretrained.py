@@ -593,7 +593,7 @@ def test_wrapped_networks_are_saved_as_what_they_are(tmp_path, wrap):
     ('model.yaml', b'run: runs/x\n', 'a config: diffusion-train'),
     ('a.png', b'\x89PNG\r\n\x1a\n', 'a picture'),
     ('a.jpg', b'\xff\xd8\xff\xe0' * 9, 'a picture'), ('a.onnx', b'\x08\n\x12' * 9, 'an ONNX'),
-    ('w.safetensors', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'git lfs pull'),
+    ('w.safetensors', b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
     ('w.safetensors', b'\n<!DOCTYPE html><title>Sign in</title>', 'a web page'),
     ('w.safetensors', b'', 'checkpoint$'), ('config.json', b'{"format": 1}', 'facts'),
     ('w.safetensors', b'PK\x03\x04' * 9, 'a zip archive, or a pickle')])
