@@ -134,8 +134,8 @@ def _claim(folder: Path, settings: dict):
                for k in {**there, **settings} if not _same(k, there.get(k), settings.get(k))]
     if changed:
         raise ValueError(f"{folder} holds images that were made with other settings "
-                         f"({', '.join(changed)}, by {file.name}); give this evaluation a folder of "
-                         "its own, or delete that one")
+                         f"({', '.join(changed)}, by {file.name}); give this evaluation a folder "
+                         "of its own, or delete that one")
 
 def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
                    shares: list[float] | None, guidance: float, seed: int, batch: int):
