@@ -15,7 +15,7 @@ from torch import nn
 from diffusion_scratch import pretrained
 from diffusion_scratch.checkpoint import (about_checkpoint, bare_weights, load_checkpoint, resume,
                                           save_checkpoint)
-from diffusion_scratch.cli import export_command, sample_command
+from diffusion_scratch.cli import export_command, sample_command, train_command
 from diffusion_scratch.config import SamplingConfig, dump_config, parse_config
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Parameterization, clipped
@@ -563,6 +563,15 @@ def test_no_code_runs_because_a_folder_names_it(helper, place, capsys):
     sample_command([place, '--n', '1', '--steps', '1', '--out', 'a.png', '--model', 'helper:Net'])
     export_command([place, '--to', 'folder', 'out', '--model', 'helper:Net'])
     assert same(load('out', net='helper:Net')[0].net, helper)
+
+@pytest.mark.parametrize('line, weight, says', [
+    ([], None, '--model helper:Net'),
+    (['--model', 'helper:Net'], 'elsewhere:weight', 'training.weight elsewhere:weight')])
+def test_a_diagnosis_runs_no_code_of_a_run(helper, line, weight, says, capsys):
+    config = parse_config(dict(model='helper:Net', training=dict(weight=weight)))
+    Path('run/config.yaml').write_text(dump_config(config))
+    with pytest.raises(SystemExit): train_command(['--diagnose', 'run', *line])
+    assert says in capsys.readouterr().err and Path('ran').exists() == bool(line)
 
 def test_networks_of_this_package_need_no_naming(tmp_path):
     net = DiT(in_channels=1, width=16, heads=2, depth=1)
