@@ -4,7 +4,7 @@
 
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
-import hashlib, json, operator, os, socket, time, warnings
+import hashlib, json, operator, os, re, socket, time, warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet',
-           'check_batch_shape', 'check_range', 'warn_if_never_negative', 'mnist_mini', 'mnist', 'cifar10', 'cover_box',
-           'cover', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'image_set', 'fingerprint',
-           'check_varied']
+           'check_batch_shape', 'check_range', 'warn_if_never_negative', 'printable', 'in_markdown', 'mnist_mini',
+           'mnist', 'cifar10', 'cover_box', 'cover', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder',
+           'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -141,6 +141,20 @@ def _describe_set(data: ImageSet) -> str:
     if data.num_classes: facts.append(f'{data.num_classes} classes')
     if data.skipped: facts.append(f'{len(data.skipped):,} files skipped')
     return ', '.join(facts)
+
+# %% ../nbs/08_data.ipynb #1625434e
+#| code-fold: true
+#| code-summary: "Plumbing: names of files, classes and models, as people may see them"
+def printable(name) -> str:
+    "A name in one line that any terminal may show: bytes without a meaning become escapes"
+    def shown(c): return c if c.isprintable() else c.encode('unicode_escape').decode()
+    return ''.join(map(shown, str(name)))
+
+def in_markdown(name) -> str:
+    "A name that in Markdown, and in the HTML made of it, is text and nothing else"
+    text = printable(name).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+    text = re.sub(r'([\\`*|~$]|(?<!\w)_|_(?!\w))', r'\\\1', text)
+    return text.replace('](', ']\\(')
 
 # %% ../nbs/08_data.ipynb #9b8304da
 def mnist_mini() -> ImageSet:  # 5,000 digits (1,28,28), 500 of each class
