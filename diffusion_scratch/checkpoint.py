@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_checkpoint.ipynb #0a085b6b
 from __future__ import annotations
-import hashlib, json, os, re, shutil, warnings
+import errno, hashlib, json, os, re, shutil, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
@@ -17,9 +17,9 @@ from .schedule import Schedule
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
-           'bare_weights', 'named_as_in', 'push_names', 'push_to_disk', 'remove', 'atomic', 'with_checksum',
-           'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum', 'read_json',
+__all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
+           'bare_weights', 'named_as_in', 'push_file', 'push_names', 'push_to_disk', 'remove', 'atomic',
+           'with_checksum', 'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum', 'read_json',
            'tensors_with_checksum', 'read_tensors', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
            'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network', 'check_same_network',
            'check_loadable', 'check_resumable', 'resume', 'laid_out']
@@ -96,19 +96,27 @@ def named_as_in(net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
 # %% ../nbs/20_checkpoint.ipynb #ad0b5020
 #| code-fold: true
 #| code-summary: "Plumbing: files and folders that are whole or not there"
+NO_SYNC = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # not here, says a system
+
+def push_file(descriptor: int):
+    "Push an open file to the disk, where the file system can"
+    try: os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in NO_SYNC: raise
+
 def push_names(folder: Path):
-    "Push the names in a folder to the disk, where the system can"
-    if not hasattr(os, 'O_DIRECTORY'): return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    "Push the names in a folder to the disk, where the system can: the files themselves are there"
+    with suppress(OSError, AttributeError):  # Windows has no O_DIRECTORY
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try: os.fsync(descriptor)
+        finally: os.close(descriptor)
 
 def push_to_disk(path: Path):
     "Push a file, or a folder with all that is in it, to the disk"
     for f in [*path.rglob('*'), path]:
         if f.is_dir(): push_names(f)
         else:
-            with open(f, 'rb+') as written: os.fsync(written.fileno())
+            with open(f, 'rb+') as written: push_file(written.fileno())
 
 def remove(path: Path):
     "Remove a file, a link or a folder, if it is there"
@@ -132,7 +140,7 @@ def atomic(target: Path  # a file or a folder
             if old.exists(): os.rename(old, target)
             raise
         push_names(target.parent)
-        remove(old)
+        with suppress(OSError): remove(old)  # the new one is in its place
     except OSError as e:
         raise OSError(f'cannot write {target} ({e}); what was there before is untouched') from e
     finally:
@@ -173,7 +181,7 @@ def read_checkpoint(path: str | Path, *prefixes: str) -> tuple[dict[str, Tensor]
 
 def notes_in_header(file: Path) -> dict | None:
     "The notes of a checkpoint by its header alone; nothing where that cannot be read"
-    with suppress(ValueError, KeyError), open(file, 'rb') as f:
+    with suppress(ValueError, LookupError, TypeError), open(file, 'rb') as f:
         size = min(2**24, int.from_bytes(f.read(8), 'little'))
         return json.loads(json.loads(f.read(size))['__metadata__']['about'])
 
@@ -198,7 +206,7 @@ def read_json(file: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f'{file} must hold keys and values, not {type(values).__name__}')
     checksum = values.pop('checksum', None)
-    if checksum is None: return values
+    if checksum is None and not re.search(rb'"[^"]{8}": "[^"]{64}"\n}\n$', blob): return values
     unsigned = blob.replace(str(checksum).encode(), NO_SUM.encode(), 1)
     if hashlib.sha256(unsigned).hexdigest() != checksum:
         raise ValueError(f'{file} is cut or changed: its checksum does not fit')
@@ -257,7 +265,8 @@ def prune_checkpoints(run: str | Path, # a run folder
     "Delete old checkpoints, but for the newest and the one with the smallest `loss` in its notes"
     files = checkpoints(run)
     notes = {f: notes_in_header(f) for f in files}
-    losses = {f: about['loss'] for f, about in notes.items() if about and 'loss' in about}
+    losses = {f: about['loss'] for f, about in notes.items()
+              if isinstance(about, dict) and isinstance(about.get('loss'), float)}
     best = min(losses, key=losses.get, default=None)
     for f in files[keep:]:
         if f != best: f.unlink()
