@@ -658,7 +658,7 @@ import sys
 for name in ('diffusers', 'onnx', 'onnxruntime', 'onnxscript'): sys.modules[name] = None
 {OWN}
 from diffusion_scratch.denoiser import Denoiser
-from diffusion_scratch.export import export_diffusers
+from diffusion_scratch.export import export_diffusers, export_onnx
 from diffusion_scratch.pretrained import load, save
 from diffusion_scratch.schedule import Schedule
 from diffusion_scratch.unet import UNet
