@@ -30,22 +30,23 @@ def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
             't = 0 is the data itself: there is no noise to predict; t must lie in 1..T'
         )
     check_level_shape(level, x_t, 'x_t')
-    if not isinstance(y, Tensor | None): y = as_labels(y, len(x_t))
+    if not isinstance(y, Tensor | None):
+        raise TypeError(f'y = {shown(y)}: give one label for each image, torch.tensor([...])')
     if y is not None and y.shape[:1] != x_t.shape[:1]:
         raise ValueError(
             f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images'
         )
 
-def as_labels(y, n: int) -> Tensor | None:
-    "Labels as a tensor, one for each of n images, or none; anything else is refused"
+def as_labels(y, n: int | None=None) -> Tensor | None:
+    "Labels as a tensor, one for each of n images if n is given; anything else is refused"
     try: labels = y if y is None else torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f'y = {shown(y)}: labels are whole numbers, torch.tensor([0, 1, ...]), '
                         'one label for each image') from None
     if labels is not None and labels.ndim == 0:
-        raise TypeError(f'y = {shown(y)}: give one label for each image, torch.full(({n},), '
-                        f'{y}) or torch.tensor([...])')
-    if labels is not None and len(labels) != n:
+        raise TypeError(f'y = {shown(y)}: give one label for each image, such as '
+                        f'torch.full(({n or "n"},), {labels})')
+    if labels is not None and n is not None and len(labels) != n:
         raise ValueError(f'{len(labels)} labels y for {n} images')
     return labels
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior, q_sample
-from .schedule import Level, Schedule, check_callable, check_generator
-from .schedule import check_schedule, check_tensor, whole_times
+from .schedule import Level, Schedule, cast_like, check_callable
+from .schedule import check_generator, check_schedule, check_tensor, whole_times
 
 # %% auto #0
 __all__ = ['check_float_images', 'check_draw', 'check_weight', 'bound_times', 'check_bound_times', 'normal_like', 'uniform',
@@ -166,7 +166,8 @@ def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
 def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     "L_T: what x_T still knows of each pixel, in nats (eq-prior-gap)"
-    _, signal, noise = schedule.at(t, x0).to(x0)
+    level = schedule.at(t, x0)
+    signal, noise = cast_like(x0, level.signal, level.noise)
     q = Gaussian(signal * x0, noise)
     p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
     return q.kl(p)
