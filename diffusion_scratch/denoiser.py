@@ -13,10 +13,10 @@ from .schedule import Level, cast_like, check_kind, check_level
 from .schedule import check_level_shape, check_tensor, shown
 
 # %% auto #0
-__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'as_labels', 'second_argument', 'check_denoiser',
-           'check_network', 'check_signal_left', 'takes_arguments', 'first_weight', 'call_network', 'evaluating',
-           'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization', 'v_from_x0_eps', 'x0_from_v', 'Denoiser',
-           'clipped']
+__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'labels_as_tensor', 'as_labels', 'second_argument',
+           'check_denoiser', 'check_network', 'check_signal_left', 'takes_arguments', 'first_weight', 'call_network',
+           'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization', 'v_from_x0_eps', 'x0_from_v',
+           'Denoiser', 'clipped']
 
 # %% ../nbs/03_denoiser.ipynb #101d2987
 #| code-fold: true
@@ -37,17 +37,21 @@ def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
             f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images'
         )
 
-def as_labels(y, n: int | None=None) -> Tensor | None:
-    "Labels as a tensor, one for each of n images if n is given; anything else is refused"
-    try: labels = y if y is None else torch.as_tensor(y)
+def labels_as_tensor(y) -> Tensor:
+    "Labels in a list or an array as a tensor"
+    try: return torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f'y = {shown(y)}: labels are whole numbers, torch.tensor([0, 1, ...]), '
                         'one label for each image') from None
-    if labels is not None and labels.ndim == 0:
+
+def as_labels(y, n: int) -> Tensor | None:
+    "Labels as a tensor, one for each of n images, or none; anything else is refused"
+    if y is None: return None
+    labels = labels_as_tensor(y)
+    if labels.ndim == 0:
         raise TypeError(f'y = {shown(y)}: give one label for each image, such as '
-                        f'torch.full(({n or "n"},), {labels})')
-    if labels is not None and n is not None and len(labels) != n:
-        raise ValueError(f'{len(labels)} labels y for {n} images')
+                        f'torch.full(({n},), {labels})')
+    if len(labels) != n: raise ValueError(f'{len(labels)} labels y for {n} images')
     return labels
 
 def second_argument(net) -> str:

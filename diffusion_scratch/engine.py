@@ -57,9 +57,10 @@ def check_environment():
     "Refuse accelerate's other engines, which a variable of the environment can ask for"
     for name in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
         variable = f'ACCELERATE_USE_{name}'
-        if (value := os.environ.get(variable, 'false')).lower() in ('', '0', 'false', 'no'): continue
+        value = os.environ.get(variable, 'false')
+        if value.lower() in ('', '0', 'false', 'no'): continue
         raise ValueError(f'the environment has {variable}={value}, but training here knows one '
-                         'network in each process: unset it (accelerate config, no such engine)')
+                         'network in each process: unset it')
 
 def new_accelerator(**options # of accelerate.Accelerator
                    ) -> Accelerator:

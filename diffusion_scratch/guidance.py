@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 import torch
 from torch import Tensor, nn
-from .denoiser import Prediction, as_labels, check_denoiser
+from .denoiser import Prediction, check_denoiser, labels_as_tensor
 from .schedule import Level, check_generator, check_number, check_tensor
-from .schedule import check_whole, shown
+from .schedule import check_whole
 
 # %% auto #0
 __all__ = ['NULL', 'check_probability', 'check_dropping', 'check_guidance', 'check_guided_batch', 'drop_labels',
@@ -32,9 +32,9 @@ def check_dropping(y: Tensor, p: float, generator: torch.Generator | None):
 def check_guidance(denoiser: nn.Module, y, scale: float) -> tuple[Tensor, float]:
     "Labels as a tensor and the scale as a number; refuse what cannot guide"
     check_denoiser(denoiser)
-    if isinstance(y, int | float) or (y := as_labels(y)) is None or y.ndim != 1:
-        given = f'y has shape {tuple(y.shape)}' if isinstance(y, Tensor) else f'y = {shown(y)}'
-        raise ValueError(f'{given}; give one label for each image, (B,), and then the scale')
+    y = labels_as_tensor(y)
+    if y.ndim != 1:
+        raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
     check_number('0 for labels as learned', scale=scale)
     if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
     return y, float(scale)
@@ -72,8 +72,8 @@ class null_label_last(nn.Module):
         self.net, self.num_classes = net, num_classes
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None=None) -> Tensor:
-        null = torch.full_like(t, self.num_classes)
-        return self.net(x_t, t, null if y is None else y.where(y != NULL, null))
+        none = torch.full_like(t, self.num_classes)
+        return self.net(x_t, t, none if y is None else y.where(y != NULL, none))
 
 # %% ../nbs/11_guidance.ipynb #55720708
 class guided(nn.Module):

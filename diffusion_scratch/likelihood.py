@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
-from .denoiser import V, as_labels, check_denoiser
+from .denoiser import V, as_labels, check_denoiser, labels_as_tensor
 from .loss import decoder_std, both_posteriors, prior_gap, decoder_nll
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior
@@ -157,7 +157,7 @@ def _batches(x0: Tensor, y: Tensor | None, seed: int | None, size: int) -> Itera
     "Parts of a set, each with its own images' noise"
     for first in range(0, len(x0), size):
         x = x0[first:first + size].detach()
-        labels = None if y is None else as_labels(y)[first:first + size].to(x.device)
+        labels = None if y is None else labels_as_tensor(y)[first:first + size].to(x.device)
         yield x, labels, Noise(seed, len(x), first)
 
 def _bar(what: str, unit: str, x0: Tensor, steps: int, progress: bool) -> tqdm:

@@ -20,7 +20,7 @@ from .schedule import Level, Schedule, cast_like, check_callable, check_kind
 from .schedule import check_whole, shown, whole_times
 
 # %% auto #0
-__all__ = ['check_walk', 'check_solver', 'walk_times', 'shape_of_batch', 'start_of_walk', 'check_variance', 'check_seed',
+__all__ = ['check_walk', 'check_solver', 'walk_times', 'shape_of_batch', 'start_of_walk', 'check_variance', 'whole_seed',
            'starting_point', 'times_written', 'number_of_frames', 'draws', 'levels_of_walk', 'fixed_small',
            'fixed_large', 'first_stream', 'whole_blocks', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising',
            'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk', 'Frame', 'trajectory',
@@ -96,12 +96,14 @@ def check_variance(variance: Callable):
     "Refuse what is no variance of the reverse step"
     check_callable('give fixed_small or fixed_large', variance=variance)
 
-def check_seed(seed: int, first: int):
-    "Refuse seeds and image numbers that name no stream of noise"
-    check_whole(seed=0 if seed is None else seed, first=first)
-    if seed is None: return
+def whole_seed(seed: int | None, first: int) -> int:
+    "A seed as it is, a fresh one if none; refuse those that name no stream of noise"
+    seed = secrets.randbits(64) if seed is None else seed
+    check_whole(seed=seed, first=first)
+    seed = index(seed)
     if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
     if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
+    return seed
 
 # %% ../nbs/07_sampling.ipynb #642bed61
 #| code-fold: true
@@ -172,8 +174,7 @@ class Noise:
                  n: int,            # images
                  first: int=0       # number of the first image
                 ):
-        check_seed(seed, first)
-        seed = secrets.randbits(64) if seed is None else index(seed)
+        seed = whole_seed(seed, first)
         k = first_stream(seed) + first
         self.streams = [
             torch.Generator().manual_seed((k + i) % 2**32) for i in range(n)

@@ -105,10 +105,12 @@ def whole_times(schedule: Schedule, times) -> list[int]:
     if isinstance(times, int) or callable(times):
         n = times if isinstance(times, int) else 'n'
         raise TypeError(f'times = {shown(times)}: give the list of a walk, schedule.times({n})')
-    try: return [index(t) for t in list(times)]
+    times = list(times)
+    try: return [index(t) for t in times]
     except TypeError as e:
-        raise TypeError(f'times must be whole numbers, such as schedule.times(n) makes, '
-                        f'not {shown(times)}: {e}') from None
+        raise TypeError(
+            f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}'
+        ) from None
 
 def check_level_shape(level: Level,
                       images: Tensor, # (B,...)
@@ -149,7 +151,9 @@ def check_timesteps(t: Tensor, T: int, n: int):
 
 def check_number_of_steps(n: int, T: int):
     "Refuse what is no whole number of steps, 1..T"
-    check_whole(n=n)
+    try: index(n)
+    except TypeError:
+        raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{T}') from None
     if not 1 <= n <= T: raise ValueError(f'n = {n} steps are outside 1..{T}')
 
 def check_spacing(spacing: Callable):

@@ -188,8 +188,9 @@ def check_labels_taken(net: nn.Module, data: ImageSet):
         raise TypeError(f'the data have labels, but {kind} takes no labels, as net(x_t, t): give '
                         f'its forward a third argument y, or {cure}')
     if isinstance(own, int) and own < K:
-        raise ValueError(f'the data have {K} classes, but {kind} was made with num_classes={own}: '
-                         f'make it with num_classes={K}, or {cure}')
+        takes = f'takes the labels 0..{own - 1}' if own else 'takes no labels'
+        raise ValueError(f'this {kind} was made with num_classes={own}: it {takes}, and the data '
+                         f'have {K} classes: make it with num_classes={K}, or {cure}')
 
 def check_null_label(net: nn.Module, data: ImageSet):
     "Refuse a network of one's own that cannot tell label -1, no label, from the last class"
@@ -214,8 +215,8 @@ def check_null_label(net: nn.Module, data: ImageSet):
         raise ValueError(f'{kind} fails at the label -1, which stands for no label '
                          f'({type(e).__name__}): {cure}') from e
     if (none - last).abs().max() < 1e-3 * (none - other).abs().max():
-        raise ValueError(f'{kind} takes the label -1, which stands for no label, for class {K - 1}: '
-                         f'{cure}')
+        raise ValueError(f'{kind} takes the label -1, which stands for no label, for class '
+                         f'{K - 1}: {cure}')
 
 def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dropout, clip, explode,
               accumulate, seed, **others):

@@ -7,9 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from diffusion_scratch.unet import (
-    Conditioned, LabelEmbedding, check_network_input, linear, pad_to_multiple, timestep_embedding,
-    whole_options)
+from .unet import Conditioned, LabelEmbedding, check_network_input, linear
+from .unet import pad_to_multiple, timestep_embedding, whole_options
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'SelfAttention', 'positions', 'ada_norm', 'DiTBlock', 'DiT']

@@ -149,7 +149,8 @@ def whole_options(sizes: dict, # name -> a whole number, at least 1, but num_cla
                   **rows       # name -> (whole numbers, an example for the message)
                  ) -> dict:
     "Options of a network as Python's own numbers; refuse what are no whole ones"
-    for name, value in sizes.items(): check_whole(0 if name == 'num_classes' else 1, **{name: value})
+    for name, value in sizes.items():
+        check_whole(0 if name == 'num_classes' else 1, **{name: value})
     out = {name: index(value) for name, value in sizes.items()}
     for name, (row, example) in rows.items():
         try: out[name] = tuple(index(i) for i in row)
@@ -161,7 +162,8 @@ def whole_options(sizes: dict, # name -> a whole number, at least 1, but num_cla
 def _checked_config(*, multipliers, attention, dropout, **sizes) -> dict:
     "What rebuilds a network, in Python's own numbers; refuse one that cannot be built"
     check_number('within 0..1', dropout=dropout)
-    config = whole_options(sizes, multipliers=(multipliers, '(1, 2)'), attention=(attention, '(1,)'))
+    config = whole_options(sizes, multipliers=(multipliers, '(1, 2)'),
+                           attention=(attention, '(1,)'))
     channels, multipliers, attention = (config[k] for k in 'channels multipliers attention'.split())
     if channels < 4 or channels % 4:
         raise ValueError(f'channels = {channels} must be a multiple of 4, at least 4')

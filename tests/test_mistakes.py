@@ -146,7 +146,8 @@ MISTAKES = {
                                  'generator = 0|torch.Generator().manual_seed(0)'),
     'loss: weight a string': (lambda: loss.diffusion_loss(D, S, X, weight='uniform'),
                               "weight = 'uniform'|uniform"),
-    'loss: weight a number': (lambda: loss.diffusion_loss(D, S, X, weight=1.), 'weight = 1.0|uniform'),
+    'loss: weight a number': (lambda: loss.diffusion_loss(D, S, X, weight=1.),
+                              'weight = 1.0|uniform'),
     'loss: min_snr': (lambda: loss.diffusion_loss(D, S, X, weight=loss.min_snr), 'min_snr()'),
     'loss: vlb_weight': (lambda: loss.diffusion_loss(D, S, X, weight=loss.vlb_weight),
                          'vlb_weight(schedule)'),
@@ -154,7 +155,8 @@ MISTAKES = {
     'vlb_terms: times a number': (lambda: loss.vlb_terms(D, S, X, times=5),
                                   'times = 5|schedule.times(5)'),
     'vlb_terms: a set': (lambda: loss.vlb_terms(D, S, DATA), 'x0|ImageSet|data[:][0]'),
-    'decoder_std: times a number': (lambda: loss.decoder_std(S, 5, X), 'times = 5|schedule.times(5)'),
+    'decoder_std: times a number': (lambda: loss.decoder_std(S, 5, X),
+                                    'times = 5|schedule.times(5)'),
     # sampling
     'sample: times a number': (lambda: sample(D, S, SHAPE, times=5), 'times = 5|schedule.times(5)'),
     'sample: times a spacing': (lambda: sample(D, S, SHAPE, times=schedule.trailing),
@@ -271,13 +273,15 @@ MISTAKES = {
     'pooled(2.)': (lambda: editing.pooled(2.), 'k = 2.0|whole'),
     'pooled(0)': (lambda: editing.pooled(0), 'k = 0'),
     'gray("rgb")': (lambda: editing.gray('rgb'), "weights = 'rgb'|numbers"),
-    'consistent: view a function': (lambda: editing.consistent(D, X, editing.pooled), 'view|pooled(k)'),
+    'consistent: view a function': (lambda: editing.consistent(D, X, editing.pooled),
+                                    'view|pooled(k)'),
     'invert: times a number': (lambda: editing.invert(D, S, X, 5), 'times = 5|schedule.times(5)'),
     'invert: a class': (lambda: editing.invert(D, S, X, S.times(4), step=solvers.ddim),
                         'step|ddim()'),
     'invert: bare network': (lambda: editing.invert(NET, S, X, S.times(4)), 'Denoiser(net'),
     'invert: bytes': (lambda: editing.invert(D, S, DATA.images, S.times(4)), 'x0|to_float'),
-    'invert: images before schedule': (lambda: editing.invert(D, X, S, S.times(4)), 'schedule|Tensor'),
+    'invert: images before schedule': (lambda: editing.invert(D, X, S, S.times(4)),
+                                       'schedule|Tensor'),
     'interpolate: w a string': (lambda: editing.interpolate(X, EPS_, '0.5'), "w = '0.5'|number"),
     'interpolate: NumPy': (lambda: editing.interpolate(X.numpy(), EPS_, 0.5), 'a|torch.from_numpy'),
     # likelihood
@@ -286,7 +290,8 @@ MISTAKES = {
     'bound: off the grid': (lambda: likelihood_of(likelihood.bound, GRAY * 0.99), 'density_nll'),
     'bound: times a number': (lambda: likelihood_of(likelihood.bound, times=5),
                               'times = 5|schedule.times(5)'),
-    'bound: draws a float': (lambda: likelihood_of(likelihood.bound, draws=2.), 'draws = 2.0|whole'),
+    'bound: draws a float': (lambda: likelihood_of(likelihood.bound, draws=2.),
+                             'draws = 2.0|whole'),
     'bound: posterior a string': (lambda: likelihood_of(likelihood.bound, posterior='large'),
                                   "posterior = 'large'|fixed_large"),
     'bound: decoder a string': (lambda: likelihood_of(likelihood.bound, decoder='density'),
@@ -306,7 +311,8 @@ MISTAKES = {
     'rate_distortion: times': (lambda: likelihood_of(likelihood.rate_distortion, times=5),
                                'times = 5|schedule.times(5)'),
     # doctor
-    'diagnose: a loader': (lambda: doctor.diagnose(D, S, DataLoader(DATA), [1.], weight=loss.v_weight),
+
+                              'diagnose: a loader': (lambda: doctor.diagnose(D, S, DataLoader(DATA), [1.], weight=loss.v_weight),
                            'data|DataLoader|image_set('),
     'diagnose: metrics': (lambda: doctor.diagnose(D, S, DATA, [training.Metrics(1, 0, *range(4))],
                                                   weight=loss.v_weight), 'losses|m.loss'),
@@ -338,7 +344,8 @@ def test_a_mistake_is_answered_with_what_to_write(mistake):
     lambda: (sample(D, S, np.array(SHAPE)), sample(D, S, SHAPE)),
     lambda: (sample(D, S, SHAPE, x_T=X.numpy()), sample(D, S, SHAPE, x_T=X)),
     lambda: (sample(D, S, SHAPE, x_T=X.double()).float(), sample(D, S, SHAPE, x_T=X)),
-    lambda: (sample(D, S, SHAPE, times=torch.tensor([8, 4, 0])), sample(D, S, SHAPE, times=[8, 4, 0])),
+    lambda: (sample(D, S, SHAPE, times=torch.tensor([8, 4, 0])),
+             sample(D, S, SHAPE, times=[8, 4, 0])),
     lambda: (sample(D, S, SHAPE, seed=np.int64(3)), sample(D, S, SHAPE, seed=3)),
     lambda: (guidance.guided(D, np.array([3, 8]), np.float32(2))(X, LEVEL).x0,
              guidance.guided(D, torch.tensor([3, 8]), torch.tensor(2.))(X, LEVEL).x0),
@@ -353,7 +360,8 @@ def test_what_means_the_same_gives_the_same(same):
 
 
 def test_a_network_of_numpy_numbers_keeps_plain_ones():
-    net = unet.UNet(np.int64(1), np.int64(4), np.array([1]), np.int64(1), [], num_classes=np.int32(3))
+    one = np.int64(1)
+    net = unet.UNet(one, np.int64(4), np.array([1]), one, [], num_classes=np.int32(3))
     assert all(type(v) in (int, float, tuple) for v in net.config.values())
     assert type(net.config['multipliers'][0]) is int
 
