@@ -62,9 +62,9 @@ def drop_labels(y: Tensor,     # labels (B,), long
 
 # %% ../nbs/11_guidance.ipynb #e8edcaec
 class null_label_last(nn.Module):
-    "A network `net(x_t, t, y)` with K + 1 labels, of which the last, K, is no label"
+    "A network of K + 1 labels, of which the last, K, stands for no label (NULL)"
     def __init__(self,
-                 net: nn.Module,   # such as one that has nn.Embedding(num_classes + 1, ...)
+                 net: nn.Module,   # such as one with nn.Embedding(num_classes + 1, d)
                  num_classes: int  # K
                 ):
         super().__init__()

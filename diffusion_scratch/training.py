@@ -279,7 +279,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         batch_size: int=64, # of one step, whatever the number of processes
         lr: Callable[[int], float], # steps done -> learning rate
         weight: Callable[..., Tensor]=uniform, # of the loss, by level
-        label_dropout: float=0.1, # share of labels hidden, 0..1, where there are any
+        label_dropout: float=0.1, # share of labels hidden, -1 in their place, 0..1
         clip: float=1.,     # largest norm of the gradient; math.inf clips nothing
         explode: float=math.inf, # a gradient with a larger norm stops the run
         accumulate: int=1,  # goes in which a batch is worked through, to save memory

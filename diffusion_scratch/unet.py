@@ -5,17 +5,16 @@
 # %% ../nbs/05_unet.ipynb #5f8f539b
 from __future__ import annotations
 import math
+from numbers import Real
 from operator import index
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .schedule import Level, check_kind, check_number, check_tensor, check_whole
-from .schedule import shown
 
 # %% auto #0
 __all__ = ['NEARLY_ZERO', 'timestep_embedding', 'norm_groups', 'group_norm', 'xavier', 'conv', 'linear', 'ResBlock', 'Attention',
-           'Downsample', 'Upsample', 'Stage', 'whole_options', 'check_network_input', 'LabelEmbedding', 'Conditioned',
-           'pad_to_multiple', 'UNet']
+           'Downsample', 'Upsample', 'Stage', 'whole_options', 'refuse_other_kinds', 'check_network_input',
+           'LabelEmbedding', 'Conditioned', 'pad_to_multiple', 'UNet']
 
 # %% ../nbs/05_unet.ipynb #85c2ff02
 def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
@@ -33,7 +32,8 @@ def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
 #| code-fold: true
 #| code-summary: "Plumbing: a check of timesteps and size"
 def _check_embedding(t, dim):
-    check_kind(Tensor, f'give one for each image, torch.tensor([...])', t=t)
+    if not isinstance(t, Tensor):
+        raise TypeError(f't = {t!r}: give one timestep for each image, torch.tensor([...])')
     if dim < 4 or dim % 2: raise ValueError(f'dim = {dim} must be even and at least 4')
 
 # %% ../nbs/05_unet.ipynb #218e7b5f
@@ -149,19 +149,23 @@ def whole_options(sizes: dict, # name -> a whole number, at least 1, but num_cla
                   **rows       # name -> (whole numbers, an example for the message)
                  ) -> dict:
     "Options of a network as Python's own numbers; refuse what are no whole ones"
+    out = {}
     for name, value in sizes.items():
-        check_whole(0 if name == 'num_classes' else 1, **{name: value})
-    out = {name: index(value) for name, value in sizes.items()}
+        try: out[name] = index(value)
+        except TypeError: raise TypeError(f'{name} = {value!r} must be a whole number') from None
+        least = 0 if name == 'num_classes' else 1
+        if value < least: raise ValueError(f'{name} = {value} must be at least {least}')
     for name, (row, example) in rows.items():
         try: out[name] = tuple(index(i) for i in row)
         except TypeError:
-            raise TypeError(f'{name} = {shown(row)} must be a tuple of whole numbers, such as '
+            raise TypeError(f'{name} = {row!r} must be a tuple of whole numbers, such as '
                             f'{example}') from None
     return out
 
 def _checked_config(*, multipliers, attention, dropout, **sizes) -> dict:
     "What rebuilds a network, in Python's own numbers; refuse one that cannot be built"
-    check_number('within 0..1', dropout=dropout)
+    if not isinstance(dropout, Real):
+        raise TypeError(f'dropout = {dropout!r} must be a number within 0..1')
     config = whole_options(sizes, multipliers=(multipliers, '(1, 2)'),
                            attention=(attention, '(1,)'))
     channels, multipliers, attention = (config[k] for k in 'channels multipliers attention'.split())
@@ -177,14 +181,23 @@ def _checked_config(*, multipliers, attention, dropout, **sizes) -> dict:
                          f'0..{len(multipliers) - 1}')
     return config | dict(dropout=dropout)
 
+def refuse_other_kinds(net: nn.Module, x, t, y):
+    "Say which of what a network was given is no tensor"
+    if hasattr(t, 'signal'):
+        raise TypeError(f't is a {type(t).__name__}, but {type(net).__name__} takes timesteps: '
+                        'give the denoiser, Denoiser(net, EPS), in the place of the network')
+    cures = dict(x='images, torch.from_numpy(x) if they are of NumPy',
+                 t='one timestep for each image, torch.tensor([...])',
+                 y='one label for each image, torch.tensor([...])')
+    for name, value in dict(x=x, t=t, y=y).items():
+        if isinstance(value, Tensor) or name == 'y' and value is None: continue
+        text = repr(value) if isinstance(value, (int, float, str)) else f'a {type(value).__name__}'
+        raise TypeError(f'{name} = {text}: give {cures[name]}')
+
 def check_network_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     "Refuse what a network cannot take; nothing here waits for a GPU"
-    if isinstance(t, Level):
-        raise TypeError(f't is a Level, but {type(net).__name__} takes timesteps: give the '
-                        'denoiser Denoiser(net, EPS) in place of the network')
-    check_tensor(x=x)
-    check_kind(Tensor, 'give one for each image, torch.tensor([...])', t=t)
-    check_kind(Tensor | None, 'give one label for each image, torch.tensor([...])', y=y)
+    if not (isinstance(x, Tensor) and isinstance(t, Tensor) and isinstance(y, Tensor | None)):
+        refuse_other_kinds(net, x, t, y)
     if not x.is_floating_point():
         raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
     if x.ndim != 4 or x.shape[1] != net.in_channels or 0 in x.shape[2:]:

@@ -311,8 +311,8 @@ MISTAKES = {
     'rate_distortion: times': (lambda: likelihood_of(likelihood.rate_distortion, times=5),
                                'times = 5|schedule.times(5)'),
     # doctor
-
-                              'diagnose: a loader': (lambda: doctor.diagnose(D, S, DataLoader(DATA), [1.], weight=loss.v_weight),
+    'diagnose: a loader': (lambda: doctor.diagnose(D, S, DataLoader(DATA), [1.],
+                                                   weight=loss.v_weight),
                            'data|DataLoader|image_set('),
     'diagnose: metrics': (lambda: doctor.diagnose(D, S, DATA, [training.Metrics(1, 0, *range(4))],
                                                   weight=loss.v_weight), 'losses|m.loss'),
