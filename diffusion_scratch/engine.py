@@ -15,13 +15,13 @@ from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .denoiser import Denoiser
-from .schedule import Level
+from .schedule import Level, check_number
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'new_accelerator', 'numeric_environment', 'Shell', 'prepared',
-           'device_of', 'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine',
-           'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained',
-           'rescales', 'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'check_environment', 'new_accelerator', 'numeric_environment', 'Shell',
+           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange',
+           'Engine', 'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure',
+           'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/19_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -54,25 +54,26 @@ def step_seed(*numbers: int) -> int: # the seed of a run, the step, the process
 # %% ../nbs/19_engine.ipynb #f0c6953f
 #| code-fold: true
 #| code-summary: "Plumbing: accelerate, without a memory of earlier runs"
+def check_environment():
+    "Refuse accelerate's other engines, which a variable of the environment can ask for"
+    for name in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        variable = f'ACCELERATE_USE_{name}'
+        value = os.environ.get(variable, 'false')
+        if value.lower() in ('', '0', 'false', 'no'): continue
+        raise ValueError(f'the environment has {variable}={value}, but training here knows one '
+                         'network in each process: unset it')
+
 def new_accelerator(**options # of accelerate.Accelerator
                    ) -> Accelerator:
-    "An Accelerator that knows nothing of earlier ones, in full precision unless told otherwise"
+    """An Accelerator that knows nothing of earlier ones, in full precision unless told otherwise;
+    what the environment says of precision and compilation changes nothing"""
+    check_environment()
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    _check_environment()
     fixed = dict(mixed_precision='no', dynamo_backend='no',
                  gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
     return Accelerator(**fixed | options)
-
-def _check_environment():
-    "Refuse ways of sharing a network that the environment may ask accelerate for, and we have not"
-    for way in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
-        name = f'ACCELERATE_USE_{way}'
-        if os.environ.get(name, 'false').lower() != 'true': continue
-        raise ValueError(f'{name} is set in the environment, and processes share a batch here in '
-                         'one way only, each with a whole network; unset it, or start with '
-                         'accelerate launch --multi_gpu')
 
 def numeric_environment() -> dict[str, str]:
     "The variables of the environment that can change the numbers of a run, for its records"
@@ -176,6 +177,7 @@ class Engine:
 #| code-summary: "Plumbing: steps that must not be taken"
 def check_clip(clip: float):
     "Raise ValueError where a gradient cannot be clipped to this length"
+    check_number('above 0; math.inf clips nothing', clip=clip)
     if not clip > 0: raise ValueError(f'clip = {clip} must be positive; math.inf clips nothing')
 
 def check_step(step: int,               # the one about to be taken, from 1

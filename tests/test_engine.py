@@ -75,6 +75,21 @@ def test_the_environment_does_not_divide_gradients(accelerator, monkeypatch):
     got = train(start(), 2, accelerator=accelerator and accelerator(cpu=True))
     assert [m.grad_norm for m in got] == [m.grad_norm for m in want]
 
+def test_the_environment_changes_no_precision_and_compiles_nothing(monkeypatch):
+    monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'INDUCTOR')
+    monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
+    accelerator = new_accelerator(cpu=True)
+    assert accelerator.mixed_precision == 'no'
+    assert accelerator.state.dynamo_plugin.backend.value == 'NO'
+
+@pytest.mark.parametrize('engine', 'DEEPSPEED FSDP MEGATRON_LM PARALLELISM_CONFIG'.split())
+def test_another_engine_in_the_environment_is_refused(engine, monkeypatch):
+    monkeypatch.setenv(f'ACCELERATE_USE_{engine}', 'true')
+    with pytest.raises(ValueError, match=f'ACCELERATE_USE_{engine}=true.*unset it'):
+        train(start(), 1)
+    monkeypatch.setenv(f'ACCELERATE_USE_{engine}', 'false')
+    assert len(train(start(), 1)) == 1
+
 # ---------------------------------------------------------------- fp16
 def scaling(scale, interval=2000):
     "accelerate scales losses on GPUs only; here are its switches, and torch's scaler for the CPU"
