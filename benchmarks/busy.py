@@ -114,7 +114,7 @@ def write_page(rate: dict, began: float):
 PyTorch computes with threads of GNU OpenMP (libgomp). At every barrier they wait for each other,
 and by default they spin while they wait. Where another process wants a core, a thread that spins
 keeps the one it waits for from running. `import diffusion_scratch` lets them spin for a short while
-only, unless `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` is set. And the commands take no more threads than
+only, unless `GOMP_SPINCOUNT` or `OMP_WAIT_POLICY` is set. The commands take no more threads than
 find a core free when they begin, unless the number is given; a run keeps that number.
 
 Images per second with the network of `configs/quickstart.yaml`, batch 64: training steps, and calls

@@ -6,4 +6,4 @@ __version__ = "0.1.0"
 # wait. OpenMP reads this once, when torch is imported.
 import os
 
-if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '10000')
+if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '20000')

@@ -29,7 +29,7 @@ def endless(n):
         for p in others: p.kill(); p.wait()
 
 @pytest.mark.parametrize('given, found', [
-    ({}, ['10000', 'None']), (dict(GOMP_SPINCOUNT='7'), ['7', 'None']),
+    ({}, ['20000', 'None']), (dict(GOMP_SPINCOUNT='7'), ['7', 'None']),
     (dict(OMP_WAIT_POLICY='active'), ['None', 'active'])])
 def test_openmp_spins_for_a_short_while_unless_the_user_has_said_how_to_wait(given, found):
     code = 'import os, diffusion_scratch as d; print(*map(os.environ.get, '\
