@@ -46,7 +46,8 @@ from .checkpoint import save_checkpoint
 __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
            'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads', 'keep_freed_memory',
-           'make_accelerator', 'train', 'together', 'owned_folder', 'processor_name', 'describe_session', 'LiveView']
+           'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'train', 'together', 'owned_folder',
+           'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/25_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -823,6 +824,38 @@ def make_accelerator(config: Config, device: torch.device) -> Accelerator:
                           f'allowed: auto, cpu')
     return accelerator
 
+# %% ../nbs/25_run.ipynb #6e2369cc
+#| code-fold: true
+#| code-summary: "Plumbing: threads beside other programs"
+class OtherLoad:
+    "How many cores other programs use, from the moment when this object is made"
+    def __init__(self, processes: int=1): # of this run, each as busy as this one
+        self.processes, self.start = processes, self._seconds()
+
+    def _seconds(self) -> tuple:
+        "On the clock; of all cores at work; of this process"
+        whole, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        working = ('user', 'nice', 'system', 'irq', 'softirq', 'steal')
+        at_work = sum(getattr(whole, kind, 0.) for kind in working)
+        return time.monotonic(), at_work, own.user + own.system
+
+    def cores(self, least: float=0.3  # seconds to look at least
+             ) -> float:              # busy with other programs
+        time.sleep(max(0, least - (time.monotonic() - self.start[0])))
+        clock, at_work, own = (b - a for a, b in zip(self.start, self._seconds()))
+        return max(0., (at_work - self.processes * own) / clock)
+
+def usable_cores() -> int:
+    "Of this machine, as far as this process may use them"
+    if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+def threads_beside(others: float   # cores that other programs keep busy
+                  ) -> int:        # 1 or more
+    "CPU threads: torch's own number, where other programs leave as many cores"
+    if os.environ.get('OMP_NUM_THREADS'): return torch.get_num_threads()
+    return max(1, min(torch.get_num_threads(), round(usable_cores() - others)))
+
 # %% ../nbs/25_run.ipynb #206578e5
 #| code-fold: true
 #| code-summary: "Plumbing: what a run will take, in words"
@@ -849,6 +882,14 @@ def _estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics])
         said.append('warning: that is long; lower training.steps or network.channels, or use a '
                     'faster machine. It can be stopped and goes on at any time')
     return '\n'.join(said)
+
+def _describe_busy(others: float, chosen: int) -> str:
+    "What to say where other programs keep cores busy; `chosen` is the config's number of threads"
+    n = torch.get_num_threads()
+    threads = f"{n} CPU thread{'s' if n > 1 else ''}"
+    why = 'as the config says' if chosen else 'which this run keeps; threads=N is another number'
+    return (f'warning: other programs use about {others:.1f} of {usable_cores()} cores, so this is '
+            f'slower than on a quiet machine. Training uses {threads}, {why}')
 
 def _device_memory(device: torch.device) -> float:
     "In MB; infinite where it cannot be known"
@@ -916,7 +957,7 @@ def owned_folder(config: Config, accelerator: Accelerator):
 def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device: torch.device,
              progress: bool) -> tuple[ImageSet, TrainState, Schedule]:
     "The images and the state of a run, resumed if it has a checkpoint; refuses what does not fit"
-    config, data = run.config, None
+    config, data, load = run.config, None, OtherLoad()
     def read(): return make_data(config, progress, cache=run.path/'data')
     with together(accelerator):
         if accelerator.is_main_process: data = read()  # and keep what was decoded
@@ -929,7 +970,16 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
     _check_same_step(run, state, accelerator)
+    torch.set_num_threads(_threads_of_run(run, state, accelerator, load))
     return data, state, schedule
+
+def _threads_of_run(run: RunFolder, state: TrainState, accelerator: Accelerator,
+                    load: OtherLoad) -> int:
+    "What the config says; or as many as this run began with; or as many as find a core now"
+    if run.config.threads or accelerator.num_processes > 1: return torch.get_num_threads()
+    before = run.sessions()[-1].get('threads') if state.step and run.sessions() else None
+    if before and before <= usable_cores() and not os.environ.get('OMP_NUM_THREADS'): return before
+    return threads_beside(load.cores())
 
 def _check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator):
     "Refuse processes that see different folders, and fewer steps than are done"
@@ -1024,9 +1074,12 @@ def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data:
                     accelerator: Accelerator):
     "Measure a few steps, where some are left, and say what the run will take"
     if state.step >= run.config.training.steps: return
-    options = make_fit_options(run.config)
+    options, load = make_fit_options(run.config), OtherLoad(accelerator.num_processes)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
-    if accelerator.is_main_process and measured: print(_estimate_budget(run, state, measured))
+    if not accelerator.is_main_process or not measured: return
+    print(_estimate_budget(run, state, measured))
+    if (others := load.cores()) > 0.25 and _device_name(accelerator.device) == 'cpu':
+        print(_describe_busy(others, run.config.threads))
 
 def _open_loggers(run: RunFolder, state: TrainState, accelerator: Accelerator, name: str | None):
     "TensorBoard and wandb go on after the step that was resumed"
