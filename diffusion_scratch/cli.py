@@ -14,7 +14,7 @@ from .config import Config, ConfigError, SamplingConfig, check_drawable
 from .config import checked_path, dump_config, in_words, load_config
 from .config import make_fit_options, make_section, memory_here, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
-from .data import read_image, to_float, upright_size
+from .data import printable, read_image, to_float, upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
 from .editing import inpaint, resampled
@@ -31,7 +31,7 @@ from .schedule import Schedule
 from .checkpoint import atomic
 
 # %% auto #0
-__all__ = ['OUT_OF_MEMORY', 'printable', 'train_command', 'KeepOptionName', 'sample_command', 'export_command', 'edit_command',
+__all__ = ['OUT_OF_MEMORY', 'train_command', 'KeepOptionName', 'sample_command', 'export_command', 'edit_command',
            'evaluate_command']
 
 # %% ../nbs/26_cli.ipynb #136d3315
@@ -76,10 +76,9 @@ def _is_out_of_memory(e: Exception) -> bool:
 _OBEYED = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
 _MOVES = '\n', '\r', '\t', '\x1b[A'  # lines, and what bars of progress are drawn with
 
-def printable(text, kept: tuple=()) -> str:
-    "A text without what a terminal would obey, which is written as \\n, \\x1b; some may stay"
-    def escaped(m): return m[0] if m[0] in kept else m[0].encode('unicode_escape').decode()
-    return re.sub(rf'\x1b\[A|{_OBEYED}' if kept else _OBEYED, escaped, str(text))
+def _harmless(text: str) -> str:
+    "A text without what a terminal would obey, but for the moves of lines and of progress bars"
+    return re.sub(rf'\x1b\[A|{_OBEYED}', lambda m: m[0] if m[0] in _MOVES else printable(m[0]), text)
 
 def _in_lines(text: str, words: list[str]) -> str:
     "What is said of an error: a few lines, none too long, and no control characters"
@@ -111,7 +110,7 @@ class _Console:
     def __getattr__(self, name): return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        try: self.stream.write(text := printable(text, _MOVES))
+        try: self.stream.write(text := _harmless(str(text)))
         except UnicodeEncodeError:
             code = self.stream.encoding
             return self.write(text.encode(code, 'backslashreplace').decode(code))

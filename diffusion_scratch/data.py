@@ -5,7 +5,7 @@
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
 import hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
-import unicodedata, warnings
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -152,8 +152,8 @@ def _describe_set(data: ImageSet) -> str:
 #| code-summary: "Plumbing: names of files, classes and models, as people may see them"
 def printable(name) -> str:
     "A name in one line that any terminal may show: bytes without a meaning become escapes"
-    def shown(c): return c if c.isprintable() else c.encode('unicode_escape').decode()
-    return ''.join(map(shown, str(name)))
+    def escape(c): return ascii(c)[1:-1].replace('\\udc', '\\x')
+    return ''.join(c if c.isprintable() else escape(c) for c in str(name))
 
 def in_markdown(name) -> str:
     "A name that in Markdown, and in the HTML made of it, is text and nothing else"
@@ -374,11 +374,6 @@ def _turn_upright(im: Image.Image, turn: int) -> Image.Image:
 #| code-summary: "Plumbing: files that cannot be read"
 KINDS = {stat.S_IFIFO: 'a FIFO', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device',
          stat.S_IFBLK: 'a device'}  # a reader of these may wait forever
-
-def printable(name: str | Path) -> str:
-    "A name with `\\x..` in place of control characters, and of bytes that are not UTF-8"
-    awkward = {c for c in str(name) if unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp')}
-    return ''.join(ascii(c)[1:-1].replace('\\udc', '\\x') if c in awkward else c for c in str(name))
 
 def open_image(file: str | Path) -> Image.Image:
     "An image file, open but not decoded; raises OSError or ValueError, whose text says why not"

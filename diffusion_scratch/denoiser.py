@@ -10,7 +10,7 @@ from typing import Callable
 import torch
 from torch import Tensor, nn
 from .schedule import Level, cast_like, check_kind, check_level
-from .schedule import check_level_shape, check_tensor, shown
+from .schedule import check_level_shape, check_tensor, brief
 
 # %% auto #0
 __all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'labels_as_tensor', 'as_labels', 'second_argument',
@@ -31,7 +31,7 @@ def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
         )
     check_level_shape(level, x_t, 'x_t')
     if not isinstance(y, Tensor | None):
-        raise TypeError(f'y = {shown(y)}: give one label for each image, torch.tensor([...])')
+        raise TypeError(f'y = {brief(y)}: give one label for each image, torch.tensor([...])')
     if y is not None and y.shape[:1] != x_t.shape[:1]:
         raise ValueError(
             f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images'
@@ -41,7 +41,7 @@ def labels_as_tensor(y) -> Tensor:
     "Labels in a list or an array as a tensor"
     try: return torch.as_tensor(y)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f'y = {shown(y)}: labels are whole numbers, torch.tensor([0, 1, ...]), '
+        raise TypeError(f'y = {brief(y)}: labels are whole numbers, torch.tensor([0, 1, ...]), '
                         'one label for each image') from None
 
 def as_labels(y, n: int) -> Tensor | None:
@@ -49,7 +49,7 @@ def as_labels(y, n: int) -> Tensor | None:
     if y is None: return None
     labels = labels_as_tensor(y)
     if labels.ndim == 0:
-        raise TypeError(f'y = {shown(y)}: give one label for each image, such as '
+        raise TypeError(f'y = {brief(y)}: give one label for each image, such as '
                         f'torch.full(({n},), {labels})')
     if len(labels) != n: raise ValueError(f'{len(labels)} labels y for {n} images')
     return labels
@@ -69,7 +69,7 @@ def check_denoiser(denoiser: nn.Module):
         raise TypeError(f'{type(denoiser).__name__} is a network net(x_t, t), and no denoiser: '
                         'give Denoiser(net, EPS), or V or X0, what it was trained to predict')
     else: cure = 'give an nn.Module (x_t, level, y) -> Prediction, such as Denoiser(net, EPS)'
-    raise TypeError(f'denoiser = {shown(denoiser)}: {cure}')
+    raise TypeError(f'denoiser = {brief(denoiser)}: {cure}')
 
 def check_network(net, parameterization: Parameterization):
     "Refuse what is no network, and a name in the place of what it predicts"
@@ -79,7 +79,7 @@ def check_network(net, parameterization: Parameterization):
     elif isinstance(net, type): cure = 'it is a class; make a network of it, with its brackets'
     else: cure = 'give an nn.Module; pretrained.load makes a denoiser of a file'
     if not callable(net) or isinstance(net, Denoiser | type):
-        raise TypeError(f'net = {shown(net)}: {cure}')
+        raise TypeError(f'net = {brief(net)}: {cure}')
     check_kind(Parameterization, 'give EPS, X0 or V, of diffusion_scratch.denoiser',
                parameterization=parameterization)
 

@@ -18,7 +18,7 @@ from .loss import check_float_images, check_weight
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
-from .schedule import shown
+from .schedule import brief
 
 # %% auto #0
 __all__ = ['MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend', 'trend',
@@ -101,7 +101,7 @@ def _checked_times(schedule, x0, y, times, seed, batch_size) -> list[int]:
     as_labels(y, len(x0))
     try: times = sorted(set(int(t) for t in times))
     except (TypeError, ValueError):
-        raise TypeError(f'times = {shown(times)} must be a list of timesteps, such as '
+        raise TypeError(f'times = {brief(times)} must be a list of timesteps, such as '
                         f'[{times if isinstance(times, int) else 1}]') from None
     if not times or not 1 <= times[0] <= times[-1] <= schedule.T:
         raise ValueError(f'times = {times} must be timesteps in 1..{schedule.T}, at least one')

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .denoiser import Prediction, as_labels, check_denoiser, evaluating
 from .sampling import Solver, check_solver, levels_between, rows_of
 from .schedule import Level, Schedule, cast_like, check_kind, check_number
-from .schedule import check_schedule, check_tensor, check_whole, shown, whole_times
+from .schedule import check_schedule, check_tensor, check_whole, brief
 from .solvers import ddim
 
 # %% auto #0
@@ -93,7 +93,7 @@ def check_colour_weights(weights):
     "Refuse weights that weigh nothing"
     try: torch.as_tensor(weights).square()
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f'weights = {shown(weights)} must be numbers, one for each '
+        raise TypeError(f'weights = {brief(weights)} must be numbers, one for each '
                         'channel') from None
     if not torch.as_tensor(weights).square().sum() > 0:
         raise ValueError(f'weights = {weights} weigh nothing')
@@ -125,7 +125,7 @@ def check_loss(loss: Tensor, x0: Tensor):
 def falling_times(times) -> list[int]:
     "Times as whole numbers that fall and end at 0"
     if isinstance(times, int) or callable(times):
-        raise TypeError(f'times = {shown(times)}: give the list of a walk, schedule.times('
+        raise TypeError(f'times = {brief(times)}: give the list of a walk, schedule.times('
                         f'{times if isinstance(times, int) else "n"})')
     times = [index(t) for t in times]
     if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
@@ -170,7 +170,7 @@ def weights_between(a: Tensor, b: Tensor, w) -> Tensor:
     check_tensor(a=a, b=b)
     try: w = torch.as_tensor(w, dtype=a.dtype, device=a.device).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f'w = {shown(w)} must be one number, or one for each image') from None
+        raise TypeError(f'w = {brief(w)} must be one number, or one for each image') from None
     check_ends(a, b, w)
     return w
 

@@ -18,7 +18,7 @@ from .denoiser import evaluating
 from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
 from .schedule import Level, Schedule, check_callable, check_number, check_tensor
-from .schedule import check_whole, shown, whole_times
+from .schedule import check_whole, whole_times
 
 # %% auto #0
 __all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'posteriors_of', 'bound', 'rademacher',

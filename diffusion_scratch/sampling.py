@@ -17,7 +17,7 @@ from .denoiser import Prediction, as_labels, check_denoiser, evaluating
 from .denoiser import first_weight
 from .noising import Gaussian, q_posterior, transition
 from .schedule import Level, Schedule, cast_like, check_callable, check_kind
-from .schedule import check_whole, shown, whole_times
+from .schedule import check_whole, brief, whole_times
 
 # %% auto #0
 __all__ = ['check_walk', 'check_solver', 'walk_times', 'shape_of_batch', 'start_of_walk', 'check_variance', 'whole_seed',
@@ -69,7 +69,7 @@ def shape_of_batch(shape) -> tuple:
     try: shape = tuple(index(n) for n in shape)
     except TypeError:
         n = shape if isinstance(shape, int) else 'n'
-        raise TypeError(f'shape = {shown(shape)} must be whole numbers, ({n}, channels, height, '
+        raise TypeError(f'shape = {brief(shape)} must be whole numbers, ({n}, channels, height, '
                         'width)') from None
     if len(shape) < 1 or shape[0] < 1:
         raise ValueError(f'shape = {shape} holds no image; the first number is how many to draw')

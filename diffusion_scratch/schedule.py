@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['shown', 'check_kind', 'check_callable', 'check_whole', 'check_number', 'check_tensor', 'check_level',
+__all__ = ['brief', 'check_kind', 'check_callable', 'check_whole', 'check_number', 'check_tensor', 'check_level',
            'check_schedule', 'check_generator', 'betas_as_tensor', 'as_timesteps', 'whole_times', 'check_level_shape',
            'check_betas', 'check_timesteps', 'check_number_of_steps', 'check_spacing', 'check_falling', 'check_length',
            'check_zero_terminal', 'cast_like', 'Level', 'trailing', 'leading', 'linspace', 'log_snr',
@@ -22,7 +22,7 @@ __all__ = ['shown', 'check_kind', 'check_callable', 'check_whole', 'check_number
 # %% ../nbs/01_schedule.ipynb #a163064d
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def shown(value) -> str:
+def brief(value) -> str:
     "A value in a message: a number or a short text as it is, anything else by its kind"
     name = getattr(value, '__name__', None)
     if callable(value) and name: return f'{name}, without brackets,'
@@ -34,19 +34,19 @@ def shown(value) -> str:
 def check_kind(kind: type | tuple, cure: str, **values):
     "Refuse values of another kind, and say what to give"
     for name, value in values.items():
-        if not isinstance(value, kind): raise TypeError(f'{name} = {shown(value)}: {cure}')
+        if not isinstance(value, kind): raise TypeError(f'{name} = {brief(value)}: {cure}')
 
 def check_callable(cure: str, **values):
     "Refuse what is no function, and say what to give"
     for name, value in values.items():
-        if not callable(value): raise TypeError(f'{name} = {shown(value)} is no function: {cure}')
+        if not callable(value): raise TypeError(f'{name} = {brief(value)} is no function: {cure}')
 
 def check_whole(least: int | None=None, **values):
     "Refuse what are no whole numbers, or too small"
     for name, value in values.items():
         try: n = index(value)
         except TypeError:
-            raise TypeError(f'{name} = {shown(value)} must be a whole number') from None
+            raise TypeError(f'{name} = {brief(value)} must be a whole number') from None
         if least is not None and n < least:
             raise ValueError(f'{name} = {n} must be at least {least}')
 
@@ -56,7 +56,7 @@ def check_number(allowed: str='', **values):
         try:
             if not isinstance(value, str): float(value); continue
         except (TypeError, ValueError, RuntimeError): pass
-        raise TypeError(f'{name} = {shown(value)} must be one number{allowed and ", " + allowed}')
+        raise TypeError(f'{name} = {brief(value)} must be one number{allowed and ", " + allowed}')
 
 def check_tensor(**values):
     "Refuse what is no tensor"
@@ -65,7 +65,7 @@ def check_tensor(**values):
         cure = 'a batch of images, a tensor (B,...)'
         if isinstance(value, np.ndarray): cure = f'torch.from_numpy({name})'
         if hasattr(value, 'images'): cure = 'its images, data[:][0]'
-        raise TypeError(f'{name} = {shown(value)}: give {cure}')
+        raise TypeError(f'{name} = {brief(value)}: give {cure}')
 
 def check_level(**levels: Level):
     "Refuse a timestep in the place of a level"
@@ -88,7 +88,7 @@ def betas_as_tensor(betas) -> Tensor:
     try:
         if not T: return torch.as_tensor(betas, dtype=torch.float64).detach().cpu().clone()
     except (TypeError, ValueError, RuntimeError): pass
-    raise TypeError(f'betas = {shown(betas)}: give the variances of the steps, such as '
+    raise TypeError(f'betas = {brief(betas)}: give the variances of the steps, such as '
                     f'linear_betas({T}) or those of a schedule, schedule.betas')
 
 def as_timesteps(t, like: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def as_timesteps(t, like: Tensor) -> Tensor:
     check_tensor(like=like)
     try: return torch.as_tensor(t).cpu()
     except (TypeError, ValueError, RuntimeError): pass
-    raise TypeError(f't = {shown(t)}: timesteps are whole numbers, one, or one for each image')
+    raise TypeError(f't = {brief(t)}: timesteps are whole numbers, one, or one for each image')
 
 def whole_times(schedule: Schedule, times) -> list[int]:
     "The times of a walk as a list of whole numbers, every timestep if none are given"
@@ -104,7 +104,7 @@ def whole_times(schedule: Schedule, times) -> list[int]:
     if times is None: return schedule.times(schedule.T)
     if isinstance(times, int) or callable(times):
         n = times if isinstance(times, int) else 'n'
-        raise TypeError(f'times = {shown(times)}: give the list of a walk, schedule.times({n})')
+        raise TypeError(f'times = {brief(times)}: give the list of a walk, schedule.times({n})')
     times = list(times)
     try: return [index(t) for t in times]
     except TypeError as e:

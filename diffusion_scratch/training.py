@@ -23,7 +23,7 @@ from .engine import forked_random, memory_in_use, set_learning_rate, step_seed
 from .guidance import drop_labels
 from .loss import check_weight, draw_level, loss_at, uniform
 from .schedule import Schedule, check_kind, check_number, check_schedule
-from .schedule import check_whole, shown
+from .schedule import check_whole, brief
 from .unet import Conditioned
 
 # %% auto #0
@@ -228,7 +228,7 @@ def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dro
     check_whole(0, seed=seed)
     if not callable(lr):
         rate = lr if isinstance(lr, float) else 1e-3
-        raise TypeError(f'lr = {shown(lr)} is no function of the steps done: for a constant rate '
+        raise TypeError(f'lr = {brief(lr)} is no function of the steps done: for a constant rate '
                         f'give warmup_constant({rate:g}, 0)')
     check_weight(weight)
     check_number('within 0..1', label_dropout=label_dropout)
