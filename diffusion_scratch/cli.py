@@ -78,7 +78,8 @@ _MOVES = '\n', '\r', '\t', '\x1b[A'  # lines, and what bars of progress are draw
 
 def _harmless(text: str) -> str:
     "A text without what a terminal would obey, but for the moves of lines and of progress bars"
-    return re.sub(rf'\x1b\[A|{_OBEYED}', lambda m: m[0] if m[0] in _MOVES else printable(m[0]), text)
+    def shown(m): return m[0] if m[0] in _MOVES else printable(m[0])
+    return re.sub(rf'\x1b\[A|{_OBEYED}', shown, text)
 
 def _in_lines(text: str, words: list[str]) -> str:
     "What is said of an error: a few lines, none too long, and no control characters"

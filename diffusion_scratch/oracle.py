@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from .denoiser import Prediction, check_prediction_input
-from .schedule import Level, check_number, check_tensor
+from .schedule import Level, check_tensor
 
 # %% auto #0
 __all__ = ['as_rows', 'as_prediction', 'GaussianOracle', 'Mixture', 'MixtureOracle']

@@ -580,7 +580,8 @@ def test_networks_of_this_package_need_no_naming(tmp_path):
 
 @pytest.mark.parametrize('wrap', [
     torch.compile, nn.DataParallel, lambda net: nn.DataParallel(torch.compile(net)),
-    lambda net: setattr(net, 'stem', torch.compile(net.stem)) or net], ids=str)
+    lambda net: setattr(net, 'stem', torch.compile(net.stem)) or net],
+    ids=['compiled', 'parallel', 'both', 'a part compiled'])
 def test_wrapped_networks_are_saved_as_what_they_are(tmp_path, wrap):
     state = TrainState(Denoiser(wrap(make().net), V))
     file = tmp_path/'run'/'checkpoint.safetensors'
