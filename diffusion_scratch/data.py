@@ -20,12 +20,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float', 'to_uint8',
-           'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range', 'warn_if_never_negative',
-           'printable', 'in_markdown', 'mnist_mini', 'file_checksum', 'check_published', 'published_files', 'mnist',
-           'cifar10', 'read_idx', 'read_pickled_batch', 'cover_box', 'cover', 'open_image', 'read_image',
-           'upright_size', 'draft_jpeg', 'image_folder', 'check_memory', 'list_files', 'image_set', 'fingerprint',
-           'check_varied']
+__all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float',
+           'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
+           'warn_if_never_negative', 'printable', 'in_markdown', 'mnist_mini', 'file_checksum', 'check_published',
+           'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch', 'cover_box', 'cover', 'open_image',
+           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'check_memory', 'list_files', 'image_set',
+           'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -150,10 +150,13 @@ def _describe_set(data: ImageSet) -> str:
 # %% ../nbs/08_data.ipynb #1625434e
 #| code-fold: true
 #| code-summary: "Plumbing: names of files, classes and models, as people may see them"
+# control characters, those that turn the direction of writing, and bytes that are no text
+OBEYED = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+
 def printable(name) -> str:
-    "A name in one line that any terminal may show: bytes without a meaning become escapes"
-    def escape(c): return ascii(c)[1:-1].replace('\\udc', '\\x')
-    return ''.join(c if c.isprintable() else escape(c) for c in str(name))
+    "A name in one line that any terminal may show: what it would obey becomes an escape"
+    def escape(m): return ascii(m[0])[1:-1].replace('\\udc', '\\x')
+    return re.sub(OBEYED, escape, str(name))
 
 def in_markdown(name) -> str:
     "A name that in Markdown, and in the HTML made of it, is text and nothing else"

@@ -157,7 +157,7 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--n 0': f'--n: 0 {ALLOWED}', '--batch 0': f'--batch: 0 {ALLOWED}', '--n 5001': 'n = 5001',
         '--bits -1': f'--bits: -1 {ALLOWED} whole number >= 0',
         '--seed -1': f'--seed: -1 {ALLOWED}',
-        '--extractor exported': '--extractor: exported is no folder of save_classifier',
+        '--extractor exported': '--extractor: exported/config.json describes no classifier',
         '--data texts': "is not an image that can be read",
         '--steps 5000': '--steps: 5000 is not allowed',
         '--solver fast': f"'fast' {ALLOWED} ancestral, ddim",
@@ -393,7 +393,7 @@ def test_no_console_stops_a_run_or_a_command(encoding, picture):
     for stream in (out, err): stream.flush()
     said = out.buffer.getvalue(), err.buffer.getvalue()
     assert Path(name, 'run.json').is_file() and Path('\udcff\x1b[31m.png').is_file()
-    assert rb'\udcff\x1b[31m.png' in said[0] and rb'\x1b[31m/samples.png' in said[0]
+    assert rb'\xff\x1b[31m.png' in said[0] and rb'\x1b[31m/samples.png' in said[0]
     assert b'\x1b' not in said[0] + said[1]
     assert rb'error: \x1b[31m is no path here' in said[1]
 

@@ -138,5 +138,5 @@ def test_the_environment_compiles_nothing_and_shares_no_network(monkeypatch):
     assert layer(torch.zeros(1, 2)).dtype == torch.float32
     assert numeric_environment()['ACCELERATE_MIXED_PRECISION'] == 'bf16'
     monkeypatch.setenv('ACCELERATE_USE_FSDP', 'true')
-    with pytest.raises(ValueError, match='ACCELERATE_USE_FSDP is set in the environment'):
+    with pytest.raises(ValueError, match='the environment has ACCELERATE_USE_FSDP=true'):
         new_accelerator(cpu=True)

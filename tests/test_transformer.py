@@ -285,7 +285,7 @@ def test_both_commands_and_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
     ('model_args.sides=4', r"model_args: .*'sides': 4.* is not allowed for "
      r"diffusion_scratch\.transformer:DiT"),
     ('model_args.num_classes=0', 'num_classes=0: it takes no labels'),
-    ('model_args.in_channels=3', r'x has shape \(16, 1, 28, 28\); this network takes \(B,3,H,W\)')])
+    ('model_args.in_channels=3', r'x has shape \(2, 1, 28, 28\); this network takes \(B,3,H,W\)')])
 def test_mistakes_in_the_config_are_said_plainly(change, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as e: command('run', 5, change)
