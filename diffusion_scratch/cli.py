@@ -24,7 +24,8 @@ from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx
 from .report import Report, evaluate_model
-from .run import RunFolder, check_writable, conditioned, draw, find_device
+from .run import RunFolder, check_writable, conditioned, cpu_threads, draw
+from .run import find_device, free_threads
 from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
 from .schedule import Schedule
@@ -285,7 +286,8 @@ def sample_command(argv: list[str] | None=None # words; by default, of this proc
                   ):
     "`diffusion-sample`"
     with _plain_errors(argv, 'stopped; nothing was written'):
-        print(printable(_save_samples(_sample_arguments(argv))))
+        args = _sample_arguments(argv)
+        with cpu_threads(free_threads()): print(printable(_save_samples(args)))
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e1
 def _save_samples(args: argparse.Namespace) -> Path:
@@ -493,7 +495,8 @@ def edit_command(argv: list[str] | None=None # words; by default, of this proces
                 ):
     "`diffusion-edit`"
     with _plain_errors(argv, 'stopped; nothing was written'):
-        print(printable(_edit_picture(_edit_arguments(argv))))
+        args = _edit_arguments(argv)
+        with cpu_threads(free_threads()): print(printable(_edit_picture(args)))
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e3
 def _edit_picture(args: argparse.Namespace) -> Path:
@@ -634,7 +637,8 @@ def evaluate_command(argv: list[str] | None=None # words; by default, of this pr
                     ):
     "`diffusion-evaluate`"
     with _plain_errors(argv, 'stopped; the same command goes on from here'):
-        report = _evaluate_named_model(_evaluate_arguments(argv))
+        args = _evaluate_arguments(argv)
+        with cpu_threads(free_threads()): report = _evaluate_named_model(args)
         print(f"\n{report.evaluation}\n{printable(report.folder/'report.md')}")
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e4

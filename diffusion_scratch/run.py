@@ -46,8 +46,8 @@ from .checkpoint import save_checkpoint
 __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
            'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads', 'keep_freed_memory',
-           'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'train', 'together', 'owned_folder',
-           'processor_name', 'describe_session', 'LiveView']
+           'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'free_threads', 'train', 'together',
+           'owned_folder', 'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/25_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -855,6 +855,10 @@ def threads_beside(others: float   # cores that other programs keep busy
     "CPU threads: torch's own number, where other programs leave as many cores"
     if os.environ.get('OMP_NUM_THREADS'): return torch.get_num_threads()
     return max(1, min(torch.get_num_threads(), round(usable_cores() - others)))
+
+def free_threads() -> int:
+    "The same, after a short look at what other programs use"
+    return threads_beside(OtherLoad().cores())
 
 # %% ../nbs/25_run.ipynb #206578e5
 #| code-fold: true
