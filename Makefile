@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist test docs serve notebooks bench clean
+.PHONY: help env dev quickstart reproduce-mnist test faults docs serve notebooks bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -44,6 +44,9 @@ test: dev  ## Sync, what a reader sees, staleness, every chapter, the equation l
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m any_processor tests
+
+faults: dev  ## Try the faults that a run must survive, and write the table of them that the book shows
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m fault --faults nbs/assets/faults.json tests
 
 docs: dev  ## Build the site in _site, strictly: with Quarto where it is installed, else in pure Python
 	$(BIN)/python tools/reading.py

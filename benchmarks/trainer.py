@@ -64,6 +64,7 @@ def steps_of_a_run(folder, seconds):
     state = TrainState(make_denoiser(config, data), config.training.adam, config.training.ema)
     bare, cpu = bare_step(config, data, schedule, state.denoiser), torch.device('cpu')
     accelerator = make_accelerator(config, cpu)
+    run.claim()
     run.open(describe_session(config, state, data, accelerator, cpu))
     accelerator.init_trackers('training')
     pairs, loading, left = [], [], time.perf_counter()

@@ -4,7 +4,7 @@
 
 # %% ../nbs/20_checkpoint.ipynb #0a085b6b
 from __future__ import annotations
-import hashlib, json, os, shutil, warnings
+import errno, hashlib, json, os, re, shutil, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
@@ -17,9 +17,10 @@ from .schedule import Schedule
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'push_names',
-           'push_to_disk', 'remove', 'atomic', 'with_checksum', 'read_header', 'read_checkpoint', 'notes_in_header',
-           'json_with_checksum', 'read_json', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
+__all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
+           'bare_weights', 'named_as_in', 'push_file', 'push_names', 'push_to_disk', 'remove', 'atomic',
+           'with_checksum', 'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum', 'read_json',
+           'tensors_with_checksum', 'read_tensors', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
            'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network', 'check_same_network',
            'check_loadable', 'check_resumable', 'resume', 'laid_out']
 
@@ -30,7 +31,7 @@ def checkpoint_tensors(state, # a TrainState
     "All the numbers that a checkpoint holds"
     yield 'schedule.betas', schedule.betas
     for part in ('denoiser', 'ema'):
-        for name, w in getattr(state, part).net.state_dict().items():
+        for name, w in bare_weights(getattr(state, part).net).items():
             yield f'{part}.{name}', w
     for i, w in enumerate(state.denoiser.parameters()):
         for name, v in state.optimizer.state[w].items():
@@ -62,28 +63,60 @@ def check_name(file: str | Path) -> Path:
 
 def network_arguments(net: nn.Module) -> dict | None:
     "What makes a UNet again; nothing for another network"
+    net = unwrapped(net)
     return net.config if isinstance(net, UNet) else None
 
 def on_cpu(v: Tensor) -> Tensor:
     "A copy of a tensor as files want it"
     return v.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
 
+# %% ../nbs/20_checkpoint.ipynb #a0096bba
+#| code-fold: true
+#| code-summary: "Plumbing: networks in the wrappers of torch.compile and of parallel processes"
+def unwrapped(net: nn.Module) -> nn.Module:
+    "The network itself, without the wrappers of torch.compile, DataParallel and the like"
+    if hasattr(net, '_orig_mod'): return unwrapped(net._orig_mod)
+    if isinstance(net, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(net.module)
+    return net
+
+def bare_weights(net: nn.Module) -> dict[str, Tensor]:
+    "The weights of a network by the names that they have without torch.compile"
+    return {k.replace('_orig_mod.', ''): w for k, w in unwrapped(net).state_dict().items()}
+
+def named_as_in(net: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Weights by the names that this network has for them, whichever of the two was wrapped"
+    def bare(name): return re.sub(r'\b(_orig_mod|module)\.', '', name)
+    own = net.state_dict()
+    names = {bare(k): k for k in own}
+    renamed = {names.get(bare(k), k): w for k, w in weights.items()}
+    unique = len(names) == len(own) and len(renamed) == len(weights)
+    return renamed if unique and own.keys() != weights.keys() else weights
+
 # %% ../nbs/20_checkpoint.ipynb #ad0b5020
 #| code-fold: true
 #| code-summary: "Plumbing: files and folders that are whole or not there"
+NO_SYNC = errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP  # not here, says a system
+
+def push_file(descriptor: int):
+    "Push an open file to the disk, where the file system can"
+    try: os.fsync(descriptor)
+    except OSError as e:
+        if e.errno not in NO_SYNC: raise
+
 def push_names(folder: Path):
-    "Push the names in a folder to the disk, where the system can"
-    if not hasattr(os, 'O_DIRECTORY'): return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
+    "Push the names in a folder to the disk, where the system can: the files themselves are there"
+    with suppress(OSError, AttributeError):  # Windows has no O_DIRECTORY
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try: os.fsync(descriptor)
+        finally: os.close(descriptor)
 
 def push_to_disk(path: Path):
     "Push a file, or a folder with all that is in it, to the disk"
     for f in [*path.rglob('*'), path]:
         if f.is_dir(): push_names(f)
         else:
-            with open(f, 'rb+') as written: os.fsync(written.fileno())
+            with open(f, 'rb+') as written: push_file(written.fileno())
 
 def remove(path: Path):
     "Remove a file, a link or a folder, if it is there"
@@ -107,7 +140,7 @@ def atomic(target: Path  # a file or a folder
             if old.exists(): os.rename(old, target)
             raise
         push_names(target.parent)
-        remove(old)
+        with suppress(OSError): remove(old)  # the new one is in its place
     except OSError as e:
         raise OSError(f'cannot write {target} ({e}); what was there before is untouched') from e
     finally:
@@ -148,7 +181,7 @@ def read_checkpoint(path: str | Path, *prefixes: str) -> tuple[dict[str, Tensor]
 
 def notes_in_header(file: Path) -> dict | None:
     "The notes of a checkpoint by its header alone; nothing where that cannot be read"
-    with suppress(ValueError, KeyError), open(file, 'rb') as f:
+    with suppress(ValueError, LookupError, TypeError), open(file, 'rb') as f:
         size = min(2**24, int.from_bytes(f.read(8), 'little'))
         return json.loads(json.loads(f.read(size))['__metadata__']['about'])
 
@@ -160,7 +193,8 @@ def json_with_checksum(values: dict # of text, numbers, true, false, null, lists
     "A JSON file whose last value is the SHA-256 of the file; raises ValueError or TypeError"
     sealed = values | dict(checksum=NO_SUM)
     text = json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=False)
-    return with_checksum(text.encode() + b'\n')
+    # a name that is not UTF-8 is written as JSON's escape of it
+    return with_checksum(text.encode(errors='backslashreplace') + b'\n')
 
 def read_json(file: Path) -> dict:
     """What a JSON file holds, without its checksum; ValueError where one bit of it has changed. A
@@ -172,11 +206,35 @@ def read_json(file: Path) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f'{file} must hold keys and values, not {type(values).__name__}')
     checksum = values.pop('checksum', None)
-    if checksum is None: return values
+    if checksum is None and not re.search(rb'"[^"]{8}": "[^"]{64}"\n}\n$', blob): return values
     unsigned = blob.replace(str(checksum).encode(), NO_SUM.encode(), 1)
     if hashlib.sha256(unsigned).hexdigest() != checksum:
         raise ValueError(f'{file} is cut or changed: its checksum does not fit')
     return values
+
+# %% ../nbs/20_checkpoint.ipynb #e6db96d9
+#| code-fold: true
+#| code-summary: "Plumbing: tensors in a file that carries its own checksum"
+def tensors_with_checksum(tensors: dict[str, Tensor] # by name
+                         ) -> bytes:
+    "A safetensors file with the SHA-256 of itself in its header"
+    return with_checksum(save(tensors, dict(sha256=NO_SUM)))  # a second fact has no fixed place
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds, by name; ValueError where one bit of it has changed. A file
+    of another program has no checksum and is taken as it is"""
+    blob = file.read_bytes()
+    try:
+        tensors, size = load(blob), int.from_bytes(blob[:8], 'little')
+        facts = json.loads(blob[8:8 + size]).get('__metadata__', {})
+    except (SafetensorError, ValueError) as e:
+        raise ValueError(f'{file} is not a whole safetensors file ({e})') from None
+    checksum = facts.get('sha256')
+    if checksum is None: return tensors
+    unsigned = blob.replace(checksum.encode(), NO_SUM.encode(), 1)
+    if hashlib.sha256(unsigned).hexdigest() != checksum:
+        raise ValueError(f'{file} is cut or changed: its checksum does not fit')
+    return tensors
 
 # %% ../nbs/20_checkpoint.ipynb #5bada639
 #| code-fold: true
@@ -207,7 +265,8 @@ def prune_checkpoints(run: str | Path, # a run folder
     "Delete old checkpoints, but for the newest and the one with the smallest `loss` in its notes"
     files = checkpoints(run)
     notes = {f: notes_in_header(f) for f in files}
-    losses = {f: about['loss'] for f, about in notes.items() if about and 'loss' in about}
+    losses = {f: about['loss'] for f, about in notes.items()
+              if isinstance(about, dict) and isinstance(about.get('loss'), float)}
     best = min(losses, key=losses.get, default=None)
     for f in files[keep:]:
         if f != best: f.unlink()
@@ -221,7 +280,7 @@ def load_checkpoint(path: str | Path,           # a run folder, or a checkpoint 
     prefix = 'ema.' if ema else 'denoiser.'
     tensors, meta = read_checkpoint(path, prefix, 'schedule.')
     if net is None: net = described_network(path, meta)
-    weights = without_prefix(tensors, prefix)
+    weights = named_as_in(net, without_prefix(tensors, prefix))
     check_loadable(path, meta, weights, net)
     net.load_state_dict(weights)
     denoiser = Denoiser(net, PARAMETERIZATIONS[meta['parameterization']]).eval()
@@ -262,6 +321,10 @@ def check_loadable(path, meta: dict, weights: dict, net: nn.Module):
         raise ValueError(f'{path} predicts {name!r}; known are {", ".join(PARAMETERIZATIONS)}')
     check_same_network(path, weights, net)
 
+def _named(tensors: dict, part: str, state) -> dict:
+    "The weights of a part of a checkpoint by the names that this state has for them"
+    return named_as_in(getattr(state, part.rstrip('.')).net, without_prefix(tensors, part))
+
 def check_resumable(path, meta: dict, saved: Schedule, weights: dict, state, schedule: Schedule):
     "Raise ValueError where a state cannot go on from a checkpoint"
     if not saved.is_close(schedule):
@@ -280,7 +343,7 @@ def resume(path: str | Path,  # a run folder, or a checkpoint file
     "Go on where a checkpoint stopped: weights, average, optimizer and step"
     tensors, meta = read_checkpoint(path)
     saved = Schedule(tensors['schedule.betas'])
-    weights = {part: without_prefix(tensors, part) for part in ('denoiser.', 'ema.')}
+    weights = {part: _named(tensors, part, state) for part in ('denoiser.', 'ema.')}
     check_resumable(path, meta, saved, weights, state, schedule)
     state.denoiser.net.load_state_dict(weights['denoiser.'])
     state.ema.net.load_state_dict(weights['ema.'])

@@ -4,56 +4,164 @@
 
 # %% ../nbs/26_cli.ipynb #aa45462b
 from __future__ import annotations
-import argparse, math, signal, sys
-from contextlib import contextmanager
+import argparse, math, os, re, signal, sys, traceback, warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
-from .config import Config, ConfigError, SamplingConfig, dump_config, load_config
-from .config import make_data, make_fit_options, make_section
+from .config import Config, ConfigError, SamplingConfig, check_drawable
+from .config import checked_path, dump_config, in_words, load_config
+from .config import make_fit_options, make_section, memory_here, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
-from .data import read_image, to_float, upright_size
+from .data import OBEYED, printable, read_image, to_float, upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
 from .editing import inpaint, resampled
 from .features import Extractor, digit_classifier, inception, load_classifier
 from .noising import q_sample
 from .pictures import grid, save_animation
-from .pretrained import SHIPPED, find, load, save
+from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx
 from .report import Report, evaluate_model
-from .run import RunFolder, check_writable, conditioned, draw, find_device
-from .run import keep_freed_memory, make_solver, train
+from .run import RunFolder, check_writable, conditioned, cpu_threads, draw
+from .run import find_device, free_threads
+from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
 from .schedule import Schedule
 from .checkpoint import atomic
 
 # %% auto #0
-__all__ = ['train_command', 'KeepOptionName', 'sample_command', 'export_command', 'edit_command', 'evaluate_command']
+__all__ = ['OUT_OF_MEMORY', 'train_command', 'KeepOptionName', 'sample_command', 'export_command', 'edit_command',
+           'evaluate_command']
 
 # %% ../nbs/26_cli.ipynb #136d3315
 #| code-fold: true
 #| code-summary: "Plumbing: errors, signals and exit status"
 @contextmanager
-def _plain_errors(stopped: str):
-    "What goes wrong inside, in a line for people; SIGTERM is a stop like Ctrl-C"
+def _plain_errors(argv: list[str] | None, stopped: str):
+    """What goes wrong inside, in a line or two for people, and with --debug the traceback before
+    them; SIGTERM is a stop like Ctrl-C, and printing never fails"""
+    words = sys.argv[1:] if argv is None else argv
     def leave(text, status):
-        print(text, file=sys.stderr)
+        if '--debug' in words and status != 130: traceback.print_exc()
+        print(_in_lines(text, words), file=sys.stderr)
         raise SystemExit(status)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try: yield
-    except KeyboardInterrupt as e: leave(str(e) or stopped, 130)
-    except torch.OutOfMemoryError:
-        leave('error: the accelerator is out of memory; lower training.batch_size, '
-              'or for drawing sampling.batch_size, or choose device=cpu', 2)
-    except (ValueError, OSError, ImportError, FloatingPointError) as e: leave(f'error: {e}', 2)
-    finally: signal.signal(signal.SIGTERM, before)
+    layout, warnings.formatwarning = warnings.formatwarning, _warning_in_a_line
+    with _printing():
+        try: yield
+        except KeyboardInterrupt as e: leave(str(e) or stopped, 130)
+        except (ValueError, OSError, ImportError, FloatingPointError) as e: leave(f'error: {e}', 2)
+        except Exception as e:
+            if _is_out_of_memory(e): leave(OUT_OF_MEMORY, 2)
+            leave(f'error: {type(e).__name__}: {" ".join(str(e).split())}\nThis is not what should '
+                  'be said of a mistake: --debug shows where it comes from', 1)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+            warnings.formatwarning = layout
+
+def _warning_in_a_line(message, *_, **__) -> str: return f'warning: {message}\n'
+
+OUT_OF_MEMORY = ('error: the memory of the accelerator or of this machine is full; lower '
+                 'training.batch_size, data.size or network.channels, or raise '
+                 'training.accumulate; for drawing lower --n, --batch or sampling.batch_size')
+
+def _is_out_of_memory(e: Exception) -> bool:
+    "Does an error say that a device, or this machine, has no more memory?"
+    if isinstance(e, (MemoryError, torch.OutOfMemoryError)): return True
+    said = ('not enough memory', "can't allocate memory", 'Cannot allocate memory')
+    return isinstance(e, RuntimeError) and any(words in str(e) for words in said)
+
+_MOVES = '\n', '\r', '\t', '\x1b[A'  # lines, and what bars of progress are drawn with
+
+def _harmless(text: str) -> str:
+    "A text without what a terminal would obey, but for the moves of lines and of progress bars"
+    def shown(m): return m[0] if m[0] in _MOVES else printable(m[0])
+    return re.sub(rf'\x1b\[A|{OBEYED}', shown, text)
+
+def _in_lines(text: str, words: list[str]) -> str:
+    "What is said of an error: a few lines, none too long, and no control characters"
+    for typed in {part for w in words for part in (w, w.partition('=')[2])}:
+        if (plain := printable(typed)) != typed: text = text.replace(typed, plain)
+    lines = [printable(line) for line in text.split('\n')]
+    short = [l if len(l) <= 1000 else f'{l[:700]} ... {l[-200:]}' for l in lines]
+    return '\n'.join(short[:12] + ['...'] * (len(short) > 12))
 
 def _make_parser(name: str, description: str, notes: str) -> argparse.ArgumentParser:
-    "A parser whose texts keep their lines"
-    return argparse.ArgumentParser(prog=name, description=description, epilog=notes,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+    "A parser whose texts keep their lines, and whose errors take one"
+    p = _Parser(prog=name, description=description, epilog=notes,
+                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--debug', action='store_true',
+                   help='of an error, show the traceback too, for a report')
+    return p
+
+class _Parser(argparse.ArgumentParser):
+    "argparse, without the usage above each error"
+    def error(self, message):
+        raise ConfigError(f'{message}; {self.prog} --help shows what there is')
+
+# %% ../nbs/26_cli.ipynb #6e248a55
+#| code-fold: true
+#| code-summary: "Plumbing: consoles, and words that are numbers or paths"
+class _Console:
+    "A stream that never fails: what it cannot show, or would obey, is escaped; readers may leave"
+    def __init__(self, stream): self.stream = stream or open(os.devnull, 'w', encoding='utf-8')
+    def __getattr__(self, name): return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        try: self.stream.write(text := _harmless(str(text)))
+        except UnicodeEncodeError:
+            code = self.stream.encoding
+            return self.write(text.encode(code, 'backslashreplace').decode(code))
+        except (OSError, ValueError): self.turn_off()
+        return len(text)
+
+    def flush(self):
+        try: self.stream.flush()
+        except (OSError, ValueError): self.turn_off()
+
+    def turn_off(self):
+        "Nobody reads any more, or the disk is full: the rest goes nowhere, and the work goes on"
+        with suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+@contextmanager
+def _printing():
+    "Inside, printing never fails"
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = consoles = [_Console(s) for s in before]
+    try: yield
+    finally:
+        for c in consoles: c.flush()
+        sys.stdout, sys.stderr = before
+
+def _number(kind: type, allowed: str, fits: Callable=lambda n: True) -> Callable:
+    "What reads an option's word: a number that fits, or an error that says what is allowed"
+    def read(text):
+        with suppress(ValueError):
+            if fits(n := kind(text)): return n
+        raise argparse.ArgumentTypeError(f'{in_words(text)} is not allowed; '
+                                         f'allowed: {allowed}')
+    return read
+
+_COUNT = _number(int, 'whole number >= 1', lambda n: n >= 1)
+_AMOUNT = _number(int, 'whole number >= 0', lambda n: n >= 0)
+_SEED = _number(int, f'whole number >= 0 and < {2**63}', lambda n: 0 <= n < 2**63)
+_REPEATS = _number(int, 'whole number >= 1 and <= 1000', lambda n: 1 <= n <= 1000)
+_REAL = _number(float, 'number')
+
+def _path(text: str) -> Path:
+    "A path as it was typed, ~ for a home; or an error that says why it is none"
+    try: return checked_path(text).expanduser()
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f'{shown(text)} is not allowed ({e}); '
+                                         'allowed: path') from None
+
+def _model_name(text: str) -> str:
+    "The name of a model, which may be a path"
+    _path(text)
+    return text
 
 # %% ../nbs/26_cli.ipynb #d5f1a0c2
 #| code-fold: true
@@ -74,37 +182,40 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('config', nargs='?', help='a YAML file, such as configs/quickstart.yaml')
     p.add_argument('overrides', nargs='*', metavar='key=value',
                    help='changes to the config, such as training.steps=500')
-    p.add_argument('--diagnose', metavar='RUN', type=Path,
+    p.add_argument('--diagnose', metavar='RUN', type=_path,
                    help='train nothing: is this run learning? The loss by timestep, beside what '
                         'is possible, and a verdict')
+    p.add_argument('--model', **_OWN | dict(help='goes with --diagnose: the network of your own'))
     args = p.parse_args(argv)
     if bool(args.config) == bool(args.diagnose):
         p.error('give a config to train, or --diagnose RUN')
+    if args.network and args.config: p.error('--model goes with --diagnose; a config names its own')
     return args
 
 # %% ../nbs/26_cli.ipynb #742bf03f
 def train_command(argv: list[str] | None=None # words; by default, of this process
                  ):
     "`diffusion-train`"
-    args = _train_arguments(argv)
-    with _plain_errors('stopped; the same command goes on from the last checkpoint, '
-                      'if there is one'):
-        if args.diagnose: return print(_diagnose_run(args.diagnose))
+    with _plain_errors(argv, 'stopped; the same command goes on from the last '
+                             'checkpoint, if there is one'):
+        args = _train_arguments(argv)
+        if args.diagnose: return print(_diagnose_run(args.diagnose, args.network))
         config = load_config(args.config, args.overrides)
         if find_device(config.device).type == 'cpu': keep_freed_memory()
         train(config)
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e0
-def _diagnose_run(path: Path) -> str:
+def _diagnose_run(path: Path, network: str | None=None) -> str:
     "The doctor's verdict on a run, which may still be going on; a figure in its folder"
-    config, (denoiser, schedule) = load_config(path/'config.yaml'), load(path)
-    data = make_data(config, cache=path/'data')
+    (denoiser, schedule), config = load(path, net=network), run_config(path)
+    _check_own_weight(config, path, network)
+    data = run_data(path, config)
     run = RunFolder(config.model_copy(update=dict(run=path)))
     found = diagnose(denoiser, schedule, data, [m.loss for m in run.metrics()],
                      weight=make_fit_options(config)['weight'], seed=config.seed,
                      steps_planned=config.training.steps)
     with atomic(path/'diagnosis.png') as part: found.plot(part)
-    return f"{found}\n{path/'diagnosis.png'}"
+    return f"{found}\n{printable(path/'diagnosis.png')}"
 
 # %% ../nbs/26_cli.ipynb #d5f1a0c6
 #| code-fold: true
@@ -115,6 +226,9 @@ _MODEL = ('a run folder or checkpoint, a folder that diffusion-export wrote or o
 _RAW = 'the weights of the last step in place of their average'
 _SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: chapter 10'
 _DEVICE = 'auto, cpu, cuda, mps (default auto)'
+
+_OWN = dict(dest='network', metavar='MODULE:CLASS',
+            help='the network of your own that the model asks for: only code that you name is run')
 
 class KeepOptionName(argparse.Action):
     "Keeps a value, and which name of its option was typed"
@@ -127,7 +241,7 @@ def _sister_with_classes(model: str, class_wanted: bool) -> str:
     sister = f'{model}-conditional'
     if not class_wanted or Path(model).expanduser().exists(): return model
     if not (SHIPPED/sister).is_dir(): return model
-    print(f'{model} learned no classes; {sister} did, and draws', file=sys.stderr)
+    print(f'{printable(model)} learned no classes; {sister} did, and draws', file=sys.stderr)
     return sister
 
 # %% ../nbs/26_cli.ipynb #d5f1a0c7
@@ -142,19 +256,21 @@ def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-sample mnist --solver dpm++ --steps 20 --class 7 --guidance 2 --animate\n'
         '  diffusion-sample runs/quickstart --n 64 --labels 3 8 --guidance 1 --animation\n'
         '  diffusion-sample google/ddpm-ema-celebahq-256 --n 4 --steps 50')
-    p.add_argument('model', help=_MODEL)
-    p.add_argument('--n', type=int, default=64, help='how many images (default 64)')
+    p.add_argument('model', type=_model_name, help=_MODEL)
+    p.add_argument('--model', **_OWN)
+    p.add_argument('--n', type=_COUNT, default=64, help='how many images (default 64)')
     p.add_argument('--labels', '--class', action=KeepOptionName, nargs='+', metavar='CLASS',
                    help='classes to draw, in turn (default: all of them). mnist learned none, '
                         'so that for it mnist-conditional draws')
-    p.add_argument('--steps', type=int, help="steps of the reverse process (default: the model's)")
+    p.add_argument('--steps', type=_COUNT,
+                   help="steps of the reverse process (default: the model's)")
     p.add_argument('--solver', help=f"{_SOLVER} (default: the model's)")
-    p.add_argument('--guidance', type=float,
+    p.add_argument('--guidance', type=_REAL,
                    help='0 draws labels as learned; more is more typical and less varied '
                         "(default: the model's)")
-    p.add_argument('--seed', type=int, default=0,
+    p.add_argument('--seed', type=_SEED, default=0,
                    help='image i depends on the seed and on i alone (default 0)')
-    p.add_argument('--out', type=Path,
+    p.add_argument('--out', type=_path,
                    help='the PNG to write (default: samples_seed<seed>.png beside the weights; '
                         'for a name, <name>_seed<seed>.png here)')
     p.add_argument('--animation', '--animate', action='store_true',
@@ -169,23 +285,26 @@ def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
 def sample_command(argv: list[str] | None=None # words; by default, of this process
                   ):
     "`diffusion-sample`"
-    args = _sample_arguments(argv)
-    with _plain_errors('stopped; nothing was written'): print(_save_samples(args))
+    with _plain_errors(argv, 'stopped; nothing was written'):
+        args = _sample_arguments(argv)
+        with cpu_threads(free_threads()): print(printable(_save_samples(args)))
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e1
 def _save_samples(args: argparse.Namespace) -> Path:
     "Draw as the arguments say, into a PNG and, if wanted, a GIF"
     inside, here = f'samples_seed{args.seed}.png', f'seed{args.seed}.png'
     out = args.out or _default_output(args.model, inside, here)
-    _check_count('--n', args.n)
     _check_png(out)
-    device, model = find_device(args.device), _load_model(args.model, args.raw)
+    device = find_device(args.device)
+    model = _load_model(args.model, args.raw, args.network)
     check_writable(out.parent, '--out')
+    moments = 24 if args.animation else 1
+    check_drawable('--n', args.n, model.shape, moments)
     sampling = _sampling_config(args, model.about, model.schedule)
     wanted = _wanted_classes(args, model.classes)
     y = wanted[torch.arange(args.n) % len(wanted)] if model.classes else None
     frames = draw(model.denoiser.to(device), model.schedule, model.shape, args.n, y,
-                  sampling, seed=args.seed, moments=24 if args.animation else 1)
+                  sampling, seed=args.seed, moments=moments)
     columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(args.n))
     _save_sheet(out, frames[-1].x, columns)
     if args.animation:
@@ -203,12 +322,29 @@ class _Model(NamedTuple):
     shape: tuple        # of an image (C,H,W)
     about: dict
 
-def _load_model(name: str, raw: bool=False) -> _Model:
+def _load_model(name: str, raw: bool=False, network: str | None=None) -> _Model:
     "What is found under a name, in a folder or a file, and can draw"
-    found = find(name)
-    denoiser, schedule = found.load(ema=not raw)
+    found = _find_model(name)
+    denoiser, schedule = found.load(ema=not raw, net=network)
     shape = _image_shape(name, found.about)
     return _Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
+
+def _find_model(name: str) -> Found:
+    "What is found under a name; refuses what is no file, and what memory cannot hold"
+    path = Path(name).expanduser()
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise ConfigError(f'model: {name} is no ordinary file; allowed: {_MODEL}')
+    if path.is_file() and path.stat().st_size > (room := memory_here()):
+        raise ConfigError(f'model: {name} holds {path.stat().st_size / 1e9:,.0f} GB, and there are '
+                          f'{room / 1e9:,.0f} GB of memory; allowed: {_MODEL}')
+    return find(name)
+
+def _check_own_weight(config: Config, path: Path, network: str | None):
+    "Refuse to run the weight that a run names, unless the user named its module"
+    module, _, own = (config.training.weight or '').partition(':')
+    if own and module != (network or '').partition(':')[0]:
+        raise ConfigError(f'{path} asks for training.weight {module}:{own}; no code runs because a '
+                          f'file names it. If you trust it: --model {module}:CLASS')
 
 def _image_shape(name: str, about: dict) -> tuple:
     "The size of the images that weights draw; refuses weights that do not say it"
@@ -250,13 +386,9 @@ def _default_output(model: str, inside: str, here: str) -> Path:
     if path.exists(): return (path if path.is_dir() else path.parent)/inside
     return Path(f"{model.replace('/', '_')}_{here}")
 
-def _check_count(option: str, n: int):
-    "Refuse fewer than one"
-    if n < 1: raise ConfigError(f'{option}: {n} is not allowed; allowed: whole number >= 1')
-
 def _check_png(out: Path):
-    "Refuse a name that does not end in .png"
-    if out.suffix != '.png':
+    "Refuse a name that does not end in .png, and a folder"
+    if out.suffix != '.png' or out.is_dir():
         raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
 
 def _save_sheet(out: Path, images: Tensor, columns: int):
@@ -275,10 +407,11 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-export runs/quickstart --to folder digits --half\n'
         '  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n'
         '  diffusion-export mnist-mini --to onnx digits.onnx')
-    p.add_argument('model', help=_MODEL)
+    p.add_argument('model', type=_model_name, help=_MODEL)
+    p.add_argument('--model', **_OWN)
     p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'],
                    help='a folder of our own, a pipeline for diffusers, or one ONNX file')
-    p.add_argument('out', type=Path, help='the folder or file to write')
+    p.add_argument('out', type=_path, help='the folder or file to write')
     p.add_argument('--label', metavar='CLASS',
                    help='for diffusers: the class that the pipeline shall draw (default: any)')
     p.add_argument('--half', action='store_true',
@@ -294,20 +427,21 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
 def export_command(argv: list[str] | None=None # words; by default, of this process
                   ):
     "`diffusion-export`"
-    args = _export_arguments(argv)
-    with _plain_errors('stopped; nothing was written'): print(_export_model(args))
+    with _plain_errors(argv, 'stopped; nothing was written'):
+        print(printable(_export_model(_export_arguments(argv))))
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e2
 def _export_model(args: argparse.Namespace) -> Path:
     "Write a model as a folder of ours, for diffusers or as ONNX"
-    found = find(args.model)
-    denoiser, schedule = found.load(ema=not args.raw)
+    found = _find_model(args.model)
+    denoiser, schedule = found.load(ema=not args.raw, net=args.network)
     about = dict(ema=not args.raw) | found.about
     if args.to == 'folder':
         half = torch.float16 if args.half else None
         return save(denoiser, schedule, args.out, about, dtype=half)
     shape = _image_shape(args.model, about)
     if args.to == 'onnx':
+        check_writable(args.out.parent, 'out')
         return export_onnx(denoiser, args.out, shape, schedule=schedule)
     label, classes = args.label, about.get('classes', [])
     y = None if label is None else _class_index(label, classes, '--label')
@@ -324,30 +458,32 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-edit mnist-conditional seven.png --strength 0.8 --class 9\n'
         '  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ '
         '--steps 20 --repeats 5')
-    p.add_argument('model', help=_MODEL)
-    p.add_argument('picture', type=Path,
+    p.add_argument('model', type=_model_name, help=_MODEL)
+    p.add_argument('--model', **_OWN)
+    p.add_argument('picture', type=_path,
                    help="an image file; of another size than the model's, it is cropped in the "
                         'centre and resized')
-    p.add_argument('--mask', type=Path,
+    p.add_argument('--mask', type=_path,
                    help='an image file as large as the picture: what is white is drawn anew, '
                         'what is black is kept')
-    p.add_argument('--strength', type=float,
+    p.add_argument('--strength', type=_REAL,
                    help='how far to noise the picture, above 0 and at most 1 (default: 1 with a '
                         'mask, else 0.7)')
-    p.add_argument('--repeats', type=int, default=1,
+    p.add_argument('--repeats', type=_REPEATS, default=1,
                    help='walk each stretch of 5 steps so many times, which makes the parts of an '
                         'inpainted picture fit better (default 1)')
-    p.add_argument('--n', type=int, default=8, help='how many versions (default 8)')
+    p.add_argument('--n', type=_COUNT, default=8, help='how many versions (default 8)')
     p.add_argument('--label', '--class', action=KeepOptionName, metavar='CLASS',
                    help='the class to draw (default: any)')
-    p.add_argument('--steps', type=int, help="steps of a walk all the way (default: the model's)")
+    p.add_argument('--steps', type=_COUNT,
+                   help="steps of a walk all the way (default: the model's)")
     p.add_argument('--solver', help=f"{_SOLVER} (default: the model's)")
-    p.add_argument('--guidance', type=float,
+    p.add_argument('--guidance', type=_REAL,
                    help='goes with --class: 0 draws it as learned; more is more typical and less '
                         "varied (default: the model's)")
-    p.add_argument('--seed', type=int, default=0,
+    p.add_argument('--seed', type=_SEED, default=0,
                    help='version i depends on the seed and on i alone (default 0)')
-    p.add_argument('--out', type=Path,
+    p.add_argument('--out', type=_path,
                    help='the PNG to write (default: <picture>_edited.png beside the picture)')
     p.add_argument('--device', default='auto', help=_DEVICE)
     args = p.parse_args(argv)
@@ -358,17 +494,19 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
 def edit_command(argv: list[str] | None=None # words; by default, of this process
                 ):
     "`diffusion-edit`"
-    args = _edit_arguments(argv)
-    with _plain_errors('stopped; nothing was written'): print(_edit_picture(args))
+    with _plain_errors(argv, 'stopped; nothing was written'):
+        args = _edit_arguments(argv)
+        with cpu_threads(free_threads()): print(printable(_edit_picture(args)))
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e3
 def _edit_picture(args: argparse.Namespace) -> Path:
     "Inpaint, or noise a picture and draw it from there"
+    _check_ordinary(args.picture, 'picture')
     out = args.out or args.picture.with_name(f'{args.picture.stem}_edited.png')
     device = find_device(args.device)
-    _check_count('--n', args.n)
     _check_edit_output(args, out)
-    model = _load_model(args.model)
+    model = _load_model(args.model, network=args.network)
+    check_drawable('--n', args.n, model.shape)
     sampling, strength, y = _edit_options(args, model)
     n, shape, schedule = args.n, model.shape, model.schedule
     picture = to_float(_read_pixels(args.picture, shape, 'picture')).to(device)
@@ -411,8 +549,15 @@ def _edit_options(args: argparse.Namespace, model: _Model) -> tuple:
     label = _class_index(args.label, model.classes, args.typed)
     return sampling, strength, torch.full((args.n,), label)
 
+def _check_ordinary(file: Path, option: str):
+    "Refuse what is there and is no file: a folder, or what one could wait for without end"
+    if not file.exists() or file.is_file(): return
+    what = 'is a folder' if file.is_dir() else 'is no ordinary file'
+    raise ConfigError(f'{option}: {file} {what}; give an image file')
+
 def _read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
     "An image file as bytes (1,C,H,W)"
+    _check_ordinary(file, option)
     C, H, W = shape
     pixels = read_image(file, (W, H), 'L' if C == 1 else 'RGB')
     if isinstance(pixels, str):
@@ -453,31 +598,35 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
         'solver, steps and guidance.\n'
         'With more features than images there is no Frechet distance: 64 features of digits '
         'want n of some hundreds, the 2048 of Inception some ten thousands.')
-    p.add_argument('model', help=_MODEL)
-    p.add_argument('--n', type=int, default=1000,
+    p.add_argument('model', type=_model_name, help=_MODEL)
+    p.add_argument('--model', **_OWN)
+    p.add_argument('--n', type=_COUNT, default=1000,
                    help='how many images (default 1000); more make narrower intervals')
-    p.add_argument('--steps', type=int, default=50,
+    p.add_argument('--steps', type=_COUNT, default=50,
                    help='steps of the reverse process (default 50)')
     p.add_argument('--solver', default='ddim', help=f'{_SOLVER} (default ddim)')
-    p.add_argument('--guidance', type=float,
+    p.add_argument('--guidance', type=_REAL,
                    help='where the model learned classes: 0 draws them as learned; more is more '
                         'typical and less varied (default 0.5)')
-    p.add_argument('--seed', type=int, default=0,
+    p.add_argument('--seed', type=_SEED, default=0,
                    help='image i depends on the seed and on i alone (default 0)')
-    p.add_argument('--data', metavar='REAL',
+    p.add_argument('--data', metavar='REAL', type=_model_name,
                    help='the real images: mnist_mini, mnist, cifar10, or a folder of images '
                         '(default: what the model was trained on, if it is at hand)')
-    p.add_argument('--extractor', default='digits', metavar='EYES',
+    p.add_argument('--corrupt', choices=['refuse', 'skip'], default='refuse',
+                   help='of a folder of images: what to do with files that cannot be read '
+                        '(default refuse)')
+    p.add_argument('--extractor', default='digits', metavar='EYES', type=_model_name,
                    help='what the images are compared by: digits (gray, 28 x 28), inception (as '
                         'in FID; any size), or a folder of save_classifier: chapter 14 '
                         '(default digits)')
-    p.add_argument('--out', type=Path,
+    p.add_argument('--out', type=_path,
                    help='folder of the report (default: evaluation_seed<seed> in the run folder; '
                         'for a name, <name>_evaluation_seed<seed> here)')
-    p.add_argument('--bits', type=int, default=0, metavar='N',
+    p.add_argument('--bits', type=_AMOUNT, default=0, metavar='N',
                    help='also bound the bits per dimension of so many real images: chapter 16 '
                         '(default 0)')
-    p.add_argument('--batch', type=int, default=100,
+    p.add_argument('--batch', type=_COUNT, default=100,
                    help='images at a time (default 100); lower it where the memory is short')
     p.add_argument('--raw', action='store_true', help=_RAW)
     p.add_argument('--device', default='auto', help=_DEVICE)
@@ -487,20 +636,20 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
 def evaluate_command(argv: list[str] | None=None # words; by default, of this process
                     ):
     "`diffusion-evaluate`"
-    args = _evaluate_arguments(argv)
-    with _plain_errors('stopped; the same command goes on from here'):
-        report = _evaluate_named_model(args)
-        print(f"\n{report.evaluation}\n{report.folder/'report.md'}")
+    with _plain_errors(argv, 'stopped; the same command goes on from here'):
+        args = _evaluate_arguments(argv)
+        with cpu_threads(free_threads()): report = _evaluate_named_model(args)
+        print(f"\n{report.evaluation}\n{printable(report.folder/'report.md')}")
 
 # %% ../nbs/26_cli.ipynb #d5f1a0e4
 def _evaluate_named_model(args: argparse.Namespace) -> Report:
     "The report of a model beside real images: those named, or those it was trained on"
-    device, model = find_device(args.device), _load_model(args.model, args.raw)
-    _check_count('--n', args.n)
-    _check_count('--batch', args.batch)
+    device = find_device(args.device)
+    model = _load_model(args.model, args.raw, args.network)
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
     sampling = _sampling_config(args, settings, model.schedule)
-    data = _real_images(args.data, args.model, model.about, model.shape)
+    data = _real_images(args, model.about, model.shape)
+    check_drawable('--n', args.n, model.shape)
     extractor = _find_extractor(args.extractor, device)
     path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
     out = args.out or _default_output(args.model, name, name)
@@ -514,8 +663,9 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
 # %% ../nbs/26_cli.ipynb #d5f1a0cf
 #| code-fold: true
 #| code-summary: "Plumbing: real images and extractors by their names"
-def _real_images(name: str | None, model: str, about: dict, shape: tuple) -> ImageSet:
+def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSet:
     "The real images: those that are named, or those that the model was trained on"
+    name, model = args.data, args.model
     known = dict(mnist_mini=mnist_mini, mnist=mnist, cifar10=cifar10)
     config = Path(model).expanduser()/'config.yaml'
     choices = f'{", ".join(known)}, or a folder of images'
@@ -523,8 +673,9 @@ def _real_images(name: str | None, model: str, about: dict, shape: tuple) -> Ima
     elif name:
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f'--data: {name} is not allowed; allowed: {choices}')
-        data = image_folder(name, shape[1:], shape[0])
-    elif config.is_file(): data = make_data(load_config(config), cache=config.parent/'data')
+        data = image_folder(name, shape[1:], shape[0], corrupt=args.corrupt)
+        for skipped in data.skipped: print(f'skipped {printable(skipped)}', file=sys.stderr)
+    elif config.is_file(): data = run_data(config.parent, run_config(config.parent))
     else: data = _training_set(about.get('made', {}), known)
     if data is None:
         raise ConfigError(f'--data: {model} does not say what it was trained on, or it is not at '
@@ -549,4 +700,5 @@ def _find_extractor(name: str, device: torch.device) -> Extractor:
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--extractor: {name} is not allowed; '
                           f'allowed: {", ".join(known)}, or a folder of save_classifier')
-    return load_classifier(name, device)
+    try: return load_classifier(name, device)
+    except (ValueError, OSError) as e: raise ConfigError(f'--extractor: {e}') from e

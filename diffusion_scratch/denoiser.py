@@ -9,30 +9,83 @@ from inspect import signature
 from typing import Callable
 import torch
 from torch import Tensor, nn
-from .schedule import Level, cast_like, check_level_shape
+from .schedule import Level, cast_like, check_kind, check_level
+from .schedule import check_level_shape, check_tensor, brief
 
 # %% auto #0
-__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'check_signal_left', 'takes_arguments',
-           'first_weight', 'call_network', 'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization',
-           'v_from_x0_eps', 'x0_from_v', 'Denoiser', 'clipped']
+__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'labels_as_tensor', 'as_labels', 'second_argument',
+           'check_denoiser', 'check_network', 'check_signal_left', 'takes_arguments', 'first_weight', 'call_network',
+           'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization', 'v_from_x0_eps', 'x0_from_v',
+           'Denoiser', 'clipped']
 
 # %% ../nbs/03_denoiser.ipynb #101d2987
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_prediction_input(x_t: Tensor, level: Level, y: Tensor | None=None):
     "Refuse what would spoil a prediction without a word: t = 0, a level or labels of another batch"
+    if not (isinstance(x_t, Tensor) and isinstance(level, Level)):
+        check_tensor(x_t=x_t); check_level(level=level)
     if 0 in level.t.tolist():
         raise ValueError(
             't = 0 is the data itself: there is no noise to predict; t must lie in 1..T'
         )
     check_level_shape(level, x_t, 'x_t')
+    if not isinstance(y, Tensor | None):
+        raise TypeError(f'y = {brief(y)}: give one label for each image, torch.tensor([...])')
     if y is not None and y.shape[:1] != x_t.shape[:1]:
         raise ValueError(
             f'y has shape {tuple(y.shape)}; it needs one label for each of the {len(x_t)} images'
         )
 
+def labels_as_tensor(y) -> Tensor:
+    "Labels in a list or an array as a tensor"
+    try: return torch.as_tensor(y)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f'y = {brief(y)}: labels are whole numbers, torch.tensor([0, 1, ...]), '
+                        'one label for each image') from None
+
+def as_labels(y, n: int) -> Tensor | None:
+    "Labels as a tensor, one for each of n images, or none; anything else is refused"
+    if y is None: return None
+    labels = labels_as_tensor(y)
+    if labels.ndim == 0:
+        raise TypeError(f'y = {brief(y)}: give one label for each image, such as '
+                        f'torch.full(({n},), {labels})')
+    if len(labels) != n: raise ValueError(f'{len(labels)} labels y for {n} images')
+    return labels
+
+def second_argument(net) -> str:
+    "What a network calls the argument after x_t; empty where that cannot be seen"
+    try: names = list(signature(getattr(net, 'forward', net)).parameters)
+    except (TypeError, ValueError): names = []
+    return names[1] if len(names) > 1 else ''
+
+def check_denoiser(denoiser: nn.Module):
+    "Refuse a network that nobody wrapped, and what is no network at all"
+    if hasattr(denoiser, 'ema'): cure = 'give state.ema, the average, or state.denoiser'
+    elif isinstance(denoiser, type): cure = 'a class; make one of it, with its brackets'
+    elif isinstance(denoiser, nn.Module):
+        if second_argument(denoiser) not in ('t', 'time', 'timestep', 'timesteps'): return
+        raise TypeError(f'{type(denoiser).__name__} is a network net(x_t, t), and no denoiser: '
+                        'give Denoiser(net, EPS), or V or X0, what it was trained to predict')
+    else: cure = 'give an nn.Module (x_t, level, y) -> Prediction, such as Denoiser(net, EPS)'
+    raise TypeError(f'denoiser = {brief(denoiser)}: {cure}')
+
+def check_network(net, parameterization: Parameterization):
+    "Refuse what is no network, and a name in the place of what it predicts"
+    if isinstance(net, Parameterization):
+        raise TypeError(f'net = {net} comes second: Denoiser(net, {net})')
+    if isinstance(net, Denoiser): cure = 'it is already a Denoiser; use it as it is'
+    elif isinstance(net, type): cure = 'it is a class; make a network of it, with its brackets'
+    else: cure = 'give an nn.Module; pretrained.load makes a denoiser of a file'
+    if not callable(net) or isinstance(net, Denoiser | type):
+        raise TypeError(f'net = {brief(net)}: {cure}')
+    check_kind(Parameterization, 'give EPS, X0 or V, of diffusion_scratch.denoiser',
+               parameterization=parameterization)
+
 def check_signal_left(level: Level):
     "Refuse to read an image from noise where nothing of it is left"
+    check_level(level=level)
     if not level.signal.all():
         t = int(level.t[level.signal.flatten() == 0][0])
         raise ValueError(f'no signal is left at t = {t} (zero terminal SNR), '
@@ -64,9 +117,16 @@ def call_network(net: nn.Module,
     x, t = x_t.to(getattr(*first).dtype if first else x_t.dtype), t.to(x_t.device)
     try: out = net(x, t) if y is None else net(x, t, y.to(x_t.device))
     except TypeError:
-        if y is None or takes_arguments(net, 3): raise
+        kind, n = type(net).__name__, 2 if y is None else 3
+        if takes_arguments(net, n): raise
+        if n == 2 and takes_arguments(net, 3):
+            raise TypeError(
+                f'{kind} was called without labels, as net(x_t, t), and takes them: give y, give '
+                'its forward y=None, or use guidance.null_label_last(net, num_classes)'
+            ) from None
+        if n == 2: raise
         raise TypeError(
-            f'{type(net).__name__} takes no labels, as net(x_t, t): ask without y and guidance, '
+            f'{kind} takes no labels, as net(x_t, t): ask without y and guidance, '
             'or give its forward a third argument y'
         ) from None
     if not isinstance(out, Tensor):
@@ -108,6 +168,7 @@ def x0_from_eps(x_t: Tensor, eps: Tensor, level: Level) -> Tensor:
 # %% ../nbs/03_denoiser.ipynb #2a16c70d
 def eps_from_x0(x_t: Tensor, x0: Tensor, level: Level) -> Tensor:
     "The noise in x_t, given its image (eq-eps-x0)"
+    check_level(level=level)
     signal, noise = cast_like(x_t, level.signal, level.noise)
     return (x_t - signal * x0) / noise
 
@@ -174,6 +235,7 @@ class Denoiser(nn.Module):
                  parameterization: Parameterization=EPS # what it predicts: EPS, X0 or V
                 ):
         super().__init__()
+        check_network(net, parameterization)
         self.net, self.parameterization = net, parameterization
 
     def __setattr__(self, name: str, value):
@@ -183,7 +245,7 @@ class Denoiser(nn.Module):
     def forward(self,
                 x_t: Tensor,           # noised batch (B,...)
                 level: Level,          # its levels, t in 1..T
-                y: Tensor | None=None  # labels (B,), or none
+                y: Tensor | None=None  # labels (B,), -1 for no label, or none
                ) -> Prediction:
         check_prediction_input(x_t, level, y)
         out = call_network(self.net, x_t, level.t, y, self.first)
@@ -194,6 +256,7 @@ class clipped(nn.Module):
     "A denoiser whose images stay in [-1, 1], with the noise made to agree (eq-clip-x0)"
     def __init__(self, denoiser: nn.Module):
         super().__init__()
+        check_denoiser(denoiser)
         self.denoiser, self.training = denoiser, denoiser.training
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from .data import ImageSet
 from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction
-from .denoiser import check_prediction_input, evaluating
+from .denoiser import as_labels, check_prediction_input, evaluating
+from .loss import check_float_images, check_weight
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
-from .schedule import Level, Schedule
+from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
+from .schedule import brief
 
 # %% auto #0
 __all__ = ['MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend', 'trend',
@@ -90,15 +92,17 @@ def loss_by_level(denoiser: nn.Module,          # x_t, level, y -> Prediction
 #| code-summary: "Plumbing: checks of input"
 def _checked_times(schedule, x0, y, times, seed, batch_size) -> list[int]:
     "Rising timesteps, if a loss can be measured there"
-    if not x0.is_floating_point():
-        raise TypeError(f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes '
-                        'them from bytes')
+    check_schedule(schedule)
+    check_float_images(x0)
+    check_whole(batch_size=batch_size, seed=seed)
     if len(x0) == 0: raise ValueError('x0 is empty; a loss needs at least one image')
     if batch_size < 1: raise ValueError(f'batch_size = {batch_size} must be at least 1')
     if seed < 0: raise ValueError(f'seed = {seed} must be 0 or more')
-    if y is not None and len(y) != len(x0):
-        raise ValueError(f'{len(y)} labels for {len(x0)} images')
-    times = sorted(set(int(t) for t in times))
+    as_labels(y, len(x0))
+    try: times = sorted(set(int(t) for t in times))
+    except (TypeError, ValueError):
+        raise TypeError(f'times = {brief(times)} must be a list of timesteps, such as '
+                        f'[{times if isinstance(times, int) else 1}]') from None
     if not times or not 1 <= times[0] <= times[-1] <= schedule.T:
         raise ValueError(f'times = {times} must be timesteps in 1..{schedule.T}, at least one')
     return times
@@ -592,7 +596,7 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, or its a
              steps_planned: int | None=None # of the run
             ) -> Diagnosis:
     "Is it learning? Loss by timestep and its references, trend, and a verdict in words"
-    losses = _checked_losses(losses, n, steps_planned)
+    losses = _checked_losses(losses, n, steps_planned, schedule, data, weight)
     x0, y = data[_pick(len(data), n, seed)]
     refs, times = references(data), _even_times(schedule)
     def measure(d, x0=x0, y=y):
@@ -626,11 +630,16 @@ def _pick(N: int, n: int, seed: int) -> Tensor:
     order = np.random.default_rng([seed, 2]).permutation(N)
     return torch.from_numpy(np.resize(order, n))
 
-def _checked_losses(losses, n, steps_planned) -> np.ndarray:
+def _checked_losses(losses, n, steps_planned, schedule, data, weight) -> np.ndarray:
+    check_schedule(schedule)
+    check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
+    check_weight(weight)
+    check_whole(n=n)
     if n < 2: raise ValueError(f'n = {n} images; a standard error needs at least 2')
     if steps_planned is not None and steps_planned < 1:
         raise ValueError(f'steps_planned = {steps_planned} must be at least 1')
     losses = np.asarray(losses, dtype=np.float64)
     if losses.ndim != 1:
-        raise ValueError(f'losses must be one number a step, not of shape {losses.shape}')
+        raise ValueError(f'losses must be one number a step, not of shape {losses.shape}: of the '
+                         'metrics of fit, [m.loss for m in metrics]')
     return losses

@@ -11,22 +11,24 @@ from typing import Callable, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .denoiser import Prediction, evaluating
-from .sampling import Solver, levels_between, rows_of
-from .schedule import Level, Schedule, cast_like
+from .denoiser import Prediction, as_labels, check_denoiser, evaluating
+from .sampling import Solver, check_solver, levels_between, rows_of
+from .schedule import Level, Schedule, cast_like, check_kind, check_number
+from .schedule import check_schedule, check_tensor, check_whole, brief
 from .solvers import ddim
 
 # %% auto #0
 __all__ = ['check_change', 'check_changed', 'check_known', 'check_mask', 'check_fits', 'check_view', 'check_block', 'check_cut',
            'check_colour_weights', 'check_steering', 'check_loss', 'falling_times', 'check_jumps', 'check_invertible',
-           'check_ends', 'check_angle', 'own_copy', 'gradients', 'gradient', 'edited', 'inpaint', 'resampled',
-           'steered', 'View', 'pooled', 'gray', 'consistent', 'invert', 'interpolate']
+           'weights_between', 'check_ends', 'check_angle', 'own_copy', 'gradients', 'gradient', 'edited', 'inpaint',
+           'resampled', 'steered', 'View', 'pooled', 'gray', 'consistent', 'invert', 'interpolate']
 
 # %% ../nbs/12_editing.ipynb #3e8501b1
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def check_change(change: Callable):
-    "Refuse what is no function of images and their level"
+def check_change(denoiser: nn.Module, change: Callable):
+    "Refuse what is no denoiser, and what is no function of images and their level"
+    check_denoiser(denoiser)
     if not callable(change):
         raise TypeError(f'change = {change!r} is not a function of images and their level')
 
@@ -38,6 +40,7 @@ def check_changed(x0: Tensor, x_t: Tensor):
 
 def check_known(known: Tensor, name: str='known'):
     "Refuse what is not a batch of known images"
+    check_tensor(**{name: known})
     if not known.is_floating_point():
         raise TypeError(
             f'{name} is {known.dtype}; it must be float, as data.to_float makes it from bytes'
@@ -66,6 +69,7 @@ def check_fits(known: Tensor, x: Tensor, what: str='the images are'):
 
 def check_view(known: Tensor, view: View):
     "Refuse what no image can look like"
+    check_kind(View, 'give a View, such as pooled(k) or gray(), with its brackets', view=view)
     if not known.isfinite().all(): raise ValueError('some of what is known is not finite')
     off = view.measure(view.lift(known)) - known
     if off.abs().max() > 1e-3 * max(1, known.abs().max()):
@@ -76,6 +80,7 @@ def check_view(known: Tensor, view: View):
 
 def check_block(k: int):
     "Refuse a block that holds no pixel"
+    check_whole(k=k)
     if index(k) < 1:
         raise ValueError(f'k = {k} is not a number of pixels; it must be at least 1')
 
@@ -86,12 +91,19 @@ def check_cut(x: Tensor, k: int):
 
 def check_colour_weights(weights):
     "Refuse weights that weigh nothing"
+    try: torch.as_tensor(weights).square()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f'weights = {brief(weights)} must be numbers, one for each '
+                        'channel') from None
     if not torch.as_tensor(weights).square().sum() > 0:
         raise ValueError(f'weights = {weights} weigh nothing')
 
-def check_steering(loss: Callable, scale: float | Callable, least: float):
+def check_steering(denoiser: nn.Module, loss: Callable, scale: float | Callable, least: float):
     "Refuse what cannot steer"
+    check_denoiser(denoiser)
     if not callable(loss): raise TypeError(f'loss = {loss!r} is not a function of images')
+    if not callable(scale): check_number('or a function of the level', scale=scale)
+    check_number('within 0..1', least=least)
     if not callable(scale) and not math.isfinite(scale):
         raise ValueError(f'scale = {scale} is not a finite number')
     if not 0 <= least <= 1: raise ValueError(f'least = {least} is outside 0..1, as no signal is')
@@ -112,6 +124,9 @@ def check_loss(loss: Tensor, x0: Tensor):
 
 def falling_times(times) -> list[int]:
     "Times as whole numbers that fall and end at 0"
+    if isinstance(times, int) or callable(times):
+        raise TypeError(f'times = {brief(times)}: give the list of a walk, schedule.times('
+                        f'{times if isinstance(times, int) else "n"})')
     times = [index(t) for t in times]
     if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
         raise ValueError('times must fall and end at 0, as Schedule.times(n) makes them, '
@@ -120,14 +135,17 @@ def falling_times(times) -> list[int]:
 
 def check_jumps(jump: int, repeats: int):
     "Refuse jumps and repeats below 1"
+    check_whole(jump=jump, repeats=repeats)
     if jump < 1 or repeats < 1:
         raise ValueError(f'jump = {jump} and repeats = {repeats} must both be at least 1')
 
-def check_invertible(step: Solver, schedule: Schedule, times: list[int], x0: Tensor, y):
-    "Refuse a walk that has no way back"
+def check_invertible(denoiser, step: Solver, schedule: Schedule, times, x0: Tensor, y) -> tuple:
+    "Times and labels in one form each; refuse a walk that has no way back"
+    check_denoiser(denoiser)
+    check_schedule(schedule)
     check_known(x0, 'x0')
-    if y is not None and len(y) != len(x0):
-        raise ValueError(f'{len(y)} labels y for {len(x0)} images')
+    check_solver(step)
+    times, y = falling_times(times), as_labels(y, len(x0))
     if step.visits(times) != times:
         raise ValueError(
             'this step asks more than once a time; invert() walks by steps that ask once, '
@@ -145,6 +163,16 @@ def check_invertible(step: Solver, schedule: Schedule, times: list[int], x0: Ten
             'this step draws noise, which has no way back; invert() walks by steps without chance, '
             'such as ddim() and dpm_solver_pp()'
         )
+    return times, y
+
+def weights_between(a: Tensor, b: Tensor, w) -> Tensor:
+    "Weights of a blend as a tensor (n,) or (1,); refuse ends that do not fit"
+    check_tensor(a=a, b=b)
+    try: w = torch.as_tensor(w, dtype=a.dtype, device=a.device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f'w = {brief(w)} must be one number, or one for each image') from None
+    check_ends(a, b, w)
+    return w
 
 def check_ends(a: Tensor, b: Tensor, w: Tensor):
     "Refuse ends of a blend that do not fit"
@@ -191,7 +219,7 @@ class edited(nn.Module):
                  change: Callable     # x0 (B,...), level -> the new x0 (B,...)
                 ):
         super().__init__()
-        check_change(change)
+        check_change(denoiser, change)
         self.denoiser, self.training, self.change = denoiser, denoiser.training, change
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
@@ -225,7 +253,7 @@ def resampled(times: list[int], # T, ..., 0, falling
              ) -> list[int]:
     """Times that walk each stretch of `jump` steps `repeats` times over, with a jump
     back up in between (Lugmayr et al. 2022, algorithm 1)"""
-    times, jump, repeats = falling_times(times), index(jump), index(repeats)
+    times = falling_times(times)
     check_jumps(jump, repeats)
     walk = times[:1]
     for i in range(0, len(times) - 1, jump):
@@ -245,7 +273,7 @@ class steered(nn.Module):
                  least: float=0.05        # smallest signal to divide by; 0: any
                 ):
         super().__init__()
-        check_steering(loss, scale, least)
+        check_steering(denoiser, loss, scale, least)
         self.denoiser, self.training = denoiser, denoiser.training
         self.loss, self.scale, self.least = loss, scale, least
 
@@ -318,8 +346,7 @@ def invert(denoiser: nn.Module,
            y: Tensor | None=None # labels (B,)
           ) -> Tensor:           # x_T (B,...); the walk down leads back to about x0
     "The deterministic walk, upwards (eq-invert; Song et al. 2021, section 4.3)"
-    times = falling_times(times)
-    check_invertible(step, schedule, times, x0, y)
+    times, y = check_invertible(denoiser, step, schedule, times, x0, y)
     with evaluating(denoiser):
         level = schedule.at(1, x0)
         signal, noise = cast_like(x0, level.signal, level.noise)
@@ -340,8 +367,7 @@ def interpolate(a: Tensor,        # noise, such as `invert` finds (n,...) or (1,
                 w: Tensor | float # 0 is a, 1 is b: one number, or (n,)
                ) -> Tensor:       # (n,...)
     "Between two noises on the circle through both (eq-slerp; Shoemake 1985)"
-    w = torch.as_tensor(w, dtype=a.dtype, device=a.device).reshape(-1)
-    check_ends(a, b, w)
+    w = weights_between(a, b, w)
     u, v = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
     phi = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
     check_angle(phi, a, b)

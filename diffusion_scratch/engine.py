@@ -4,22 +4,24 @@
 
 # %% ../nbs/19_engine.ipynb #ef1ec609
 from __future__ import annotations
-import math
+import math, os
 from contextlib import contextmanager, nullcontext
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .denoiser import Denoiser
-from .schedule import Level
+from .schedule import Level, check_number
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'new_accelerator', 'Shell', 'prepared', 'device_of', 'memory_in_use',
-           'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine', 'check_clip', 'check_step',
-           'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'check_environment', 'new_accelerator', 'numeric_environment', 'Shell',
+           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange',
+           'Engine', 'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure',
+           'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/19_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -52,13 +54,32 @@ def step_seed(*numbers: int) -> int: # the seed of a run, the step, the process
 # %% ../nbs/19_engine.ipynb #f0c6953f
 #| code-fold: true
 #| code-summary: "Plumbing: accelerate, without a memory of earlier runs"
+def check_environment():
+    "Refuse accelerate's other engines, which a variable of the environment can ask for"
+    for name in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        variable = f'ACCELERATE_USE_{name}'
+        value = os.environ.get(variable, 'false')
+        if value.lower() in ('', '0', 'false', 'no'): continue
+        raise ValueError(f'the environment has {variable}={value}, but training here knows one '
+                         'network in each process: unset it')
+
 def new_accelerator(**options # of accelerate.Accelerator
                    ) -> Accelerator:
-    "An Accelerator that knows nothing of earlier ones, in full precision unless told otherwise"
+    """An Accelerator that knows nothing of earlier ones, in full precision unless told otherwise;
+    what the environment says of precision and compilation changes nothing"""
+    check_environment()
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
-    return Accelerator(**dict(mixed_precision='no') | options)
+    fixed = dict(mixed_precision='no', dynamo_backend='no',
+                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    return Accelerator(**fixed | options)
+
+def numeric_environment() -> dict[str, str]:
+    "The variables of the environment that can change the numbers of a run, for its records"
+    told = ('ACCELERATE_', 'ATEN_', 'CUBLAS_', 'CUDA_', 'CUDNN_', 'DNNL_', 'GOMP_', 'KMP_', 'MKL_',
+            'NCCL_', 'NVIDIA_', 'OMP_', 'ONEDNN_', 'PYTORCH_', 'TORCH')
+    return {k: os.environ[k] for k in sorted(os.environ) if k.startswith(told)}
 
 class Shell(nn.Module):
     "A network in a case that accelerate may wrap and patch, so that the network stays as it is"
@@ -156,6 +177,7 @@ class Engine:
 #| code-summary: "Plumbing: steps that must not be taken"
 def check_clip(clip: float):
     "Raise ValueError where a gradient cannot be clipped to this length"
+    check_number('above 0; math.inf clips nothing', clip=clip)
     if not clip > 0: raise ValueError(f'clip = {clip} must be positive; math.inf clips nothing')
 
 def check_step(step: int,               # the one about to be taken, from 1

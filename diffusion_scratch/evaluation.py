@@ -10,6 +10,7 @@ from statistics import NormalDist
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
+from .data import printable
 from .features import Features
 
 # %% auto #0
@@ -523,11 +524,11 @@ def _shuffled(real: Features, seed: int) -> Features:
 def _in_words(p: Protocol) -> str:
     def said(word, value): return f'{word} {"not stated" if value is None else value}'
     guidance = 'none' if p.guidance is None else p.guidance
-    return ', '.join([f'{p.generated:,} images of {p.weights}', f'solver {p.solver}',
+    return printable(', '.join([f'{p.generated:,} images of {p.weights}', f'solver {p.solver}',
                       said('steps', p.steps), f'guidance {guidance}', said('seed', p.seed),
                       said('clipped', p.clipped), f'rounded to bytes {p.rounded}',
                       f'against {p.real:,} of {p.reference}',
-                      f'seen by {p.extractor} ({p.features} features)'])
+                      f'seen by {p.extractor} ({p.features} features)']))
 
 def _check_both(real: Features, fake: Features):
     _checked_pair(real.x, fake.x, 4, 'an interval')

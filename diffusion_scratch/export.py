@@ -4,7 +4,7 @@
 
 # %% ../nbs/23_export.ipynb #180f1c87
 from __future__ import annotations
-import copy, json, warnings
+import copy, hashlib, json, warnings
 from pathlib import Path
 import torch
 from safetensors.torch import save as to_bytes
@@ -69,20 +69,24 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
     scheduler = scheduler_config(denoiser, schedule, sampling)
     unet = dict(_class_name='UNet2DModel', sample_size=[*about['shape'][1:]])
     unet |= {k: values[0] for k, values in unet2d_values(**net.config).items()}
+    files = {
+        'unet/config.json': json_bytes(unet, 'the network', False),
+        f'unet/{DIFFUSERS_WEIGHTS}': to_bytes(weights, {'format': 'pt'}),
+        'scheduler/scheduler_config.json': json_bytes(scheduler, 'the schedule', False)}
     index = dict(_class_name='DDPMPipeline', _exported_by=FORMAT,
                  unet=['diffusers', 'UNet2DModel'],
-                 scheduler=['diffusers', 'DDPMScheduler'])
-    files = {
-        'model_index.json': json_bytes(index, 'the pipeline'),
-        'unet/config.json': json_bytes(unet, 'the network'),
-        f'unet/{DIFFUSERS_WEIGHTS}': to_bytes(weights, {'format': 'pt'}),
-        'scheduler/scheduler_config.json': json_bytes(scheduler, 'the schedule')}
-    write_folder(folder, files, '_exported_by')
+                 scheduler=['diffusers', 'DDPMScheduler'], _sha256=_checksums(files))
+    first = {'model_index.json': json_bytes(index, 'the pipeline', False)}
+    write_folder(folder, first | files, '_exported_by')
     return folder
 
 # %% ../nbs/23_export.ipynb #a605526a
 #| code-fold: true
-#| code-summary: "Plumbing: refuse what diffusers cannot express"
+#| code-summary: "Plumbing: checksums, and what diffusers cannot express is refused"
+def _checksums(files: dict[str, bytes]) -> dict[str, str]:
+    "The SHA-256 of each file by its name: diffusers passes over a key that begins with _"
+    return {Path(k).name: hashlib.sha256(blob).hexdigest() for k, blob in files.items()}
+
 def _check_export(net: nn.Module, shape: tuple, y: int | None):
     "Raise ValueError for a network, a size or a label that a DDPMPipeline cannot have"
     if not isinstance(net, UNet):

@@ -4,7 +4,7 @@
 
 # %% ../nbs/14_features.ipynb #a141f903
 from __future__ import annotations
-import hashlib, io, json, math, pickle, socket
+import hashlib, io, math, pickle, socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 import diffusion_scratch
 from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8
 from .data import warn_if_never_negative
+from .checkpoint import atomic, check_same_network, json_with_checksum, read_json
 
 # %% auto #0
 __all__ = ['EXTRACTORS', 'Features', 'Extractor', 'Classifier', 'train_classifier', 'digit_classifier', 'save_classifier',
@@ -210,28 +211,41 @@ def save_classifier(net: Classifier,
     def small(v): return v.to(torch.float16) if v.is_floating_point() else v
     blob = to_bytes({k: small(v.cpu().contiguous()) for k, v in net.state_dict().items()})
     facts = dict(args=net.config, sha256=hashlib.sha256(blob).hexdigest(), about=about)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder/'model.safetensors').write_bytes(blob)
-    text = json.dumps(facts, indent=1, ensure_ascii=False) + '\n'
-    (folder/'config.json').write_text(text, encoding='utf-8')
+    files = {'model.safetensors': blob, 'config.json': json_with_checksum(facts)}
+    for name, content in files.items():
+        with atomic(folder/name) as part: part.write_bytes(content)
     return folder
+
+def _described_classifier(folder: Path) -> tuple[Classifier, dict]:
+    "The classifier of a folder, without its numbers yet, and the facts; raises ValueError, OSError"
+    for f in ('config.json', 'model.safetensors'):
+        if (folder/f).is_file(): continue
+        raise FileNotFoundError(f'{folder/f} is missing; give a folder that save_classifier wrote')
+    file = folder/'config.json'
+    try:
+        config = read_json(file)
+        kinds = isinstance(config['about']['name'], str), isinstance(config['sha256'], str)
+        if not all(kinds): raise TypeError('about.name and sha256 must be text')
+        with torch.device('meta'): return Classifier(**config['args']), config
+    except (LookupError, TypeError, RuntimeError) as e:
+        raise ValueError(f'{file} describes no classifier ({type(e).__name__}: {e}); give a folder '
+                         'that save_classifier wrote') from None
 
 def load_classifier(folder: str | Path,      # of `save_classifier`
                     device: str | torch.device='cpu'
                    ) -> Extractor:
     "A saved classifier as an extractor: the features are those of its last hidden layer"
     folder = Path(folder).expanduser()
-    for f in ('config.json', 'model.safetensors'):
-        if (folder/f).is_file(): continue
-        raise FileNotFoundError(f'{folder/f} is missing; give a folder that save_classifier wrote')
-    config = json.loads((folder/'config.json').read_text(encoding='utf-8'))
+    net, config = _described_classifier(folder)
     blob = (folder/'model.safetensors').read_bytes()
-    digest, net = hashlib.sha256(blob).hexdigest(), Classifier(**config['args'])
+    digest = hashlib.sha256(blob).hexdigest()
     if digest != config['sha256']:
         raise ValueError(f'{folder}/model.safetensors has the SHA-256 {digest[:12]}, and '
                          f'config.json expects {config["sha256"][:12]}: one of them was changed; '
                          'fetch both again')
-    net.load_state_dict(from_bytes(blob))
+    weights = from_bytes(blob)
+    check_same_network(folder/'model.safetensors', weights, net)
+    net.to_empty(device='cpu').load_state_dict(weights)
     net = net.to(device).eval().requires_grad_(False)
     def look(images):
         x, scores = net(to_float(images))

@@ -7,24 +7,37 @@ from __future__ import annotations
 import math
 import torch
 from torch import Tensor, nn
-from .denoiser import Prediction
-from .schedule import Level
+from .denoiser import Prediction, check_denoiser, labels_as_tensor
+from .schedule import Level, check_generator, check_number, check_tensor
+from .schedule import check_whole
 
 # %% auto #0
-__all__ = ['NULL', 'check_probability', 'check_guidance', 'check_guided_batch', 'drop_labels', 'guided']
+__all__ = ['NULL', 'check_probability', 'check_dropping', 'check_guidance', 'check_guided_batch', 'drop_labels',
+           'null_label_last', 'guided']
 
 # %% ../nbs/11_guidance.ipynb #65b40112
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_probability(p: float):
     "Refuse what is no probability"
+    check_number('within 0..1', p=p)
     if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
 
-def check_guidance(y: Tensor, scale: float):
-    "Refuse labels or a scale that cannot guide"
+def check_dropping(y: Tensor, p: float, generator: torch.Generator | None):
+    "Refuse what are no labels to drop, and a seed in the place of a generator"
+    check_tensor(y=y)
+    check_probability(p)
+    check_generator(generator)
+
+def check_guidance(denoiser: nn.Module, y, scale: float) -> tuple[Tensor, float]:
+    "Labels as a tensor and the scale as a number; refuse what cannot guide"
+    check_denoiser(denoiser)
+    y = labels_as_tensor(y)
     if y.ndim != 1:
         raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
+    check_number('0 for labels as learned', scale=scale)
     if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
+    return y, float(scale)
 
 def check_guided_batch(labels: Tensor, x_t: Tensor, y):
     "Refuse labels that are given twice, and a batch of another size"
@@ -42,10 +55,25 @@ def drop_labels(y: Tensor,     # labels (B,), long
                ) -> Tensor:    # (B,)
     """Labels of which each is replaced by NULL with probability p (eq-cfg-dropout;
     Ho & Salimans 2022, algorithm 1)"""
-    check_probability(p)
+    check_dropping(y, p, generator)
     device = generator.device if generator else 'cpu'
     drop = torch.rand(y.shape, generator=generator, device=device) < p
     return y.masked_fill(drop.to(y.device), NULL)
+
+# %% ../nbs/11_guidance.ipynb #e8edcaec
+class null_label_last(nn.Module):
+    "A network of K + 1 labels, of which the last, K, stands for no label (NULL)"
+    def __init__(self,
+                 net: nn.Module,   # such as one with nn.Embedding(num_classes + 1, d)
+                 num_classes: int  # K
+                ):
+        super().__init__()
+        check_whole(1, num_classes=num_classes)
+        self.net, self.num_classes = net, num_classes
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None=None) -> Tensor:
+        none = torch.full_like(t, self.num_classes)
+        return self.net(x_t, t, none if y is None else y.where(y != NULL, none))
 
 # %% ../nbs/11_guidance.ipynb #55720708
 class guided(nn.Module):
@@ -57,8 +85,7 @@ class guided(nn.Module):
                  scale: float          # 0: labels as learned; -1: none; more: typical
                 ):
         super().__init__()
-        self.y, self.scale = torch.as_tensor(y), scale
-        check_guidance(self.y, scale)
+        self.y, self.scale = check_guidance(denoiser, y, scale)
         self.denoiser, self.training = denoiser, denoiser.training
 
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
-from .denoiser import V
+from .denoiser import V, as_labels, check_denoiser, labels_as_tensor
 from .loss import decoder_std, both_posteriors, prior_gap, decoder_nll
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
-from .schedule import Level, Schedule
+from .schedule import Level, Schedule, check_callable, check_number, check_tensor
+from .schedule import check_whole, whole_times
 
 # %% auto #0
 __all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'posteriors_of', 'bound', 'rademacher',
@@ -120,8 +121,8 @@ def bound(denoiser: nn.Module,
           progress: bool=True
          ) -> Bound:
     "A bound on -log2 p(x0) (eq-bound-parts; Ho et al. 2020, eq. 5), or its estimate"
-    times = schedule.times(schedule.T) if times is None else times
-    _check_bound(schedule, x0, y, times, batch_size, decoder, draws)
+    times = _check_bound(
+        denoiser, schedule, x0, y, times, batch_size, posterior, decoder, draws)
     pi, parts = step_probabilities(schedule, times), []
     looks = (draws or len(pi)) + 1
     with evaluating(denoiser), _bar('bound', 'look', x0, looks, progress) as bar:
@@ -156,26 +157,47 @@ def _batches(x0: Tensor, y: Tensor | None, seed: int | None, size: int) -> Itera
     "Parts of a set, each with its own images' noise"
     for first in range(0, len(x0), size):
         x = x0[first:first + size].detach()
-        labels = None if y is None else y[first:first + size].to(x.device)
+        labels = None if y is None else labels_as_tensor(y)[first:first + size].to(x.device)
         yield x, labels, Noise(seed, len(x), first)
 
 def _bar(what: str, unit: str, x0: Tensor, steps: int, progress: bool) -> tqdm:
     return tqdm(total=len(x0) * steps, desc=what, unit=unit, disable=not progress)
 
-def _check_bound(schedule, x0, y, times, batch_size, decoder, draws):
-    _check_likelihood(schedule, x0, y, times, batch_size, decoder is decoder_nll, 2)
+def _check_bound(denoiser, schedule, x0, y, times, batch_size, posterior, decoder, draws):
+    _check_posterior(posterior)
+    check_callable('give decoder_nll or density_nll', decoder=decoder)
+    eight_bit = decoder is decoder_nll
+    times = _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, 2)
     n = len(times) - 2
+    if draws is not None: check_whole(draws=draws)
     if draws is not None and not 1 <= draws <= n:
         raise ValueError(f'draws = {draws} is outside 1..{n}, the steps before the last')
+    return times
 
-def _check_flow(schedule, x0, y, times, batch_size, width):
-    _check_likelihood(schedule, x0, y, times, batch_size, width is not None, 1)
+def _check_posterior(posterior: Callable):
+    check_callable('give q_posterior, fixed_small or fixed_large', posterior=posterior)
+
+def _check_rates(denoiser, schedule, x0, y, times, batch_size, posterior):
+    _check_posterior(posterior)
+    return _checked_times(denoiser, schedule, x0, y, times, batch_size, True, 2)
+
+def _check_flow(denoiser, schedule, x0, y, times, batch_size, width, probes):
+    if probes in (rademacher, gaussian):
+        raise TypeError(f'probes = {probes.__name__} makes probes: give {probes.__name__}()')
+    n = probes if isinstance(probes, int) else ''
+    check_callable(f'give rademacher({n}), gaussian({n}) or axes', probes=probes)
+    if width is not None: check_number('or None', width=width)
+    times = _checked_times(denoiser, schedule, x0, y, times, batch_size, width is not None, 1)
     if width is not None and not width > 0:
         raise ValueError(f'width = {width} is not allowed; allowed: a number above 0, or None for '
                          'data that were not rounded')
+    return times
 
-def _check_likelihood(schedule, x0, y, times, batch_size, eight_bit, steps):
-    "Refuse what has no likelihood, or not the one that is asked for"
+def _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, steps) -> list[int]:
+    "The times of a walk; refuse what has no likelihood, or not the one that is asked for"
+    check_denoiser(denoiser)
+    times = whole_times(schedule, times)
+    check_tensor(x0=x0)
     if not x0.is_floating_point():
         raise TypeError(f'x0 must be float images, not {x0.dtype}; data.to_float makes them from '
                         'bytes')
@@ -189,8 +211,8 @@ def _check_likelihood(schedule, x0, y, times, batch_size, eight_bit, steps):
         raise ValueError('x0 is not made of gray values k/127.5 - 1, k in 0..255: it holds '
                          f'{gray[far.argmax()] / 127.5 - 1:.6g}. For other numbers give '
                          'decoder=density_nll (the bound) or width=None (the flow)')
-    if y is not None and len(y) != len(x0):
-        raise ValueError(f'{len(y)} labels y for {len(x0)} images')
+    as_labels(y, len(x0))
+    check_whole(batch_size=batch_size)
     if batch_size < 1:
         raise ValueError(f'batch_size = {batch_size} is not allowed; allowed: 1 or more')
     falls = all(s < t for t, s in zip(times, times[1:]))
@@ -198,6 +220,8 @@ def _check_likelihood(schedule, x0, y, times, batch_size, eight_bit, steps):
         raise ValueError(f'times must fall from at most {schedule.T} to 0 in at least {steps} '
                          f'steps, not {times[:3]} ... {times[-3:]}; Schedule.times(n) makes such a '
                          'list')
+    return times
+
 
 # %% ../nbs/16_likelihood.ipynb #b72aaf54
 Probes = Callable[[Noise, tuple], Tensor]  # noise, shape of one image -> z (K,B,...)
@@ -226,6 +250,7 @@ def axes(noise: Noise, shape: tuple) -> Tensor:
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def _check_probes(n):
+    check_whole(n=n)
     if n < 1: raise ValueError(f'n = {n} probes are not allowed; allowed: 1 or more')
 
 # %% ../nbs/16_likelihood.ipynb #bfe615e9
@@ -286,8 +311,7 @@ def flow_bits(denoiser: nn.Module,
               progress: bool=True           # show a progress bar
              ) -> Bits:
     "-log2 p(x0) under the flow (eq-log-density; Song et al. 2021, section 4.3)"
-    times = schedule.times(schedule.T) if times is None else times
-    _check_flow(schedule, x0, y, times, batch_size, width)
+    times = _check_flow(denoiser, schedule, x0, y, times, batch_size, width, probes)
     each, D = [], x0[0].numel()
     with torch.inference_mode(False), evaluating(denoiser), \
          _bar('flow', 'step', x0, len(times) - 1, progress) as bar:
@@ -319,8 +343,7 @@ def rate_distortion(denoiser: nn.Module,
                     progress: bool=True
                    ) -> Curve:
     "Progressive coding (eq-rate-distortion; Ho et al. 2020, section 4.3 and figure 5)"
-    times = schedule.times(schedule.T) if times is None else times
-    _check_likelihood(schedule, x0, y, times, batch_size, True, 2)
+    times = _check_rates(denoiser, schedule, x0, y, times, batch_size, posterior)
     bits, mse = torch.zeros(2, len(times), dtype=torch.float64)   # sums over images
     with evaluating(denoiser), \
          _bar('rate and distortion', 'look', x0, len(times) - 1, progress) as bar:
@@ -495,7 +518,7 @@ def encode(denoiser: nn.Module,
            patience: float=2**16 # points to look at; at infinity x_s is a draw from q
           ) -> bytes:
     "Images as bytes, coarse to fine: each x_s by a number, then the grays (eq-poisson)"
-    _check_likelihood(schedule, x0, None, times, 1, True, 2)
+    times = _check_rates(denoiser, schedule, x0, None, times, 1, posterior)
     coder = ArithmeticEncoder()
     for _ in _coded_walk(coder, denoiser, schedule, x0.shape, times,
                          posterior, seed, x0, patience): pass

@@ -10,23 +10,46 @@ import torch
 from torch import Tensor, nn
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior, q_sample
-from .schedule import Level, Schedule
+from .schedule import Level, Schedule, cast_like, check_callable
+from .schedule import check_generator, check_schedule, check_tensor, whole_times
 
 # %% auto #0
-__all__ = ['check_float_images', 'check_bound_times', 'normal_like', 'uniform', 'x0_weight', 'v_weight', 'min_snr', 'vlb_weight',
-           'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss', 'normal_cdf', 'decoder_nll', 'prior_gap',
-           'both_posteriors', 'bits_per_dimension', 'vlb_terms']
+__all__ = ['check_float_images', 'check_draw', 'check_weight', 'bound_times', 'check_bound_times', 'normal_like', 'uniform',
+           'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss',
+           'normal_cdf', 'decoder_nll', 'prior_gap', 'both_posteriors', 'bits_per_dimension', 'vlb_terms']
 
 # %% ../nbs/06_loss.ipynb #66f73e85
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_float_images(x0: Tensor):
     "Refuse bytes where float images are needed"
+    check_tensor(x0=x0)
     if not x0.is_floating_point():
         raise TypeError(
             f'x0 must be float images in [-1, 1], not {x0.dtype}; data.to_float makes them from'
             ' bytes'
         )
+
+def check_draw(schedule: Schedule, x0: Tensor, generator: torch.Generator | None):
+    "Refuse what no level and no noise can be drawn for"
+    check_schedule(schedule)
+    check_float_images(x0)
+    check_generator(generator)
+
+def check_weight(weight: Callable[[Level], Tensor]):
+    "Refuse what is no weight by level"
+    cure = 'give a function of a Level, such as uniform, x0_weight, v_weight or min_snr()'
+    if weight is min_snr: raise TypeError('weight = min_snr makes a weight: give min_snr()')
+    if weight is vlb_weight:
+        raise TypeError('weight = vlb_weight makes a weight: give vlb_weight(schedule)')
+    check_callable(cure, weight=weight)
+
+def bound_times(schedule: Schedule, times, x0: Tensor) -> list[int]:
+    "The times of a bound, every timestep if none are given; refuse what has none"
+    check_float_images(x0)
+    times = whole_times(schedule, times)
+    check_bound_times(times)
+    return times
 
 def check_bound_times(times: list[int]):
     "Refuse times on which there is no bound"
@@ -80,7 +103,7 @@ def vlb_weight(schedule: Schedule) -> Callable[[Level], Tensor]:
 # %% ../nbs/06_loss.ipynb #9b89e5b7
 def decoder_std(schedule: Schedule, times: list[int], like: Tensor) -> Tensor:
     "The std of L_0: that of the step before the last (as in Ho et al.'s code)"
-    check_bound_times(times)
+    times = bound_times(schedule, times, like)
     t, s = schedule.at(times[-3], like), schedule.at(times[-2], like)
     return q_posterior(like, like, t, s).std
 
@@ -90,7 +113,7 @@ def draw_level(schedule: Schedule,
                generator: torch.Generator | None=None # torch's own if none
               ) -> tuple[Level, Tensor]: # a random level for each image, and noise
     "The two random draws of a training step (Ho et al. 2020, algorithm 1)"
-    check_float_images(x0)
+    check_draw(schedule, x0, generator)
     device = generator.device if generator else 'cpu'
     t = torch.randint(1, schedule.T + 1, (len(x0),), generator=generator, device=device)
     return schedule.at(t, x0), normal_like(x0, generator)
@@ -105,6 +128,7 @@ def loss_at(denoiser: nn.Module,        # x_t, level, y -> Prediction
            ) -> Tensor:                 # (B,)
     """The weighted squared error at given levels with given noise, one number an image
     (eq-simple)"""
+    check_weight(weight)
     x_t = q_sample(x0, level, eps)
     error = denoiser(x_t, level, y).x0 - x0
     return weight(level).flatten().to(error) * error.square().flatten(1).mean(1)
@@ -142,7 +166,8 @@ def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 
 # %% ../nbs/06_loss.ipynb #c6d9efdc
 def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     "L_T: what x_T still knows of each pixel, in nats (eq-prior-gap)"
-    _, signal, noise = schedule.at(t, x0).to(x0)
+    level = schedule.at(t, x0)
+    signal, noise = cast_like(x0, level.signal, level.noise)
     q = Gaussian(signal * x0, noise)
     p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
     return q.kl(p)
@@ -170,7 +195,7 @@ def vlb_terms(denoiser: nn.Module,
              ) -> Tensor:             # (len(times), B): L_0, ..., L_{t-1}, ..., L_T
     """The terms of the variational bound on -log p(x0), in bits per dimension;
     their sum is the bound (eq-vlb; Ho et al. 2020, eq. 5)"""
-    times = schedule.times(schedule.T) if times is None else times
+    times = bound_times(schedule, times, x0)
     std, evaluation = decoder_std(schedule, times, x0), evaluating(denoiser)
     terms = [bits_per_dimension(prior_gap(schedule, x0, times[0]))]         # L_T
     for t, s in zip(times, times[1:]):

@@ -7,7 +7,8 @@ from __future__ import annotations
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .schedule import Level, cast_like, check_level_shape
+from .schedule import Level, cast_like, check_level, check_level_shape
+from .schedule import check_tensor
 
 # %% auto #0
 __all__ = ['check_noising', 'check_order', 'transition', 'q_step', 'q_sample', 'Gaussian', 'q_posterior']
@@ -18,7 +19,11 @@ __all__ = ['check_noising', 'check_order', 'transition', 'q_step', 'q_sample', '
 def check_noising(*levels: Level, **tensors: Tensor):
     """Refuse what would go wrong silently: shapes that broadcast, levels of another batch, bytes
     in place of floats"""
+    check_tensor(**tensors)
+    for level in levels: check_level(level=level)
     (a, x), (b, y) = tensors.items()
+    if x.device != y.device:
+        raise ValueError(f'{a} is on {x.device}, but {b} on {y.device}: give {b}.to({a}.device)')
     if x.shape != y.shape:
         raise ValueError(
             f'{a} has shape {tuple(x.shape)} but {b} has {tuple(y.shape)}; they must be equal'
@@ -31,6 +36,7 @@ def check_noising(*levels: Level, **tensors: Tensor):
 
 def check_order(t: Level, s: Level):
     "Refuse an s that does not come before t"
+    check_level(level=t); check_level(level=s)
     if (s.t >= t.t).any():
         i = int((s.t >= t.t).nonzero()[0])
         raise ValueError(f's must be less than t, but s = {int(s.t[i])} and t = {int(t.t[i])}')

@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from .denoiser import Prediction, check_prediction_input
-from .schedule import Level
+from .schedule import Level, check_tensor
 
 # %% auto #0
 __all__ = ['as_rows', 'as_prediction', 'GaussianOracle', 'Mixture', 'MixtureOracle']
@@ -30,6 +30,7 @@ def as_prediction(x0: Tensor, x_t: Tensor, level: Level) -> Prediction:
 
 def _check_gaussian(mean: Tensor, cov: Tensor):
     "Refuse what is no covariance of images like `mean`"
+    check_tensor(mean=mean, cov=cov)
     D = mean.numel()
     if cov.shape != (D, D):
         raise ValueError(f'cov has shape {tuple(cov.shape)}; a mean of {D} numbers needs '
@@ -56,7 +57,8 @@ class GaussianOracle(nn.Module):
                  cov: Tensor    # covariance (D,D), symmetric, positive semi-definite
                 ):
         super().__init__()
-        _check_gaussian(mean, cov := cov.double())
+        _check_gaussian(mean, cov)
+        cov = cov.double()
         variances, axes = torch.linalg.eigh(cov)                  # lambda_i, u_i
         _check_variances(variances)
         self.register_buffer('mean', mean.double().flatten())     # mu
@@ -75,6 +77,13 @@ class GaussianOracle(nn.Module):
 # %% ../nbs/04_oracle.ipynb #469aa20c
 #| code-fold: true
 #| code-summary: "Plumbing: checks of a mixture and of labels"
+def _check_means(means: Tensor):
+    "Refuse modes that are no float images"
+    check_tensor(means=means)
+    if not means.is_floating_point():
+        raise TypeError(f'means are {means.dtype}; they must be float, as data.to_float makes '
+                        'images from bytes')
+
 def _check_mixture(means: Tensor, std: Tensor, weights: Tensor, labels: Tensor | None):
     "Refuse what is no mixture"
     K = len(means)
@@ -107,6 +116,7 @@ class Mixture(nn.Module):
                  labels: Tensor | None=None   # class of each mode (K,), long
                 ):
         super().__init__()
+        _check_means(means)
         std = torch.as_tensor(std, dtype=torch.float64)
         weights = torch.ones(len(means)) if weights is None else weights
         _check_mixture(means, std, weights, labels)

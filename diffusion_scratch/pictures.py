@@ -4,19 +4,20 @@
 
 # %% ../nbs/24_pictures.ipynb #a1e5a894
 from __future__ import annotations
-import sys
+import math, sys
 from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from .data import to_uint8
+from .data import check_memory, printable, to_uint8
 from .training import Metrics
 from .checkpoint import atomic
 
 # %% auto #0
-__all__ = ['grid', 'check_gray_or_colour', 'save_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text']
+__all__ = ['GIF_SIDE', 'GIF_TIME', 'grid', 'check_gray_or_colour', 'check_sheet', 'save_animation', 'check_ending',
+           'check_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text']
 
 # %% ../nbs/24_pictures.ipynb #af6e3f5c
 def grid(images: Tensor,  # float in [-1, 1], or uint8 (B,C,H,W), C = 1 or 3
@@ -24,7 +25,7 @@ def grid(images: Tensor,  # float in [-1, 1], or uint8 (B,C,H,W), C = 1 or 3
          scale: int=1     # repeat each pixel so many times
         ) -> Image.Image: # in colour
     "A batch as one picture; raises ValueError for images neither gray nor in colour"
-    check_gray_or_colour(images)
+    check_sheet(images, columns, scale)
     if images.dtype != torch.uint8: images = to_uint8(images)
     n, _, height, width = images.shape
     columns = min(columns, n)
@@ -46,6 +47,18 @@ def check_gray_or_colour(images: Tensor):
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f'images must be (B,C,H,W) with C = 1 or 3, not {tuple(images.shape)}')
 
+def check_sheet(images: Tensor, columns: int, scale: int=1):
+    "Refuse images that make no sheet, or one that is larger than memory"
+    check_gray_or_colour(images)
+    n, _, height, width = images.shape
+    if min(n, height, width) < 1:
+        raise ValueError(f'{n} images of {width} x {height} pixels make no sheet')
+    for name, value in (('columns', columns), ('scale', scale)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f'{name} = {value!r}; a whole number >= 1 is allowed')
+    check_memory(3 * n * (height + 1) * (width + 1) * scale**2, f'a sheet of {n:,} images of '
+                 f'{width} x {height} pixels at scale {scale}', 'show fewer images, or lower scale')
+
 # %% ../nbs/24_pictures.ipynb #af874445
 def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each moment
                    file: Path,              # ends in .gif
@@ -53,6 +66,7 @@ def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each mo
                    seconds: float=4.        # until the last, which stays for 2 more
                   ):
     "Noise becoming images, as a GIF; raises OSError where the file cannot be written"
+    file = check_animation(pictures, file, columns, seconds)
     gray = pictures[0].shape[1] == 1
     sheets = [grid(x, columns) for x in pictures]
     sheets = [s.convert('L').quantize(16) if gray else s.quantize(128) for s in sheets]
@@ -61,6 +75,35 @@ def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each mo
     with atomic(file) as part:
         sheets[0].save(part, save_all=True, append_images=sheets[1:],
                        duration=times, loop=0)
+
+# %% ../nbs/24_pictures.ipynb #80a9152d
+#| code-fold: true
+#| code-summary: "Plumbing: what fits into a GIF"
+GIF_SIDE = 65535  # pixels: 16 bits
+GIF_TIME = 600.   # seconds; 16 bits hold 655, and pictures that are alike become one
+
+def check_ending(file: str | Path, *endings: str) -> Path:
+    "A file whose name tells which kind of picture it is to hold"
+    file = Path(file).expanduser()
+    if file.suffix.lower() not in endings:
+        raise ValueError(f'{printable(file)} must end in {" or ".join(endings)}')
+    return file
+
+def check_animation(pictures: list[Tensor], file: str | Path, columns: int,
+                    seconds: float) -> Path: # the file
+    "Refuse what no GIF can hold"
+    if len(pictures) < 1: raise ValueError('an animation needs one batch of images or more, not 0')
+    for x in pictures: check_sheet(x, columns)
+    n, _, height, width = pictures[0].shape
+    columns = min(columns, n)
+    w, h = columns * (width + 1) + 1, math.ceil(n / columns) * (height + 1) + 1
+    if max(w, h) > GIF_SIDE:
+        raise ValueError(f'{n:,} images of {width} x {height} in {columns} columns are {w:,} x '
+                         f'{h:,} pixels, and a GIF holds {GIF_SIDE:,} a side; show fewer images, '
+                         f'or change columns')
+    if not 0 <= seconds <= GIF_TIME:
+        raise ValueError(f'seconds = {seconds}; 0 to {GIF_TIME:.0f} are allowed')
+    return check_ending(file, '.gif')
 
 # %% ../nbs/24_pictures.ipynb #ff31c41a
 def loss_curve(rows: list[Metrics]) -> Figure:
@@ -80,6 +123,7 @@ def loss_curve(rows: list[Metrics]) -> Figure:
 
 def save_loss_curve(rows: list[Metrics], file: Path):
     "The same, as a picture; raises OSError where the file cannot be written"
+    file = check_ending(file, '.png', '.jpg', '.pdf', '.svg')
     with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
 
 # %% ../nbs/24_pictures.ipynb #25150407

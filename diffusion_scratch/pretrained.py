@@ -4,7 +4,7 @@
 
 # %% ../nbs/22_pretrained.ipynb #1cf1640d
 from __future__ import annotations
-import hashlib, json, re
+import hashlib, importlib, json, pickle, re
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -14,43 +14,57 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor, nn
 import diffusion_scratch
-from .config import (
-    ConfigError, SamplingConfig, import_named, load_config, make_denoiser)
-from .denoiser import PARAMETERIZATIONS, Denoiser
+from .config import SamplingConfig, import_named, load_config
+from .data import in_markdown, printable
+from .denoiser import EPS, PARAMETERIZATIONS, Denoiser, Parameterization
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
-from .checkpoint import atomic, check_same_network, newest_checkpoint
-from .checkpoint import without_prefix
+from .checkpoint import (
+    atomic, bare_weights, check_same_network, json_with_checksum, named_as_in, newest_checkpoint,
+    read_json, unwrapped, without_prefix)
 from .unet import UNet, norm_groups
 
 # %% auto #0
 __all__ = ['FORMAT', 'WEIGHTS', 'UNET', 'UNET2D_DEFAULTS', 'SCHEDULER_DEFAULTS', 'BETAS', 'PREDICTION_TYPES', 'VARIANCES',
            'DIFFUSERS_WEIGHTS', 'PUBLISHED', 'PICKLES', 'SHIPPED', 'json_bytes', 'write_folder', 'save', 'bare_network',
            'weights_on_cpu', 'Found', 'diffusers_name', 'to_diffusers', 'from_diffusers', 'unet2d_values',
-           'unet_arguments', 'scaled_linear_betas', 'read_scheduler', 'load', 'about', 'find']
+           'unet_arguments', 'scaled_linear_betas', 'read_scheduler', 'convert', 'load', 'about', 'find']
 
 # %% ../nbs/22_pretrained.ipynb #ac74e168
 #| code-fold: true
 #| code-summary: "Plumbing: JSON and safetensors files, with errors that name the file"
-def _read_json(file: Path) -> dict:
-    "The keys and values of a JSON file"
-    try: values = json.loads(file.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileNotFoundError(f'{file} is missing') from None
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f'{file} is not JSON ({e})') from None
-    if not isinstance(values, dict):
-        raise ValueError(f'{file} must hold keys and values, not {type(values).__name__}')
-    return values
-
 def json_bytes(values: dict, # of text, numbers, true, false, null, lists and dictionaries
-               what: str     # what they are, for the error
+               what: str,    # what they are, for the error
+               checksum: bool=True # its own, as its last value; other programs have no use for it
               ) -> bytes:
     "The bytes of a JSON file; raises ValueError where a value cannot be written"
     try:
-        text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
-        return text.encode() + b'\n'
+        if checksum: return json_with_checksum(values)
+        return json.dumps(values, indent=1, allow_nan=False).encode() + b'\n'
     except (TypeError, ValueError) as e:
         raise ValueError(f'{what} cannot be written as JSON ({e}); allowed: text, numbers, true, '
                          'false, null, lists and dictionaries of these') from None
+
+# how files begin that are taken for weights
+_BEGINNINGS = {
+    b'version https://git-lfs': 'a git-lfs pointer, and the weights themselves are elsewhere: run '
+                                'git lfs pull in its folder',
+    b'<!doctype html': 'a web page in place of the file: download it again',
+    b'<html': 'a web page in place of the file: download it again',
+    b'\x89png': 'a picture', b'\xff\xd8\xff': 'a picture', b'gif8': 'a picture',
+    b'pk': 'a zip archive, or a pickle: name it .pt if it is one of torch.save'}
+_ENDINGS = {
+    '.yaml': 'a config: diffusion-train makes a model of it; give the folder that its run names',
+    '.json': 'a file of facts: give the folder that it lies in',
+    '.onnx': 'an ONNX file, which onnxruntime reads: give what it was exported from'}
+
+def _read_bytes(file: Path, kind: str) -> bytes:
+    "A file of weights; raises ValueError where it begins like something else, before it is read"
+    with open(file, 'rb') as f: head = f.read(100)
+    if 2 <= int.from_bytes(head[:8], 'little') <= file.stat().st_size - 8: return file.read_bytes()
+    start = head.lstrip().lower()
+    known = [what for begins, what in _BEGINNINGS.items() if start.startswith(begins)]
+    known += [what for ends, what in _ENDINGS.items() if file.suffix.lower() == ends]
+    raise ValueError('; it is '.join([f'{printable(file)} is not a whole {kind}', *known[:1]]))
 
 def _read_tensors(blob: bytes, file: Path) -> dict[str, Tensor]:
     "What a safetensors file holds, by name"
@@ -82,8 +96,8 @@ def _check_replaceable(folder, files, key):
     ours = {p.as_posix() for name in files for p in (Path(name), *Path(name).parents)}
     foreign = sorted(there - ours)
     mark = folder/next(iter(files))
-    if foreign or there and (not mark.is_file() or _read_json(mark).get(key) != FORMAT):
-        found = foreign[0] if foreign else 'something'
+    if foreign or there and (not mark.is_file() or read_json(mark).get(key) != FORMAT):
+        found = printable(foreign[0]) if foreign else 'something'
         raise FileExistsError(f'{folder} is there already and holds {found} that this would not '
                               'have written; give another folder')
 
@@ -120,7 +134,7 @@ def save(denoiser: Denoiser,      # the denoiser itself, not a wrapper such as `
 #| code-fold: true
 #| code-summary: "Plumbing: the network itself, its weights on the CPU, checks of both"
 def bare_network(denoiser: Denoiser) -> nn.Module:
-    """The network of a denoiser, without the wrapper of torch.compile;
+    """The network of a denoiser, without the wrappers of torch.compile and the like;
     raises TypeError for a wrapped denoiser, ValueError for a parameterization without a name"""
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f'a {type(denoiser).__name__} has no weights to write; give the Denoiser '
@@ -128,7 +142,7 @@ def bare_network(denoiser: Denoiser) -> nn.Module:
     if denoiser.parameterization not in PARAMETERIZATIONS.values():
         raise ValueError(f'{denoiser.parameterization!r} is a parameterization of your own, with '
                          f'no name to load it by; allowed: {", ".join(PARAMETERIZATIONS)}')
-    return getattr(denoiser.net, '_orig_mod', denoiser.net)
+    return unwrapped(denoiser.net)
 
 def weights_on_cpu(net: nn.Module, dtype: torch.dtype | None) -> dict[str, Tensor]:
     "Copies of a network's weights, to be written; raises ValueError where they cannot be kept"
@@ -136,7 +150,7 @@ def weights_on_cpu(net: nn.Module, dtype: torch.dtype | None) -> dict[str, Tenso
         raise ValueError(f'dtype: {dtype} is not allowed; allowed: torch.float32, torch.float16, '
                          'torch.bfloat16, or none')
     weights = {}
-    for k, v in net.state_dict().items():
+    for k, v in bare_weights(net).items():
         kind = dtype if dtype and v.is_floating_point() else v.dtype
         weights[k] = v.detach().to('cpu', kind, copy=True, memory_format=torch.contiguous_format)
         if not weights[k].isfinite().all():
@@ -152,16 +166,16 @@ def _card(name: str, config: dict, schedule: Schedule, size: int) -> str:
     facts = dict(network=config['network'], numbers=f'{size:,}',
                  predicts=config['parameterization'], schedule=repr(schedule),
                  **config['about'], sha256=config['sha256'])
-    text = lambda v: v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)
-    rows = '\n'.join(f'| {k} | {text(v)} |' for k, v in facts.items())
-    own = config['network'].rpartition(':')[2]
+    text = lambda v: in_markdown(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
+    rows = '\n'.join(f'| {in_markdown(k)} | {text(v)} |' for k, v in facts.items())
+    own = printable(config['network'].rpartition(':')[2])
     net = '' if config['args'] is not None else f', net={own}(...)'
     return f"""---
 library_name: {FORMAT}
 tags: [diffusion, ddpm]
 ---
 
-# {name}
+# {in_markdown(name)}
 
 Weights of a denoising diffusion model, for the Python package {FORMAT}.
 
@@ -181,26 +195,46 @@ class Found(NamedTuple):
     path: Path
     about: dict                      # image shape, classes, sampling settings ...
     parameterization: str
-    network: Callable[[], nn.Module] # makes the network that they fit
+    network: Callable                # a class, or none -> the network that they fit
     read: Callable                   # averaged or not -> weights by name, betas
     both: bool=False                 # are the averaged and the last weights there?
 
     def load(self,
              ema: bool=True,           # the averaged weights, where both are there
-             net: nn.Module | None=None # the network to fill, else made
+             net: nn.Module | type | str | None=None # as for `load`
             ) -> tuple[Denoiser, Schedule]:
         "As the function `load`"
         _check_found(self, ema)
-        net = self.network() if net is None else net
-        weights, betas = self.read(ema)
-        check_same_network(self.path, weights, net)
-        net.load_state_dict(weights)
+        net, (weights, betas) = _network_to_fill(self, net), self.read(ema)
+        _fill(net, weights, self.path)
         denoiser = Denoiser(net, PARAMETERIZATIONS[self.parameterization])
         return denoiser.eval(), Schedule(betas)
 
 # %% ../nbs/22_pretrained.ipynb #ab02240a
 #| code-fold: true
-#| code-summary: "Plumbing: checks of what was found"
+#| code-summary: "Plumbing: checks of what was found, and the network that it fills"
+_NAME = r'[A-Za-z_][\w.]*:[A-Za-z_]\w*'  # of a class in a module
+
+def _network_to_fill(found: Found, net: nn.Module | type | str | None) -> nn.Module:
+    "The network that was given; one of the class that was; or as the files describe it"
+    if isinstance(net, nn.Module): return net
+    if isinstance(net, str):
+        if not re.fullmatch(_NAME, net):
+            raise ValueError(f'net: {net!r} is not allowed; allowed: module:Class, of your code')
+        net = import_named(net, 'net')
+    if net is not None and not (isinstance(net, type) and issubclass(net, nn.Module)):
+        raise ValueError(f'net: {net!r} is not allowed; allowed: a torch.nn.Module, a class of '
+                         'them, or its name, module:Class')
+    return found.network(net)
+
+def _fill(net: nn.Module, weights: dict[str, Tensor], path: Path):
+    "Load weights that fit, by whatever names; a network without numbers takes memory only now"
+    weights = named_as_in(net, weights)
+    check_same_network(path, weights, net)
+    if any(w.is_meta for w in weights.values()) or any(p.is_meta for p in net.parameters()):
+        net.to_empty(device='cpu')
+    net.load_state_dict(weights)
+
 def _check_found(found, ema):
     "Refuse last weights where only averaged ones are there, and a parameterization without a name"
     if not (ema or found.both) and found.about.get('ema'):
@@ -230,7 +264,7 @@ def _read_saved(path: Path) -> Found:
 #| code-summary: "Plumbing: checks of a folder's files"
 def _saved_config(file: Path) -> dict:
     "What config.json of a folder of `save` holds; raises ValueError for a key that is not right"
-    config = _read_json(file)
+    config = read_json(file)
     kinds = dict(version=int, network=str, args=dict | None, parameterization=str, sha256=str,
                  about=dict)
     for k, kind in kinds.items():
@@ -240,17 +274,33 @@ def _saved_config(file: Path) -> dict:
     if config['version'] != 1:
         raise ValueError(f'{file}: version: {config["version"]} is not allowed; allowed: 1. '
                          'A newer diffusion_scratch wrote this folder')
+    _check_about(config['about'], file)
     return config
+
+def _check_about(about: dict, file: Path):
+    "Raise ValueError where a fact that decides something cannot be what it should be"
+    def whole(n): return isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**20
+    fits = dict(shape=lambda v: isinstance(v, list | tuple) and v and all(map(whole, v)),
+                classes=lambda v: isinstance(v, list | tuple)
+                                  and all(isinstance(name, str) for name in v),
+                sampling=lambda v: isinstance(v, dict))
+    allowed = dict(shape='whole numbers from 1 to 2**20 - 1', classes='a list of names',
+                   sampling='keys and values')
+    for k in fits.keys() & about.keys():
+        if not fits[k](about[k]):
+            raise ValueError(f'{file}: about: {k}: {about[k]!r} is not allowed; '
+                             f'allowed: {allowed[k]}')
 
 def _saved_schedule(file: Path) -> Schedule:
     "The schedule that schedule.json holds"
-    try: return Schedule(_read_json(file).get('betas'))
+    betas = read_json(file).get('betas')
+    try: return Schedule(betas)
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f'{file}: betas: {e}') from None
 
 def _saved_weights(file: Path, sha256: str) -> dict[str, Tensor]:
     "The weights, if the file is the one that config.json was written with"
-    blob = file.read_bytes()
+    blob = _read_bytes(file, 'safetensors file')
     if hashlib.sha256(blob).hexdigest() != sha256:
         raise ValueError(f'{file} is cut or changed: its SHA-256 is not the one in config.json')
     return _read_tensors(blob, file)
@@ -258,11 +308,11 @@ def _saved_weights(file: Path, sha256: str) -> dict[str, Tensor]:
 # %% ../nbs/22_pretrained.ipynb #8f16b571
 UNET = 'diffusion_scratch.unet:UNet'
 
-def _saved_network(config: dict, file: Path) -> nn.Module:
+def _saved_network(config: dict, file: Path, kind: type | None=None) -> nn.Module:
     "The network that a folder of ours names, made anew"
-    if config['network'] == UNET and config['args'] is not None:
-        return _unet_without_numbers(config['args'], file).to_empty(device='cpu')
-    return _own_network(config['network'], config['args'], file)
+    if kind is None and config['network'] == UNET and config['args'] is not None:
+        return _unet_without_numbers(config['args'], file)
+    return _own_network(config['network'], config['args'], file, kind)
 
 # %% ../nbs/22_pretrained.ipynb #de62a8ff
 #| code-fold: true
@@ -275,49 +325,74 @@ def _unet_without_numbers(args: dict, file: Path) -> UNet:
         raise ValueError(f'{file} describes a network that this version cannot build '
                          f'({e})') from None
 
-def _own_network(name: str, args: dict | None, file: Path) -> nn.Module:
-    "A network of somebody's own, imported by its name; raises ValueError"
+def _own_network(name: str, args: dict | None, file: Path, kind: type | None) -> nn.Module:
+    "A network of the class that the user named, or of one of this package; raises ValueError"
+    if not re.fullmatch(_NAME, name):
+        raise ValueError(f'{file}: network: {name!r} is not allowed; allowed: module:Class')
     given = f'give the network itself, load(..., net={name.rpartition(":")[2]}(...))'
     if args is None:
         raise ValueError(f'{file}: {name} was saved without what makes it. In its __init__, keep '
                          'its keyword arguments, self.config = dict(...), and save again; '
                          f'or {given}')
-    try: kind = import_named(name, f'{file}: network')
-    except (ConfigError, TypeError, ValueError) as e: raise ValueError(f'{e}; or {given}') from None
-    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
-        raise ValueError(f'{file}: network: {name} is not a torch.nn.Module')
+    kind = kind or _class_of_package(name)
+    if kind is None:
+        raise ValueError(f'{file} asks for the network {name}, which is not of this package; no '
+                         'code runs because a file names it. If you trust it, name it yourself: '
+                         f'--model {name}, or load(..., net={name!r}); or {given}')
     try:
         with torch.random.fork_rng(devices=[]): return kind(**args)
     except TypeError as e:
-        raise ValueError(f'{file}: args: {args} is not allowed for {name} ({e}); '
+        raise ValueError(f'{file}: args: {args} is not allowed for {kind.__name__} ({e}); '
                          f'{given}') from None
+
+def _class_of_package(name: str) -> type | None:
+    "The network of this package that is named so, if there is one"
+    module, _, attribute = name.partition(':')
+    if not module.startswith(f'{FORMAT}.'): return None
+    try: kind = getattr(importlib.import_module(module), attribute, None)
+    except ImportError: return None
+    own = isinstance(kind, type) and kind.__module__.startswith(f'{FORMAT}.')
+    return kind if own and issubclass(kind, nn.Module) else None
 
 # %% ../nbs/22_pretrained.ipynb #71d0e655
 def _read_run(path: Path) -> Found:
     "A run folder of `diffusion-train`, or one of its checkpoints"
+    if path.is_file(): _check_checkpoint(path)
     file, meta, blob = newest_checkpoint(path)
 
-    def network(): return _run_network(path, file, meta['network'])
+    def network(kind=None): return _run_network(path, file, meta['network'], kind)
 
     def read(ema):
         tensors = _read_tensors(blob, file)
         weights = without_prefix(tensors, 'ema.' if ema else 'denoiser.')
         return weights, tensors['schedule.betas']
 
-    about, predicts = meta['about'], meta['parameterization']
-    return Found(file, about, predicts, network, read, both=True)
+    # paths and commands of its run are not for other people
+    about = {k: v for k, v in meta['about'].items() if k != 'run'}
+    return Found(file, about, meta['parameterization'], network, read, both=True)
 
 # %% ../nbs/22_pretrained.ipynb #7fd7e5be
 #| code-fold: true
 #| code-summary: "Plumbing: the network of a run"
-def _run_network(path: Path, file: Path, args: dict | None) -> nn.Module:
+def _check_checkpoint(file: Path):
+    "Raise ValueError for a file that is no checkpoint of a run, before all of it is read"
+    blob = _read_bytes(file, 'checkpoint')
+    try: facts = json.loads(blob[8:8 + int.from_bytes(blob[:8], 'little')]).get('__metadata__', {})
+    except (ValueError, AttributeError): return  # damaged: whoever reads it says how
+    if not {'step', 'sha256'} & facts.keys():
+        raise ValueError(f'{printable(file)} holds weights alone, not what they predict, nor the '
+                         f'noise levels. {_convert_advice(file)}')
+
+def _run_network(path: Path, file: Path, args: dict | None, kind: type | None) -> nn.Module:
     "The UNet that a checkpoint describes, or the network that the run's config makes"
-    if args: return _unet_without_numbers(args, file).to_empty(device='cpu')
+    if args and kind is None: return _unet_without_numbers(args, file)
     run = path
     if not path.is_dir():
         run = path.parent.parent if path.parent.name == 'checkpoints' else path.parent
     config = run/'config.yaml'
-    if config.is_file(): return make_denoiser(load_config(config), None).net
+    if config.is_file():
+        asked = load_config(config)
+        return _own_network(asked.model, asked.model_args, config, kind)
     raise ValueError(f'{file} holds no description of its network: give the network itself, '
                      'load(..., net=...)')
 
@@ -366,7 +441,8 @@ def _new_names(weights: dict[str, Tensor], file: Path) -> dict[str, Tensor]:
     "Weights of a UNet2DModel, the layers of attention as they are spelt today"
     old = r'(attentions\.\d+)\.(query|key|value|proj_attn)\.'
     new = lambda m: f'{m[1]}.{_OLD_LAYERS[m[2]]}.'
-    named = {re.sub(old, new, k): w for k, w in weights.items()}
+    named = {re.sub(r'^((_orig_mod|module)\.)+', '', k): w for k, w in weights.items()}
+    named = {re.sub(old, new, k): w for k, w in named.items()}
     if len(named) < len(weights):
         raise ValueError(f'{file} holds layers of attention twice, under their old names and '
                          'their new ones')
@@ -537,22 +613,22 @@ DIFFUSERS_WEIGHTS = 'diffusion_pytorch_model.safetensors'
 
 def _read_diffusers(path: Path) -> Found:
     "A folder of diffusers: a pipeline of unet and scheduler, in two folders or flat"
-    _check_pipeline(path)
+    sums = _check_pipeline(path)
     unet = path/'unet' if (path/'unet').is_dir() else path
     scheduler = path/'scheduler' if (path/'scheduler').is_dir() else path
     page, plan = unet/'config.json', scheduler/'scheduler_config.json'
-    config = _read_json(page)
+    config = read_json(page)
     args = unet_arguments(config, page)
-    betas, predicts, sampling = read_scheduler(_read_json(plan), plan)
-    net = _unet_without_numbers(args, page)
-    weights = unet/DIFFUSERS_WEIGHTS
-    if not weights.is_file(): raise _without_weights(weights)
+    betas, predicts, sampling = read_scheduler(read_json(plan), plan)
+    net, weights = _unet_without_numbers(args, page), _diffusers_weights(unet)
     about = _diffusers_about(path, config, page, sampling)
 
-    def network(): return _unet_without_numbers(args, page).to_empty(device='cpu')
+    def network(kind=None): return _unet_without_numbers(args, page)
 
     def read(ema):
-        tensors = _read_tensors(weights.read_bytes(), weights)
+        blob = _read_bytes(weights, 'safetensors file')
+        for file in (page, plan, weights): _check_sum(file, sums.get(file.name))
+        tensors = _read_tensors(blob, weights)
         return from_diffusers(tensors, net, weights), betas
 
     return Found(path, about, predicts, network, read)
@@ -581,39 +657,122 @@ def _diffusers_about(path: Path, config: dict, page: Path, sampling: dict) -> di
     about['sampling'] = SamplingConfig(**sampling).model_dump()
     return about
 
-def _check_pipeline(path: Path):
-    "Refuse a pipeline of more than a unet and a scheduler"
+def _check_pipeline(path: Path) -> dict[str, str]:
+    "Refuse a pipeline of more than a unet and a scheduler; the SHA-256 of its files, if it has any"
     file = path/'model_index.json'
-    index = _read_json(file) if file.exists() else {}
+    index = read_json(file) if file.exists() else {}
     extra = [k for k in index if k[:1] != '_' and k not in ('unet', 'scheduler')]
     if extra:
-        raise ValueError(f'{path} is a {index.get("_class_name")} with {", ".join(extra)}; '
+        raise ValueError(f'{file} is of a {index.get("_class_name")} with {", ".join(extra)}; '
                          'allowed: a pipeline of unet and scheduler, such as DDPMPipeline')
+    sums = index.get('_sha256')
+    return sums if isinstance(sums, dict) else {}
+
+def _check_sum(file: Path, sha256: str | None):
+    "Refuse a file of an exported pipeline that is not as it was written"
+    if sha256 in (None, hashlib.sha256(file.read_bytes()).hexdigest()): return
+    raise ValueError(f'{file} is cut or changed: its SHA-256 is not the one in model_index.json; '
+                     'if you changed it yourself, take _sha256 out of there')
 
 # %% ../nbs/22_pretrained.ipynb #e9282473
 #| code-fold: true
 #| code-summary: "Plumbing: why a pickle is not loaded"
 PICKLES = {'.bin', '.ckpt', '.pt', '.pth', '.pkl'}
 
-def _pickled(file: Path, target: Path) -> ValueError:
+def _pickled(file: Path, target: Path | None=None) -> ValueError:
     "Why a pickle is not loaded, and how to make it something that is"
-    program = ('import torch; from safetensors.torch import save_file; save_file({k: v.contiguous()'
-               f" for k, v in torch.load('{file}', map_location='cpu', weights_only=True)"
-               f".items()}}, '{target}')")
-    return ValueError(f'{file} is a pickle, and to load a pickle is to run what is in it. '
-                      f'Convert it once:\npython -c "{program}"')
+    return ValueError(f'{printable(file)} is a pickle, and to load a pickle is to run what is in '
+                      f'it. {_convert_advice(file, target)}')
 
-def _without_weights(file: Path) -> Exception:
-    "The error for a folder of diffusers without the weights that we read"
-    for other in sorted(file.parent.iterdir()):
-        if other.suffix in PICKLES: return _pickled(other, file)
-    return FileNotFoundError(f'{file} is missing')
+def _convert_advice(file: Path, target: Path | None=None) -> str:
+    "Lines of Python that make of a file what `load` takes: beside it, a file or a new folder"
+    folder = file.with_suffix('') if not file.with_suffix('').exists() else file.with_name(
+        f'{file.stem}_converted')
+    unsaid = '' if target else ('; what the file does not say is taken to be eps and 1,000 linear '
+                                'betas, or what you give to convert')
+    return (f'Convert it once, in Python, which reads numbers and nothing else{unsaid}:\n'
+            f'from {FORMAT}.pretrained import convert\n'
+            f'convert({str(file)!r}, {str(target or folder)!r})')
+
+def _diffusers_weights(folder: Path) -> Path:
+    "The file of weights in a folder of diffusers: in 32 bits, or else in 16"
+    stem, _, ending = DIFFUSERS_WEIGHTS.partition('.')
+    for variant in ('', 'fp16.', 'bf16.'):
+        file = folder/f'{stem}.{variant}{ending}'
+        if file.is_file(): return file
+    file, others = folder/DIFFUSERS_WEIGHTS, sorted(folder.iterdir())
+    for other in others:
+        if other.suffix in PICKLES: raise _pickled(other, file)
+    here = [printable(other.name) for other in others if 'safetensors' in other.name]
+    raise FileNotFoundError(f'{file} is missing' + f' (there is {", ".join(here)})' * bool(here))
+
+# %% ../nbs/22_pretrained.ipynb #e3261319
+#| code-fold: true
+#| code-summary: "Plumbing: weights of other programs, as files that `load` takes"
+def convert(file: str | Path,            # a pickle, of which only numbers are read, or safetensors
+            to: str | Path,              # a new folder; or a .safetensors file, of weights alone
+            *,
+            net: nn.Module | None=None,  # that they fit; a UNet of their shapes if none
+            parameterization: Parameterization=EPS,  # what it predicts
+            schedule: Schedule | None=None, # that it was trained with; 1,000 linear betas if none
+            about: dict | None=None      # as for `save`: shape of an image, classes ...
+           ) -> Path:                    # the folder or file
+    "The weights of another program's file, in one that `load` takes; raises ValueError, OSError"
+    file, to = Path(file).expanduser(), Path(to).expanduser()
+    weights = _numbers(file)
+    if to.suffix == '.safetensors':
+        with atomic(to) as part: part.write_bytes(to_bytes(weights, {'format': 'pt'}))
+        return to
+    net = UNet(**_shapes_of_unet(weights, file)) if net is None else net
+    _fill(net, weights, file)
+    if schedule is None: schedule = Schedule(linear_betas(1000))
+    return save(Denoiser(net, parameterization), schedule, to, about)
+
+# where a trainer keeps its weights, the first that is there
+_PARTS = ('ema', 'ema_model', 'model_ema', 'model', 'state_dict', 'model_state_dict', 'net', 'unet')
+
+def _numbers(file: Path) -> dict[str, Tensor]:
+    "The weights in a file, wherever it keeps them; raises ValueError"
+    if file.suffix == '.safetensors': return _read_tensors(file.read_bytes(), file)
+    try: found = torch.load(file, map_location='cpu', weights_only=True)
+    except FileNotFoundError: raise FileNotFoundError(f'{file} is missing') from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as e:
+        why = str(e).strip().partition('\n')[0]
+        raise ValueError(f'{file} is damaged, or holds other things than numbers, and is not '
+                         f'loaded ({type(e).__name__}: {why}); where it was made, save '
+                         'net.state_dict() alone') from None
+    while isinstance(found, dict):
+        weights = {k: v.contiguous().clone() for k, v in found.items() if isinstance(v, Tensor)}
+        if weights: return {str(k): v for k, v in weights.items()}
+        parts = {k: v for k, v in found.items() if isinstance(v, dict)}
+        found = next((parts[k] for k in (*_PARTS, *parts) if k in parts), None)
+    raise ValueError(f'{file} holds no weights by name; where it was made, save net.state_dict()')
+
+def _shapes_of_unet(weights: dict[str, Tensor], file: Path) -> dict:
+    "The arguments of the UNet whose weights have these names and shapes; raises ValueError"
+    size = {re.sub(r'^((_orig_mod|module)\.)+', '', k): tuple(w.shape) for k, w in weights.items()}
+    try:
+        channels, pixel = size['stem.weight'][:2]
+        levels = range(1 + max(int(k.split('.')[1]) for k in size if k.startswith('down.')))
+        widths = [size[f'down.{i}.blocks.0.conv1.weight'][0] for i in levels]
+        sides = [(C, round((pixel / C)**0.5)) for C in (1, 3, pixel)]  # gray, colour, other
+        in_channels, unshuffle = next((C, r) for C, r in sides if C * r * r == pixel)
+        return dict(in_channels=in_channels, channels=channels, unshuffle=unshuffle,
+                    multipliers=[w // channels for w in widths],
+                    blocks=len({k.split('.')[3] for k in size if k.startswith('down.0.blocks.')}),
+                    attention=[i for i in levels if f'down.{i}.attentions.0.q.weight' in size],
+                    num_classes=size.get('label.weight', (1,))[0] - 1)
+    except (LookupError, ValueError):
+        raise ValueError(f'{file} holds weights of another network than UNet: give convert the '
+                         'network, net=...') from None
 
 # %% ../nbs/22_pretrained.ipynb #240560bb
 def load(name_or_path: str | Path, # run, checkpoint, folder of `save` or diffusers
          *,
          ema: bool=True,           # the averaged weights, where both are there
-         net: nn.Module | None=None # the network to fill, where no name makes it
+         net: nn.Module | type | str | None=None # the network to fill, its class, or
+                                                 # its name, module:Class: only code
+                                                 # that you name is run
         ) -> tuple[Denoiser, Schedule]:
     """A trained denoiser, in eval mode on the CPU, and the schedule of its training.
     A name is that of shipped weights, or owner/name on the Hugging Face hub.
@@ -645,11 +804,13 @@ def find(name_or_path: str | Path # as for `load`
 def _read_path(path: Path) -> Found:
     "What lies at a path, read as its kind wants it"
     if path.is_file():
-        if path.suffix in PICKLES: raise _pickled(path, path.with_suffix('.safetensors'))
-        if path.name in (WEIGHTS, DIFFUSERS_WEIGHTS): return _read_path(path.parent)
+        if path.suffix in PICKLES: raise _pickled(path)
+        if path.name == WEIGHTS: return _read_path(path.parent)
+        if path.name.startswith('diffusion_pytorch_model.'):  # of diffusers, in unet/ or flat
+            return _read_path(path.parent.parent if path.parent.name == 'unet' else path.parent)
         return _read_run(path)
     files = {f.name: f for f in sorted(path.iterdir())}
-    config = _read_json(path/'config.json') if 'config.json' in files else {}
+    config = read_json(path/'config.json') if 'config.json' in files else {}
     if config.get('format') == FORMAT: return _read_saved(path)
     if files.keys() & {'checkpoints', 'checkpoint.safetensors', 'config.yaml'}:
         return _read_run(path)
@@ -657,7 +818,7 @@ def _read_path(path: Path) -> Found:
         return _read_diffusers(path)
     if '_class_name' in config: return _read_diffusers(path)
     for f in files.values():
-        if f.suffix in PICKLES: raise _pickled(f, f.with_suffix('.safetensors'))
+        if f.suffix in PICKLES: raise _pickled(f)
     raise FileNotFoundError(f'{path} holds no model; allowed: a run of diffusion-train, a folder '
                             'of save, or one of diffusers, with model_index.json or '
                             'scheduler_config.json')
@@ -669,8 +830,8 @@ def _shipped() -> list[str]:
 def _unknown_name(name: str) -> FileNotFoundError:
     "The error for a name that is neither a path nor known"
     shipped, published = ', '.join(_shipped()) or 'none', ', '.join(PUBLISHED)
-    return FileNotFoundError(f'{name} is no path here and no name that is known; shipped: '
-                             f'{shipped}; published: {published}{_did_you_mean(name)}')
+    return FileNotFoundError(f'{printable(name)} is no path here and no name that is known; '
+                             f'shipped: {shipped}; published: {published}{_did_you_mean(name)}')
 
 def _did_you_mean(name: str) -> str:
     "The known name that a wrong one looks most like, as the end of a message"
@@ -705,15 +866,6 @@ def _from_hub(name: str) -> Found:
                                     f'Hugging Face hub ({why}){_did_you_mean(name)}. '
                                     f'If the name is right, {by_hand}') from e
         found = _read_path(there)
-    _check_network_of_hub(name, there)
     about = found.about | dict(source=name)
     if name in PUBLISHED: about['ema'] = PUBLISHED[name]
     return found._replace(about=about)
-
-def _check_network_of_hub(name: str, there: Path):
-    "Refuse to import what a download names"
-    config = _read_json(there/'config.json') if (there/'config.json').exists() else {}
-    if config.get('network', UNET) == UNET: return
-    raise ValueError(f"{name} names a network of its own, {config['network']}, and what comes from "
-                     'the network shall not choose what is imported here. If you trust it: '
-                     f'load({str(there)!r})')

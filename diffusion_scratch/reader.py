@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from sklearn.calibration import CalibratedClassifierCV
@@ -15,7 +16,7 @@ from sklearn.model_selection import cross_val_predict
 from .data import ImageSet, to_uint8
 
 # %% auto #0
-__all__ = ['Share', 'Reader']
+__all__ = ['Share', 'Reader', 'check_readable']
 
 # %% ../nbs/13_reader.ipynb #2ab4dca0
 class Share(NamedTuple):
@@ -89,6 +90,24 @@ class Reader:
 def _check_labelled(data):
     if data.labels is None:
         raise ValueError(f'a Reader learns from labels, and {data.name!r} has none')
+
+def check_readable(data: ImageSet, folds: int=5):
+    "Refuse a set of which no classifier can learn to read the rest: `Reader`, `readable_real`"
+    _check_labelled(data)
+    counts = data.labels.bincount()
+    names = data.classes or range(len(counts))
+    there = [(n, name) for n, name in zip(counts.tolist(), names) if n]
+    least, name = min(there, key=lambda pair: pair[0])
+    if len(there) < 2:
+        raise ValueError(f'all {len(data):,} images of {data.name} are of one class, and a '
+                         'classifier needs two')
+    if least < folds:
+        raise ValueError(f'class {name} of {data.name} has {least} images, and a classifier that '
+                         f'reads a part of them by the others needs {folds} of each class')
+    need, room = 5 * data.images.numel(), psutil.virtual_memory().total
+    if need > room:
+        raise ValueError(f'{len(data):,} images of {data.shape} need {need / 1e9:,.1f} GB as rows '
+                         f'of pixels, and there are {room / 1e9:,.1f} GB of memory')
 
 def _check_fits(images, shape):
     if len(images) == 0 or tuple(images.shape[1:]) != shape:

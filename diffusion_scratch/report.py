@@ -4,15 +4,15 @@
 
 # %% ../nbs/17_report.ipynb #8a88f049
 from __future__ import annotations
-import hashlib, io, json, re
+import hashlib, io, math, re, warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from numbers import Integral
 from pathlib import Path
 import numpy as np
+import psutil
 import torch
 from matplotlib.figure import Figure
-from safetensors import SafetensorError
-from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 import diffusion_scratch
@@ -20,10 +20,12 @@ from .schedule import Schedule
 from .denoiser import clipped
 from .sampling import Solver, trajectory
 from .solvers import ddim
-from .data import DATA, ImageSet, fingerprint, to_float, to_uint8
+from .data import (
+    DATA, ImageSet, fingerprint, in_markdown, printable, to_float, to_uint8)
 from .pictures import grid
 from .guidance import guided
-from .checkpoint import atomic
+from .checkpoint import (
+    atomic, json_with_checksum, read_json, read_tensors, tensors_with_checksum)
 from .features import Extractor, Features, digit_classifier
 from .evaluation import (Estimate, Evaluation, Measured, Protocol, evaluate,
                                           nearest, wilson_interval)
@@ -70,8 +72,7 @@ def generate(denoiser: nn.Module,
     """Draw n images, each batch kept as soon as it is there. Killed at any moment, the same call
     goes on, and ends with the same bytes, on the same processor, threads, device and version of
     PyTorch; with a larger n, it draws what is missing"""
-    for k, v in dict(n=n, batch=batch).items():
-        if v < 1: raise ValueError(f'{k} = {v}; allowed: whole number >= 1')
+    _check_drawing(schedule, shape, n, steps, shares, guidance, seed, batch)
     folder, times = Path(folder).expanduser(), schedule.times(steps)
     if shares is not None: shares = [round(float(s), 6) for s in shares]
     _claim(folder, dict(
@@ -90,7 +91,7 @@ def generate(denoiser: nn.Module,
                 labels = None if y is None else y[first:first + batch]
                 images = _draw(denoiser, schedule, labels, guidance, whole, bar,
                                step=step, times=times, seed=seed, first=first)
-                _write(file, to_bytes(dict(images=images)))
+                _write(file, tensors_with_checksum(dict(images=images)))
             else: bar.update(len(images) * calls)
             parts.append(images)
     return torch.cat(parts), y
@@ -101,8 +102,8 @@ def _write(file: Path, blob: bytes):
 
 def _read_images(file: Path, shape: tuple) -> Tensor | None:
     "The images of a file, if it holds just so many and is whole"
-    try: images = from_bytes(file.read_bytes())['images']
-    except (OSError, SafetensorError, KeyError): return None
+    try: images = read_tensors(file)['images']
+    except (OSError, ValueError, KeyError): return None
     return images if images.shape == shape and images.dtype == torch.uint8 else None
 
 def model_hash(denoiser: nn.Module,
@@ -112,7 +113,8 @@ def model_hash(denoiser: nn.Module,
     parameterization = getattr(getattr(denoiser, 'parameterization', None), 'name', '')
     h = hashlib.sha256(str(parameterization).encode())
     betas = [] if schedule is None else [('betas', schedule.betas)]
-    for k, v in [*sorted(denoiser.state_dict().items()), *betas]:
+    weights = {k.replace('_orig_mod.', ''): v for k, v in denoiser.state_dict().items()}
+    for k, v in [*sorted(weights.items()), *betas]:  # a compiled network is the same network
         h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
         h.update(v.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return h.hexdigest()[:12]
@@ -124,16 +126,33 @@ def _claim(folder: Path, settings: dict):
         if folder.is_dir() and any(not f.name.startswith('.') for f in folder.iterdir()):
             raise FileExistsError(f'{folder} is not empty and holds no evaluation; give a folder '
                                   'of its own')
-        return _write(file, (json.dumps(settings, indent=1) + '\n').encode())
-    try: there = json.loads(file.read_text(encoding='utf-8'))
-    except ValueError:
-        raise ValueError(f'{file} is damaged; give another folder, or delete this one') from None
+        return _write(file, json_with_checksum(settings))
+    try: there = read_json(file)
+    except ValueError as e:
+        raise ValueError(f'{e}; the folder is damaged: give another one, or delete it') from None
     changed = [f'{k}: {_abbreviated(there.get(k))} there, {_abbreviated(settings.get(k))} here'
                for k in {**there, **settings} if not _same(k, there.get(k), settings.get(k))]
     if changed:
         raise ValueError(f"{folder} holds images that were made with other settings "
-                         f"({', '.join(changed)}); give this evaluation a folder of its own, or "
-                         "delete that one")
+                         f"({', '.join(changed)}, by {file.name}); give this evaluation a folder "
+                         "of its own, or delete that one")
+
+def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
+                   shares: list[float] | None, guidance: float, seed: int, batch: int):
+    "Refuse, before any work, numbers that nothing can be drawn with, or not kept in memory"
+    largest = psutil.virtual_memory().total // max(1, math.prod(shape))
+    ranges = dict(n=(n, 1, largest), steps=(steps, 1, schedule.T), batch=(batch, 1, largest),
+                  seed=(seed, 0, 2**63 - 1))
+    for k, (v, least, most) in ranges.items():
+        if not isinstance(v, Integral) or not least <= v <= most:
+            raise ValueError(f'{k} = {v!r}; allowed: whole number from {least} to {most:,}')
+    if not -1 <= guidance <= 1e6:
+        raise ValueError(f'guidance = {guidance}; allowed: number from -1 to 1,000,000')
+    if shares is None: return
+    total = sum(float(s) for s in shares)
+    if not (0 < total < math.inf and all(s >= 0 for s in shares)):
+        raise ValueError(f'shares = {shares}; allowed: a number >= 0 for each class, not all of '
+                         'them 0')
 
 def _same(key: str, there, here) -> bool:
     "Equal; betas but for rounding, for each processor computes them anew"
@@ -162,23 +181,31 @@ def reference(extractor: Extractor,
 # %% ../nbs/17_report.ipynb #d053e8f7
 #| code-fold: true
 #| code-summary: "Plumbing: a cache file for each extractor and data set"
-def _cache_file(cache: str | Path, extractor: Extractor, data: ImageSet) -> Path:
+def _cache_file(cache: str | Path, extractor: Extractor, data: ImageSet) -> Path | None:
+    "Where the features are kept; nowhere, if ~ stands for no folder here"
     name = re.sub(r'[^A-Za-z0-9]+', '-', extractor.name)
     file = f'{name}-{extractor.hash}-{fingerprint(data)[:16]}.safetensors'
-    return Path(cache).expanduser()/file
+    try: return Path(cache).expanduser()/file
+    except RuntimeError: return None
 
-def _read_features(file: Path, shape: tuple) -> Features | None:
+def _read_features(file: Path | None, shape: tuple) -> Features | None:
     "Features of this shape, or none if the file is not there, or damaged"
-    try: found = from_bytes(file.read_bytes())
-    except (OSError, SafetensorError): return None
+    if file is None: return None
+    try: found = read_tensors(file)
+    except (OSError, ValueError): return None
     if 'x' not in found or found['x'].shape != shape: return None
     return Features(found['x'].double(), found['p'].double() if 'p' in found else None)
 
-def _write_features(file: Path, seen: Features):
-    "In 32 bits where that loses nothing"
+def _write_features(file: Path | None, seen: Features):
+    "In 32 bits where that loses nothing; a disk that refuses them costs time, not the evaluation"
     def small(v): return v.float() if torch.equal(v.float().double(), v) else v
     found = {k: small(v).contiguous() for k, v in seen._asdict().items() if v is not None}
-    _write(file, to_bytes(found))
+    try:
+        if file is None: raise OSError('~ is no folder here')
+        _write(file, tensors_with_checksum(found))
+    except OSError as e:
+        warnings.warn(f'{e}. What was seen in the real images is not kept for the next time; '
+                      'cache=... chooses another folder')
 
 # %% ../nbs/17_report.ipynb #2b02a32a
 MEANING = dict(
@@ -256,10 +283,11 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
     _check_evaluation(data, n, classes, bits)
+    real = reference(eye, data, cache, progress)
     images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps,
                          shares=_shares(data, classes), guidance=guidance, seed=seed, batch=batch,
                          progress=progress)
-    real, fake = reference(eye, data, cache, progress), eye(images, progress)
+    fake = eye(images, progress)
     protocol = Protocol(
         extractor=f'{eye.name} {eye.hash}', features=eye.dim, generated=n,
         reference=f'{data.name} {fingerprint(data)[:12]}', real=len(data),
@@ -277,12 +305,13 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     cost = bits and _bits_of_real(denoiser, schedule, data, bits, classes, seed, batch, progress)
     report = Report(folder, images, y, found, made, cost or None)
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)
-    plain = json.dumps(report.plain(), indent=1, ensure_ascii=False) + '\n'
-    _write(folder/'report.json', plain.encode())
+    _write(folder/'report.json', json_with_checksum(report.plain()))
     _write(folder/'report.md', str(report).encode())
     return report
 
 def _check_evaluation(data: ImageSet, n: int, classes: int, bits: int):
+    if n < 4:
+        raise ValueError(f'n = {n}; allowed: 4..{len(data)}, for fewer images have no interval')
     if n > len(data):
         raise ValueError(f'n = {n}, and there are {len(data):,} real images in {data.name}; give '
                          'at most so many, for real images shall be able to take their place')
@@ -305,16 +334,16 @@ def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parame
 def _page(report: Report) -> str:
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
     found = report.evaluation
-    lines = [f'# {found.protocol.weights}', '', f'{found.protocol}.', '',
+    lines = [f'# {in_markdown(found.protocol.weights)}', '', f'{in_markdown(found.protocol)}.', '',
              row('measure', 'generated [95 % interval]', 'real images in their place', 'images',
                  'meaning'), row(*['---'] * 5)]
     for k, (value, floor) in found.measures.items():
         fewer = f' ({floor.n:,} images)' if floor.n != value.n else ''
         lines.append(row(k, value, f'{floor}{fewer}', f'{value.n:,}', MEANING[k]))
-    lines += [f'\n{k} is missing: {why}' for k, why in found.refused.items()]
+    lines += [f'\n{k} is missing: {in_markdown(why)}' for k, why in found.refused.items()]
     if report.bits: lines.append(f'\nReal images cost at most {report.bits}')
     pictures = [f'![]({f.name})' for f in sorted(report.folder.glob('*.png'))]
-    made = ', '.join(f'{k} {v}' for k, v in report.made.items())
+    made = in_markdown(', '.join(f'{k} {v}' for k, v in report.made.items()))
     return '\n'.join([*lines, '', *pictures, '', made, ''])
 
 # %% ../nbs/17_report.ipynb #1a3ca839
@@ -353,7 +382,8 @@ def _bars(found: Evaluation) -> Figure:
         ax.errorbar([m.value], [0], xerr=ends, fmt='o', color='C0', capsize=3)
         ax.set_yticks([0], [name.replace('_', ' ')], fontsize=8)
         ax.tick_params(axis='x', labelsize=7); ax.margins(x=0.15)
-    fig.suptitle(f'seen by {found.protocol.extractor}', fontsize=8)
+    title = printable(f'seen by {found.protocol.extractor}')
+    fig.suptitle(title, fontsize=8, parse_math=False)
     return fig
 
 def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) -> Figure:

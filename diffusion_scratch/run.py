@@ -6,21 +6,23 @@
 from __future__ import annotations
 try: import fcntl
 except ImportError: fcntl = None  # Windows
-import base64, csv, ctypes, importlib.util, io, json, math, os, platform, re, shutil, signal
-import subprocess, sys, tempfile, threading, time
+import base64, ctypes, errno, importlib.util, io, json, math, os, platform, re, shutil, signal
+import socket, subprocess, sys, tempfile, threading, time, warnings, zlib
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig
-from .config import dump_config, flat_config, load_config
+from .config import dump_config, flat_config, load_config, parse_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, fingerprint
 from .denoiser import Denoiser, clipped
@@ -33,17 +35,19 @@ from .schedule import Schedule
 from .solvers import ddim, dpm_solver_pp, heun
 from .engine import parts_of_batch
 from .training import Metrics, TrainState, fit
-from .checkpoint import atomic, checkpoints
+from .checkpoint import atomic, checkpoints, newest_checkpoint
+from .checkpoint import json_with_checksum, push_file, read_json
 from .training import measure
-from .engine import new_accelerator
+from .engine import new_accelerator, numeric_environment
 from .checkpoint import prune_checkpoints, resume
 from .checkpoint import save_checkpoint
 
 # %% auto #0
-__all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'read_metrics', 'MetricsLog',
-           'changed_since', 'RunFolder', 'stop_signals', 'train_loop', 'Session', 'labels_in_turn', 'draw_results',
-           'find_device', 'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'train', 'processor_name',
-           'describe_session', 'LiveView']
+__all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
+           'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
+           'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads', 'keep_freed_memory',
+           'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'free_threads', 'train', 'together',
+           'owned_folder', 'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/25_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -113,74 +117,269 @@ def check_writable(path: Path, key: str):
     "Refuse, before any work, a place that cannot be written; and leave nothing there"
     nearest = next(p for p in (path, *path.parents) if p.exists())
     try: tempfile.TemporaryFile(dir=nearest).close()
-    except OSError as e:
-        raise ConfigError(f'{key}: {path} cannot be written ({e.strerror}); '
-                          f'give a folder that can') from None
+    except OSError as e: raise _not_writable(path, key, e) from None
+
+def _not_writable(path: Path, key: str, e: OSError) -> ConfigError:
+    "The error for a place that refuses files"
+    return ConfigError(f'{key}: {path} cannot be written ({e.strerror}); give a folder that can')
 
 def _check_no_foreign_files(path: Path):
     "Refuse a folder that is not empty and holds no run"
-    if not path.is_dir(): return
     ours = {'data', 'logs', 'previews', 'checkpoints', 'config.yaml', 'metrics.csv'}
     names = {f.name for f in path.iterdir() if not f.name.startswith('.')} - ours
-    if names and 'manifest.json' not in names:
+    if names and not (path/'manifest.json').exists() and not checkpoints(path):
         raise ConfigError(f'run: {path} is not empty and holds no run (there is '
                           f'{sorted(names)[0]}); give a folder of its own, run=...')
 
-def _changed_keys(old: Config, new: Config) -> str:
-    "The keys that decide what is learned and in which two configs differ, in words"
-    free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
-            'data.root', 'sampling.')
-    if new.training.decay == 'constant': free += ('training.steps',)
+def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
+    """The keys in which two configs differ, in words; but for those that are `free`, by default
+    those that do not decide what is learned"""
+    if old == new.model_copy(update=dict(run=old.run)): return ''
+    if free is None:
+        free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
+                'data.root', 'sampling.')
+        if new.training.decay == 'constant': free += ('training.steps',)
     a, b = flat_config(old), flat_config(new)
     keys = [k for k in b if a[k] != b[k] and not k.startswith(free)]
     return ', '.join(f'{k}: {a[k]} there, {b[k]} here' for k in keys)
 
-def _check_same_config(path: Path, config: Config):
-    "Refuse a folder whose checkpoints were made with another config"
-    if not checkpoints(path): return
-    try: changed = _changed_keys(load_config(path/'config.yaml'), config)
-    except ConfigError as e:
-        raise ConfigError(f'run: {path} holds a checkpoint, but not the config it was made with '
-                          f'({e}); give another folder, run=...') from None
-    if changed:
-        raise ConfigError(f'run: {path} holds a run with another config ({changed}). '
-                          f'Give this one a folder of its own, run=..., or delete that one')
+def _set_aside(file: Path) -> Path:
+    "Give a damaged file a name under which it is kept and not read"
+    names = (file.with_name(f'{file.name}.damaged{i or ""}') for i in range(10**6))
+    aside = next(name for name in names if not name.exists())
+    file.rename(aside)
+    return aside
+
+
+# %% ../nbs/25_run.ipynb #dc35b2a6
+#| code-fold: true
+#| code-summary: "Plumbing: one process owns a folder"
+class FolderLock:
+    "One process owns a folder, from before anything in it is read until `release`"
+    def __init__(self, folder: Path # made if it is missing
+                ):
+        self.folder, self.file, self.descriptor, self.made = folder, folder/'.lock', None, []
+        started = psutil.Process().create_time()
+        who = dict(host=socket.gethostname(), pid=os.getpid(), started=started, since=_now())
+        self.text = json.dumps(who)
+        try: self._take()
+        except BaseException: self.release(); raise
+
+    def _take(self):
+        "The lock; ConfigError where another process has it, or where none can be made"
+        lock = self._lock_by_system if fcntl else self._lock_by_name
+        error = FileNotFoundError(errno.ENOENT, 'other processes begin there too; try again')
+        for _ in range(100):  # others may remove the file or the folder at the same time
+            try:
+                self._make_folder()
+                if lock(): return
+            except FileNotFoundError as e: error = e
+            except OSError as e: raise _not_writable(self.folder, 'run', e) from None
+        raise _not_writable(self.folder, 'run', error)
+
+    def _make_folder(self):
+        "The folder; notes which of it and its parents were missing"
+        for path in reversed((self.folder, *self.folder.parents)):
+            if path.is_dir(): continue
+            with suppress(FileExistsError):
+                path.mkdir()
+                self.made.append(path)
+
+    def _lock_by_system(self) -> bool:
+        "Lock the file; False where it was removed meanwhile. Without locks, as `_lock_by_name`"
+        descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT, 0o666)
+        try: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            os.close(descriptor)
+            if isinstance(e, BlockingIOError): raise self._taken() from None
+            warnings.warn(f'{self.folder} is on a file system without locks ({e.strerror}); '
+                          f'the file {self.file} stands for one')
+            return self._lock_by_name()
+        self.descriptor = descriptor
+        try:
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, self.text.encode())
+        except OSError:  # a full disk
+            self.file.unlink(missing_ok=True)
+            raise
+        if not self.is_held(): self._close()
+        return self.descriptor is not None
+
+    def _lock_by_name(self) -> bool:
+        "Write this process into the file, unless it names another one that may be alive"
+        guard = self.file.with_name('.lock.guard')  # one process at a time can make a folder
+        try: guard.mkdir()
+        except FileExistsError:
+            time.sleep(0.02)
+            if time.time() - guard.stat().st_mtime > 60: guard.rmdir()  # its process was killed
+            return False
+        try:
+            owner = _read_owner(self.file)
+            if owner and _may_be_alive(owner):
+                raise self._taken(f'. If it is gone, remove {self.file}')
+            self.file.write_text(self.text)
+            return True
+        finally: guard.rmdir()
+
+    def _taken(self, more: str='') -> ConfigError:
+        "The error where another process has the lock, which says who"
+        owner = _read_owner(self.file)
+        who = ' (process {pid} on {host}, since {since})'.format_map(owner) if owner else ''
+        return ConfigError(f'run: another process is training in {self.folder}{who}; wait for it, '
+                           f'or give another folder, run=...{more}')
+
+    def is_held(self) -> bool:
+        "Is the folder still there, and this process its owner?"
+        with suppress(OSError, ValueError): return self.file.read_text() == self.text
+        return False
+
+    def renew(self):
+        "Take the lock again, of a folder that was removed; raises as the first time"
+        self._close()
+        self._take()
+
+    def release(self):
+        "Let others in; folders that this process made go if there is nothing in them"
+        with suppress(OSError):
+            if self.is_held(): self.file.unlink()  # while it is locked
+        self._close()
+        for folder in reversed(self.made):
+            with suppress(OSError): folder.rmdir()
+
+    def _close(self):
+        if self.descriptor is not None: os.close(self.descriptor)
+        self.descriptor = None
+
+def _read_owner(file: Path) -> dict | None:
+    "Whom a lock names; nothing where it names nobody"
+    with suppress(OSError, ValueError, AttributeError):
+        owner = json.loads(file.read_text())
+        if {'host', 'pid', 'started', 'since'} <= owner.keys(): return owner
+
+def _may_be_alive(owner: dict) -> bool:
+    "Can a process still be there, as far as this machine can tell?"
+    if owner['host'] != socket.gethostname(): return True
+    try: process = psutil.Process(owner['pid'])
+    except (psutil.NoSuchProcess, ValueError, TypeError): return False
+    if process.status() == psutil.STATUS_ZOMBIE: return False
+    return abs(process.create_time() - owner['started']) < 60  # else another has its number
+
 
 # %% ../nbs/25_run.ipynb #a596e0db
 #| code-fold: true
 #| code-summary: "Plumbing: metrics.csv"
-def read_metrics(file: Path) -> list[Metrics]:
-    "The steps that are noted in metrics.csv; a line that was cut off is passed over"
-    if not file.exists(): return []
-    text = file.read_text(encoding='utf-8', errors='replace')
-    whole = text.rpartition('\n')[0].replace('\0', '')  # a line without its end was cut off
-    rows = [r for r in csv.reader(whole.splitlines()[1:]) if len(r) == len(Metrics._fields)]
-    return [Metrics(int(step), int(epoch), *map(float, rest)) for step, epoch, *rest in rows]
+def read_metrics(file: Path,
+                 step: int=0 # that the run has reached, as far as is known
+                ) -> list[Metrics]:
+    "The steps that are noted in metrics.csv; warns where some are missing or damaged"
+    rows, _ = _read_rows(file)
+    if lost := _count_lost(rows, step):
+        warnings.warn(f'{file}: the lines of {lost:,} of {lost + len(rows):,} steps are missing or '
+                      'damaged; they are left out')
+    return rows
+
+def _read_rows(file: Path) -> tuple[list[Metrics], bool]:
+    "The steps whose lines can be believed, in order; and whether there are other whole lines"
+    try: header, *lines = file.read_bytes().split(b'\n')[:-1]  # an end without \n was cut off
+    except FileNotFoundError: return [], False
+    except (OSError, ValueError): return [], True
+    rows = [_parse_line(line) for line in lines]
+    if header.endswith(b',crc32') or any(sealed for sealed, _ in rows):
+        rows = [(sealed, row if sealed else None) for sealed, row in rows]
+    found = {row.step: row for _, row in rows if row}
+    return [found[step] for step in sorted(found)], len(found) < len(rows)
+
+def _parse_line(line: bytes) -> tuple[bool, Metrics | None]:
+    "Does a line carry its checksum? And its numbers, if they are such"
+    text, _, checksum = line.rpartition(b',')
+    sealed = checksum == b'%d' % zlib.crc32(text)
+    try:
+        step, epoch, *rest = (text if sealed else line).decode().split(',')
+        row = Metrics(int(step), int(epoch), *map(float, rest))
+        return sealed, row if 0 < row.step < 2**53 and len(rest) == len(row) - 2 else None
+    except (ValueError, TypeError): return sealed, None
+
+def _count_lost(rows: list[Metrics], step: int) -> int:
+    "How many of the steps so far have no row"
+    return max([step, *(m.step for m in rows)]) - len(rows)
 
 def _csv_line(row: tuple) -> bytes:
     "Numbers, or names, as a line"
-    texts = [f'{v:.6g}' if isinstance(v, float) else str(v) for v in row]
-    return (','.join(texts) + '\n').encode()
+    return ','.join(f'{v:.6g}' if isinstance(v, float) else str(v) for v in row).encode()
+
+def _sealed_line(m: Metrics) -> bytes:
+    "The numbers of a step as a line that carries its own checksum"
+    text = _csv_line(m)
+    return b'%s,%d\n' % (text, zlib.crc32(text))
 
 class MetricsLog:
     "metrics.csv, going on after a step: each line is written at once"
     def __init__(self, file: Path, step: int):
-        earlier = [m for m in read_metrics(file) if m.step <= step]
-        lines = map(_csv_line, [Metrics._fields, *earlier])
-        with atomic(file) as part: part.write_bytes(b''.join(lines))
-        self.file = open(file, 'ab', buffering=0)
+        rows, damaged = _read_rows(file)
+        rows = [m for m in rows if m.step <= step]
+        if lost := _count_lost(rows, step):
+            kept = f'; the damaged file is kept as {_set_aside(file)}' if damaged else ''
+            warnings.warn(f'{file}: the lines of {lost:,} of {step:,} steps are missing or '
+                          f'damaged; the run goes on without them{kept}')
+        self.path = file
+        self._open(b''.join([_csv_line(Metrics._fields), b',crc32\n', *map(_sealed_line, rows)]))
 
-    def write(self, m: Metrics): self.file.write(_csv_line(m))
-    def flush(self): os.fsync(self.file.fileno())  # now the lines are on the disk
+    def _open(self, content: bytes):
+        with atomic(self.path) as part: part.write_bytes(content)
+        self.file = open(self.path, 'ab+', buffering=0)
+
+    def write(self, m: Metrics):
+        line = _sealed_line(m)
+        if self.file.write(line) < len(line): raise OSError(f'{self.path}: no space is left')
+
+    def flush(self): push_file(self.file.fileno())  # now the lines are on the disk
+
+    def restore(self):
+        "Where the file is gone, make it again from what was written"
+        if self.path.exists(): return
+        old = self.file
+        old.seek(0)
+        self._open(old.read())
+        old.close()
+
     def close(self): self.file.close()
+
 
 # %% ../nbs/25_run.ipynb #cddcb90f
 #| code-fold: true
-#| code-summary: "Plumbing: files of a run, and its lock"
-def _write_json(file: Path, values: dict):
-    "A JSON file that appears whole or not at all"
-    text = json.dumps(values, indent=1, ensure_ascii=False) + '\n'
-    with atomic(file) as part: part.write_text(text, encoding='utf-8')
+#| code-summary: "Plumbing: what a run says of itself"
+def kept_record(path: Path # a run folder, or a checkpoint
+               ) -> dict:
+    "Config and sessions, as the newest checkpoint has them; nothing in those of older versions"
+    return newest_checkpoint(path)[1]['about'].get('run', {})
+
+def run_config(path: Path # a run folder
+              ) -> Config:
+    "The config of a run that has a checkpoint; warns where config.yaml is not what was written"
+    kept = kept_record(path)
+    if not kept: return load_config(path/'config.yaml')  # of an older version
+    config = made = parse_config(kept['config'])
+    with suppress(OSError, ValueError, LookupError):
+        last = parse_config(read_manifest(path)['config'])
+        if not _changed_keys(made, last): config = last  # of a session that saved nothing yet
+    _check_yaml(path/'config.yaml', config)
+    return config
+
+def _check_yaml(file: Path, config: Config):
+    "Warn where config.yaml is missing, damaged or edited"
+    try: wrong = _changed_keys(config, load_config(file), free=('run',))
+    except (ConfigError, OSError) as e: wrong = str(e)
+    if wrong:
+        warnings.warn(f'{file} is not what this run wrote ({wrong.splitlines()[0]}): somebody '
+                      'edited it, or it is damaged. What the run keeps elsewhere is believed')
+
+def read_manifest(path: Path # a run folder
+                 ) -> dict:
+    "What manifest.json holds; OSError or ValueError where it cannot be believed"
+    values = read_json(path/'manifest.json')
+    sessions = values.get('sessions')
+    if isinstance(sessions, list) and all(isinstance(s, dict) for s in sessions): return values
+    raise ValueError(f'{path}/manifest.json holds no list of sessions')
 
 # of a session: where one of these is another, so are the last digits of what is learned
 MACHINE = 'processor', 'cpu_capability', 'torch', 'threads', 'device', 'processes'
@@ -192,78 +391,180 @@ def changed_since(sessions: list[dict], session: dict) -> dict: # key -> [there,
     keys = [k for k in MACHINE if k in before and before[k] != session[k]]
     return {k: [before[k], session[k]] for k in keys}
 
+def run_data(path: Path,   # a run folder
+             config: Config # of the run
+            ) -> ImageSet:
+    "The images that a run was trained on; ConfigError for others. Nothing is written to the run"
+    with _copied_cache(path/'data') as cache:
+        data = make_data(config, cache=cache)
+        sessions = kept_record(path).get('sessions') or _sessions(path)
+        _check_same_images(path, sessions, dict(data_sha256=fingerprint(data), data=repr(data)))
+    return data
+
+@contextmanager
+def _copied_cache(cache: Path):
+    "A folder in which links stand for the files of a cache: what is written to it changes neither"
+    if not cache.is_dir(): yield None; return
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as links:
+        try:
+            for f in cache.iterdir(): os.symlink(f.resolve(), Path(links, f.name))
+        except OSError: yield None  # Windows may refuse links
+        else: yield Path(links)
+
+def _sessions(path: Path) -> list[dict]:
+    "The entries of a manifest; warns, and none, where it cannot be believed"
+    try: return read_manifest(path)['sessions']
+    except (OSError, ValueError) as e: warnings.warn(f'{e}; what it said is not known')
+    return []
+
+def _check_same_images(path: Path, sessions: list[dict], session: dict):
+    "Refuse other images than those of the last session"
+    before, now = (s[-1:] and s[-1].get('data_sha256') for s in (sessions, [session]))
+    if not before or before == now: return
+    where = sessions[-1].get('folder')
+    raise ConfigError(f"data: the images are not those that {path} was trained on "
+                      f"({sessions[-1].get('data')}, SHA-256 {before[:8]}; now {session['data']}, "
+                      f"{now[:8]}); bring them back, or give another folder, run=..."
+                      + (f' It was trained from {where}' if where != os.getcwd() else ''))
+
+
+# %% ../nbs/25_run.ipynb #e7b4b260
+#| code-fold: true
+#| code-summary: "Plumbing: the folder of a run"
 class RunFolder:
     "The folder of a run, and what is written there"
     def __init__(self, config: Config):
         self.config, self.path = config, config.run.expanduser()
-        self.metrics_file, self.lock = self.path/'metrics.csv', None
-        check_writable(self.path, 'run')
-        _check_no_foreign_files(self.path)
-        _check_same_config(self.path, config)
+        self.metrics_file, self.log = self.path/'metrics.csv', None
+        self.lock, self.texts, self.record, self.last = None, {}, {}, None
+
+    @cached_property
+    def kept(self) -> dict:
+        "Config and sessions of the checkpoint that a session begins with"
+        return kept_record(self.path) if checkpoints(self.path) else {}
+
+    def claim(self):
+        "Own the folder until `close`; refuse one that holds anything but this run, untouched"
+        self.lock = FolderLock(self.path)
+        try:
+            _check_no_foreign_files(self.path)
+            if checkpoints(self.path): self.check_same_config()
+        except BaseException: self.close(); raise
+
+    def check_same_config(self):
+        "Refuse a folder whose checkpoints were made with another config"
+        try: changed = _changed_keys(run_config(self.path), self.config)
+        except ConfigError as e:
+            raise ConfigError(f'run: {self.path} holds a checkpoint, but not the config it was '
+                              f'made with ({e}); give another folder, run=...') from None
+        if changed:
+            raise ConfigError(f'run: {self.path} holds a run with another config ({changed}). '
+                              f'Give this one a folder of its own, run=..., or delete that one')
+
+    def sessions(self) -> list[dict]:
+        "Earlier sessions, by the manifest or the newest checkpoint; none where nothing was saved"
+        if not checkpoints(self.path): return []
+        kept = self.kept.get('sessions', [])
+        try: return read_manifest(self.path)['sessions']
+        except (OSError, ValueError) as e:
+            warnings.warn(f'{e}; {len(kept)} sessions are known from the newest checkpoint')
+            return kept
+
+    def name(self, session: dict # what is about to run
+            ) -> str:
+        "For loggers, the same in every session"
+        date = [*self.sessions(), session][0].get('date')
+        return re.sub(r'[^\w-]', '-', f'{self.path.name}-{date}')
+
+    def check_same_images(self, session: dict # what is about to run
+                         ):
+        "Refuse to go on with other images than those of the checkpoint"
+        if not checkpoints(self.path): return
+        _check_same_images(self.path, self.kept.get('sessions') or self.sessions(), session)
 
     def open(self, session: dict # what is about to run
-            ) -> str: # the run's name for its loggers, the same in every session
-        "Make the folder and lock it, clean up after a killed run, write config and manifest"
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.take_lock()
+            ):
+        "When all is checked: clean up after a killed run, write config and manifest"
+        sessions = [*self.sessions(), session]
+        self.record = dict(config=self.config.model_dump(mode='json'), sessions=sessions)
         self.clean_up()
-        sessions = self.sessions()
-        self.check_same_images(sessions, session)
-        text = dump_config(self.config)
-        with atomic(self.path/'config.yaml') as part: part.write_text(text, encoding='utf-8')
-        sessions = [*sessions, session | dict(changed=changed_since(sessions, session))]
-        _write_json(self.path/'manifest.json', dict(sessions=sessions))
-        return re.sub(r'[^\w-]', '-', f"{self.path.name}-{sessions[0]['date']}")
+        self.texts = {'config.yaml': dump_config(self.config).encode(),
+                      'manifest.json': json_with_checksum(self.record)}
+        self.write_texts()
 
-    def take_lock(self):
-        "Keep others out, until `close`, or until this process ends, however it ends"
-        if not fcntl: return
-        self.lock = os.open(self.path, os.O_RDONLY)
-        try: fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
-            raise ConfigError(f'run: another process is training in {self.path}; '
-                              f'wait for it, or give another folder, run=...') from None
-
-    def close(self):
-        if self.lock is not None: os.close(self.lock)
-        self.lock = None
+    def write_texts(self):
+        "The folders, and config.yaml and manifest.json, as they are of this session"
+        for name in ('previews', 'checkpoints'): (self.path/name).mkdir(exist_ok=True)
+        for name, text in self.texts.items():
+            with atomic(self.path/name) as part: part.write_bytes(text)
 
     def clean_up(self):
         "Remove what a killed run left half written, and previews of a run that saved nothing"
-        for name in ('previews', 'checkpoints'):
-            (self.path/name).mkdir(parents=True, exist_ok=True)
         for old in (self.path/'checkpoints').glob('.part_*'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
-
-    def sessions(self) -> list[dict]:
-        "The manifest's entries of earlier sessions; none where none of them saved anything"
-        if not checkpoints(self.path): return []
-        file = self.path/'manifest.json'
-        try: return json.loads(file.read_text(encoding='utf-8'))['sessions']
-        except (OSError, ValueError, KeyError): return []
-
-    def check_same_images(self, sessions: list[dict], session: dict):
-        "Refuse to go on with other images than those of the last session"
-        if not sessions: return
-        before, now = sessions[-1].get('data_sha256'), session.get('data_sha256')
-        if before == now: return
-        self.close()
-        raise ConfigError(f"data: the images are not those that {self.path} was trained on "
-                          f"({sessions[-1]['data']}, SHA-256 {before[:8]}; now {session['data']}, "
-                          f"{now[:8]}); bring them back, or give another folder, run=...")
+        with suppress(FileNotFoundError):
+            try: read_manifest(self.path)
+            except ValueError: _set_aside(self.path/'manifest.json')
 
     def metrics(self) -> list[Metrics]:
-        "The steps done so far"
-        return read_metrics(self.metrics_file)
+        "The steps done so far; warns where some are missing"
+        newest = [int(f.stem.removeprefix('step_')) for f in checkpoints(self.path)[:1]]
+        return read_metrics(self.metrics_file, *newest)
+
+    def open_log(self, step: int):
+        "metrics.csv, going on after a step"
+        self.log = MetricsLog(self.metrics_file, step)
 
     def save(self, state: TrainState, schedule: Schedule, about: dict) -> Path:
         "A checkpoint of this step; of the older ones the last few stay, and the best"
+        self.restore()
+        about = about | dict(run=self.record_to_keep())
         file = self.path/'checkpoints'/f'step_{state.step:08d}.safetensors'
         save_checkpoint(file, state, schedule, about)
+        self.last = state, schedule, about
         prune_checkpoints(self.path, self.config.keep)
         return file
+
+    def record_to_keep(self) -> dict:
+        "What a checkpoint says of its run: config and sessions, without the names of skipped files"
+        sessions = self.record.get('sessions', [])
+        sessions = [{k: v for k, v in s.items() if k != 'skipped'} for s in sessions]
+        return self.record | dict(sessions=sessions)
+
+    def restore(self):
+        "Where the folder was removed under way, make it again; OSError where it now is another's"
+        if not self.lock or self.lock.is_held(): return
+        changed = f'{self.path} was removed or replaced while the run went on'
+        try: self.lock.renew()
+        except ConfigError as e:
+            raise OSError(f'{changed}, and cannot be made again ({e})') from None
+        manifest = self.path/'manifest.json'
+        if manifest.exists() and manifest.read_bytes() != self.texts['manifest.json']:
+            raise OSError(f'{changed}: it holds another run now')
+        warnings.warn(f'{changed}; it is made again')
+        self.write_texts()
+        self.log.restore()
+        if self.last and not checkpoints(self.path): self.save(*self.last)
+
+    def check_weights(self):
+        "OSError where a finished run has lost its weights"
+        self.restore()
+        if not checkpoints(self.path):
+            raise OSError(f'{self.path}/checkpoints was removed while the run went on: the weights '
+                          'are gone; the same command learns them again')
+
+    def close(self):
+        "Let others in; of a start that failed before `open` nothing stays in a new folder"
+        if self.log: self.log.close()
+        self.log = None
+        if not self.lock: return
+        if not self.texts and self.path in self.lock.made:
+            for file in (self.path/'data').glob('decoded*'): file.unlink(missing_ok=True)
+            with suppress(OSError): (self.path/'data').rmdir()
+        self.lock.release()
+        self.lock = None
+
 
 # %% ../nbs/25_run.ipynb #37a37bf0
 #| code-fold: true
@@ -313,7 +614,7 @@ class Session:
                  accelerator: Accelerator, progress: bool):
         self.run, self.state, self.schedule, self.data = run, state, schedule, data
         self.accelerator, self.main = accelerator, accelerator.is_main_process
-        self.log = MetricsLog(run.metrics_file, state.step) if self.main else None
+        if self.main: run.open_log(state.step)
         self.checkpoint = next(iter(checkpoints(run.path)), None)  # the newest
         self.losses, self.smoothed = [], None  # since that checkpoint; what the bar shows
         self.bar = tqdm(total=run.config.training.steps, initial=state.step, desc='training',
@@ -321,11 +622,11 @@ class Session:
 
     def note(self, m: Metrics):
         "A line of metrics.csv, the loggers, the bar"
-        if self.main: self.log.write(m)
+        if self.main: self.run.log.write(m)
         self.losses.append(m.loss)
         if m.step % self.run.config.log_every == 0:
             finite = {k: v for k, v in m._asdict().items() if k != 'step' and math.isfinite(v)}
-            self.accelerator.log(finite, step=m.step)
+            self.tell_loggers(lambda tracker: tracker.log(finite, step=m.step))
         now = torch.tensor([m.loss, m.images_per_second])  # smoothed over some fifty steps
         self.smoothed = now if self.smoothed is None else self.smoothed.lerp(now, 0.02)
         words = 'loss {:.4f}, {:.0f} images/s'.format(*self.smoothed.tolist())
@@ -335,9 +636,7 @@ class Session:
     def save(self):
         "A checkpoint, when the lines before it are on the disk"
         if not self.main: return
-        self.log.flush()
-        for tracker in self.accelerator.trackers:
-            if tracker.name == 'tensorboard': tracker.writer.flush()
+        self.run.log.flush()
         about = dict(shape=self.data.shape, classes=self.data.classes,
                      sampling=self.run.config.sampling.model_dump(),
                      loss=sum(self.losses) / len(self.losses))
@@ -350,11 +649,21 @@ class Session:
         for name, x in drawn.items():
             file = self.run.path/'previews'/f'step_{self.state.step:06d}{name}.png'
             with atomic(file) as part: grid(x, len(x), scale=2).save(part)
-        for tracker in self.accelerator.trackers:
-            pictures = {f'samples{k}': np.asarray(grid(x, len(x)))[None] for k, x in drawn.items()}
+        pictures = {f'samples{k}': np.asarray(grid(x, len(x)))[None] for k, x in drawn.items()}
+        def show(tracker):
             layout = dict(dataformats='NHWC') if tracker.name == 'tensorboard' else {}
             tracker.log_images(pictures, step=self.state.step, **layout)
+            if layout: tracker.writer.flush()
+        self.tell_loggers(show)
         self.bar.write(f"{terminal_text(drawn[''])}preview: {file}")
+
+    def tell_loggers(self, tell: Callable):
+        "One logger after the other; one that fails is left out from then on: it decides nothing"
+        for tracker in [*self.accelerator.trackers]:
+            try: tell(tracker)
+            except Exception as e:  # whatever other programs raise
+                self.accelerator.trackers.remove(tracker)
+                self.bar.write(f'log: {tracker.name} failed ({e}); the run goes on without it')
 
     def how_to_go_on(self) -> str:
         "What a stopped run says"
@@ -369,9 +678,7 @@ class Session:
         return (f'{e}. The run stopped after step {self.state.step:,}; {saved}. '
                 f'Make room, or the folder writable, and give the same command')
 
-    def close(self):
-        self.bar.close()
-        if self.main: self.log.close()
+    def close(self): self.bar.close()
 
 @contextmanager
 def _open_session(*args):
@@ -418,13 +725,14 @@ def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
     frames = draw(state.ema, schedule, data.shape, n, labels_in_turn(classes, n),
                   config.sampling, seed=config.seed, moments=24, progress=progress)
     images, sheets = frames[-1].x, [_class_rows(f.x, classes, columns) for f in frames]
+    run.check_weights()
     samples = grid(sheets[-1], columns, scale=2)
     with atomic(path/'samples.png') as part: samples.save(part)
     save_animation(sheets, path/'noise_to_images.gif', columns)
     if metrics := run.metrics(): save_loss_curve(metrics, path/'loss.png')
     facts = _describe_result(run, state, data, metrics)
     if config.judge and classes: facts |= _judge(images[:config.judge], data)
-    _write_json(path/'run.json', facts)
+    with atomic(path/'run.json') as part: part.write_bytes(json_with_checksum(facts))
     print('\nLook at', *_where_to_look(path, bool(classes)), sep='\n')
 
 # %% ../nbs/25_run.ipynb #4f696d09
@@ -444,7 +752,8 @@ def _judge(images: Tensor, data: ImageSet) -> dict:
 def _describe_result(run: RunFolder, state: TrainState, data: ImageSet, metrics: list) -> dict:
     "How the pictures of a run were made"
     device, size = next(state.denoiser.parameters()).device, run.config.training.batch_size
-    seconds = sum(size / m.images_per_second for m in metrics)  # of steps, in all sessions
+    speeds = [m.images_per_second for m in metrics if m.images_per_second > 0]
+    seconds = sum(size / speed for speed in speeds)  # of steps, in all sessions
     return dict(command=f"diffusion-train {run.path/'config.yaml'}", date=_now(),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
                 threads=torch.get_num_threads(), device=_device_name(device),
@@ -515,6 +824,42 @@ def make_accelerator(config: Config, device: torch.device) -> Accelerator:
                           f'allowed: auto, cpu')
     return accelerator
 
+# %% ../nbs/25_run.ipynb #6e2369cc
+#| code-fold: true
+#| code-summary: "Plumbing: threads beside other programs"
+class OtherLoad:
+    "How many cores other programs use, from the moment when this object is made"
+    def __init__(self, processes: int=1): # of this run, each as busy as this one
+        self.processes, self.start = processes, self._seconds()
+
+    def _seconds(self) -> tuple:
+        "On the clock; of all cores at work; of this process"
+        whole, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        working = ('user', 'nice', 'system', 'irq', 'softirq', 'steal')
+        at_work = sum(getattr(whole, kind, 0.) for kind in working)
+        return time.monotonic(), at_work, own.user + own.system
+
+    def cores(self, least: float=0.3  # seconds to look at least
+             ) -> float:              # busy with other programs
+        time.sleep(max(0, least - (time.monotonic() - self.start[0])))
+        clock, at_work, own = (b - a for a, b in zip(self.start, self._seconds()))
+        return max(0., (at_work - self.processes * own) / clock)
+
+def usable_cores() -> int:
+    "Of this machine, as far as this process may use them"
+    if hasattr(os, 'sched_getaffinity'): return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+def threads_beside(others: float   # cores that other programs keep busy
+                  ) -> int:        # 1 or more
+    "CPU threads: torch's own number, where other programs leave as many cores"
+    if os.environ.get('OMP_NUM_THREADS'): return torch.get_num_threads()
+    return max(1, min(torch.get_num_threads(), round(usable_cores() - others)))
+
+def free_threads() -> int:
+    "The same, after a short look at what other programs use"
+    return threads_beside(OtherLoad().cores())
+
 # %% ../nbs/25_run.ipynb #206578e5
 #| code-fold: true
 #| code-summary: "Plumbing: what a run will take, in words"
@@ -542,6 +887,14 @@ def _estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics])
                     'faster machine. It can be stopped and goes on at any time')
     return '\n'.join(said)
 
+def _describe_busy(others: float, chosen: int) -> str:
+    "What to say where other programs keep cores busy; `chosen` is the config's number of threads"
+    n = torch.get_num_threads()
+    threads = f"{n} CPU thread{'s' if n > 1 else ''}"
+    why = 'as the config says' if chosen else 'which this run keeps; threads=N is another number'
+    return (f'warning: other programs use about {others:.1f} of {usable_cores()} cores, so this is '
+            f'slower than on a quiet machine. Training uses {threads}, {why}')
+
 def _device_memory(device: torch.device) -> float:
     "In MB; infinite where it cannot be known"
     if device.type == 'cpu': return psutil.virtual_memory().total / 2**20
@@ -564,51 +917,73 @@ def train(config: Config,
     """Train as the config says, going on where an earlier run of the same config
     stopped, then draw and judge. Ctrl-C and SIGTERM save first, then raise
     KeyboardInterrupt; raises ConfigError for what cannot be honoured"""
-    run, device = RunFolder(config), find_device(config.device)
-    accelerator, schedule = make_accelerator(config, device), make_schedule(config)
+    device, schedule = find_device(config.device), make_schedule(config)
+    accelerator = make_accelerator(config, device)
     if accelerator.num_processes > 1: device = accelerator.device
     main = accelerator.is_main_process
-    with cpu_threads(config.threads):
+    with cpu_threads(config.threads), owned_folder(config, accelerator) as run:
         prepared = _prepare(run, schedule, accelerator, device, progress and main)
         data, state, schedule = prepared
-        name = None
-        if main:
-            name = run.open(describe_session(config, state, data, accelerator, device))
-            _set_aside_newer(run.path, state.step)
-        accelerator.wait_for_everyone()
-        accelerator.print(_describe_start(run, state, schedule, data, device))
-        try:
-            _measure_budget(run, state, schedule, data, accelerator)
-            _open_loggers(run, state, accelerator, name)
-            watch = LiveView(run) if plot and main else lambda m: None
-            train_loop(run, state, schedule, data, accelerator, progress, watch)
+        _begin(run, state, schedule, data, accelerator, device)
+        watch = LiveView(run) if plot and main else lambda m: None
+        train_loop(run, state, schedule, data, accelerator, progress, watch)
+        with together(accelerator):
             if main: draw_results(run, state, schedule, data, progress)
-        finally:
-            with suppress(OSError): accelerator.end_training()  # a full disk is known
-            if main: run.close()
     return run.path
+
 
 # %% ../nbs/25_run.ipynb #60f050e7
 #| code-fold: true
-#| code-summary: "Plumbing: what can be refused before the folder is opened"
+#| code-summary: "Plumbing: what is refused before the first file of a run is written"
+@contextmanager
+def together(accelerator: Accelerator):
+    "What fails in one process fails in all of them, so that none waits for another"
+    error = None
+    try: yield
+    except Exception as e: error = e
+    if accelerator.num_processes > 1:
+        failed = gather_object([] if error is None else [str(error)])
+        if failed and not error: error = ConfigError(failed[0])
+    if error: raise error
+
+@contextmanager
+def owned_folder(config: Config, accelerator: Accelerator):
+    "The folder of a run, which the first of its processes owns while the block lasts"
+    run, main = RunFolder(config), accelerator.is_main_process
+    try:
+        with together(accelerator):
+            if main: run.claim()
+        with _quiet_loggers(): yield run
+    finally:
+        _close_loggers(accelerator)
+        if main: run.close()
+
 def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device: torch.device,
              progress: bool) -> tuple[ImageSet, TrainState, Schedule]:
     "The images and the state of a run, resumed if it has a checkpoint; refuses what does not fit"
-    config, new = run.config, not run.path.exists()
-    try:
-        with accelerator.main_process_first():
-            data = make_data(config, progress, cache=run.path/'data')
+    config, data, load = run.config, None, OtherLoad()
+    def read(): return make_data(config, progress, cache=run.path/'data')
+    with together(accelerator):
+        if accelerator.is_main_process: data = read()  # and keep what was decoded
+    with together(accelerator):
+        data = data or read()
         denoiser = make_denoiser(config, data).to(device)
         state = TrainState(denoiser, config.training.adam, config.training.ema)
         if checkpoints(run.path): schedule = resume(run.path, state, schedule)
-        _check_same_step(run, state, accelerator)
         make_fit_options(config)
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
-        return data, state, schedule
-    except BaseException:
-        if new and accelerator.is_main_process: shutil.rmtree(run.path, ignore_errors=True)
-        raise
+    _check_same_step(run, state, accelerator)
+    torch.set_num_threads(_threads_of_run(run, state, accelerator, load))
+    return data, state, schedule
+
+def _threads_of_run(run: RunFolder, state: TrainState, accelerator: Accelerator,
+                    load: OtherLoad) -> int:
+    "What the config says; or as many as this run began with; or as many as find a core now"
+    if run.config.threads or accelerator.num_processes > 1: return torch.get_num_threads()
+    before = run.sessions()[-1].get('threads') if state.step and run.sessions() else None
+    if before and before <= usable_cores() and not os.environ.get('OMP_NUM_THREADS'): return before
+    return threads_beside(load.cores())
 
 def _check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator):
     "Refuse processes that see different folders, and fewer steps than are done"
@@ -620,10 +995,28 @@ def _check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator
         raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= '
                           f'{state.step}, for so many are done in {run.path}')
 
+def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
+           accelerator: Accelerator, device: torch.device):
+    "Say what is about to run and try it; when nothing is left that can refuse, open the folder"
+    main = accelerator.is_main_process
+    with together(accelerator):
+        if main:
+            session = describe_session(run.config, state, data, accelerator, device)
+            run.check_same_images(session)
+            session['changed'] = changed_since(run.sessions(), session)
+            print(_describe_start(run, state, schedule, data, device, session))
+    _measure_budget(run, state, schedule, data, accelerator)
+    with together(accelerator):
+        _open_loggers(run, state, accelerator, run.name(session) if main else None)
+        if main:
+            run.open(session)
+            _set_aside_newer(run.path, state.step)
+
 def _set_aside_newer(path: Path, step: int):
     "Checkpoints after the one that was resumed are damaged"
     for file in checkpoints(path):
         if file.stem > f'step_{step:08d}': file.rename(file.with_suffix('.damaged'))
+
 
 # %% ../nbs/25_run.ipynb #7769e7c6
 #| code-fold: true
@@ -646,19 +1039,21 @@ def processor_name() -> str:
 def describe_session(config: Config, state: TrainState, data: ImageSet,
                      accelerator: Accelerator, device: torch.device) -> dict:
     "What is about to run, on what, from where"
-    return dict(date=_now(), command=' '.join(sys.argv), after_step=state.step, seed=config.seed,
+    return dict(date=_now(), command=' '.join(sys.argv), folder=os.getcwd(),
+                after_step=state.step, seed=config.seed,
                 version=diffusion_scratch.__version__, commit=_git_commit(),
                 python=platform.python_version(), torch=torch.__version__,
                 system=platform.platform(), processor=processor_name(),
                 cpu_capability=torch.backends.cpu.get_cpu_capability(),
                 device=_device_name(device),
                 threads=torch.get_num_threads(), processes=accelerator.num_processes,
-                precision=config.training.precision, parameters=_count_parameters(state),
+                precision=config.training.precision, environment=numeric_environment(),
+                parameters=_count_parameters(state),
                 data=repr(data), data_sha256=fingerprint(data),
                 data_skipped=len(data.skipped), skipped=list(data.skipped))
 
 def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                    device: torch.device) -> str:
+                    device: torch.device, session: dict) -> str:
     "The same, in a few lines for people"
     config = run.config
     network = 'UNet' if config.model == 'unet' else config.model
@@ -670,8 +1065,7 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
                      f'all are named in {run.path/"manifest.json"}')
     if state.step:
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
-    sessions = run.sessions() if state.step else []
-    if changed := sessions[-1].get('changed') if sessions else None:
+    if changed := session['changed']:
         words = ', '.join(f'{k} from {there} to {here}' for k, (there, here) in changed.items())
         lines.append(f'changed since its checkpoint was made: {words}; '
                      'the last digits of what it learns may differ from here on')
@@ -684,15 +1078,39 @@ def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data:
                     accelerator: Accelerator):
     "Measure a few steps, where some are left, and say what the run will take"
     if state.step >= run.config.training.steps: return
-    options = make_fit_options(run.config)
+    options, load = make_fit_options(run.config), OtherLoad(accelerator.num_processes)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
-    if accelerator.is_main_process and measured: print(_estimate_budget(run, state, measured))
+    if not accelerator.is_main_process or not measured: return
+    print(_estimate_budget(run, state, measured))
+    if (others := load.cores()) > 0.25 and _device_name(accelerator.device) == 'cpu':
+        print(_describe_busy(others, run.config.threads))
 
 def _open_loggers(run: RunFolder, state: TrainState, accelerator: Accelerator, name: str | None):
     "TensorBoard and wandb go on after the step that was resumed"
     wandb = dict(dir=run.path, id=name, resume='allow') if accelerator.is_main_process else {}
     options = dict(tensorboard=dict(purge_step=state.step + 1), wandb=wandb)
-    accelerator.init_trackers('training', init_kwargs=options)
+    try: accelerator.init_trackers('training', init_kwargs=options)
+    except Exception as e:  # whatever other programs raise
+        accelerator.trackers.clear()
+        raise ConfigError(f'log: {", ".join(run.config.log)} cannot write to {run.path}/logs '
+                          f'({e}); make room there, or give log=[]') from e
+
+@contextmanager
+def _quiet_loggers():
+    "A thread of TensorBoard hands its error to whoever writes next, and does not print it too"
+    before = threading.excepthook
+    def hook(args):
+        if 'tensorboard' not in type(args.thread).__module__: before(args)
+    threading.excepthook = hook
+    try: yield
+    finally: threading.excepthook = before
+
+def _close_loggers(accelerator: Accelerator):
+    "Close them, whatever they say, and let the other processes go"
+    for tracker in accelerator.trackers:
+        with suppress(Exception): tracker.finish()
+    accelerator.trackers.clear()
+    accelerator.end_training()
 
 class LiveView:
     "The loss curve and the newest preview in a notebook, made anew every few seconds"

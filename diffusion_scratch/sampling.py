@@ -9,40 +9,48 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from operator import index
 from typing import Callable, Iterator, NamedTuple
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from .denoiser import Prediction, evaluating, first_weight
+from .denoiser import Prediction, as_labels, check_denoiser, evaluating
+from .denoiser import first_weight
 from .noising import Gaussian, q_posterior, transition
-from .schedule import Level, Schedule, cast_like
+from .schedule import Level, Schedule, cast_like, check_callable, check_kind
+from .schedule import check_whole, brief, whole_times
 
 # %% auto #0
-__all__ = ['whole_times', 'check_walk', 'check_seed', 'starting_point', 'times_written', 'number_of_frames', 'draws',
-           'levels_of_walk', 'fixed_small', 'fixed_large', 'first_stream', 'whole_blocks', 'Noise', 'Coefficients',
-           'Solver', 'ancestral', 'renoising', 'stretches', 'levels_between', 'rows_of', 'coefficient_table',
-           'steps_of_walk', 'Frame', 'trajectory', 'sample']
+__all__ = ['check_walk', 'check_solver', 'walk_times', 'shape_of_batch', 'start_of_walk', 'check_variance', 'whole_seed',
+           'starting_point', 'times_written', 'number_of_frames', 'draws', 'levels_of_walk', 'fixed_small',
+           'fixed_large', 'first_stream', 'whole_blocks', 'Noise', 'Coefficients', 'Solver', 'ancestral', 'renoising',
+           'stretches', 'levels_between', 'rows_of', 'coefficient_table', 'steps_of_walk', 'Frame', 'trajectory',
+           'sample']
 
 # %% ../nbs/07_sampling.ipynb #496473d2
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def whole_times(schedule: Schedule, times) -> list[int]:
-    "The times of a walk as a list of whole numbers, every timestep if none are given"
-    if times is None: return schedule.times(schedule.T)
-    times = list(times)
-    try: return [index(t) for t in times]
-    except TypeError as e:
-        raise TypeError(
-            f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}'
-        ) from None
+def check_walk(denoiser, schedule, shape, step, times, x_T, y) -> tuple:
+    "Times, shape, x_T and y in one form each; refuse a walk that cannot be walked"
+    check_denoiser(denoiser)
+    check_solver(step)
+    times, shape = walk_times(schedule, times), shape_of_batch(shape)
+    x_T, y = start_of_walk(denoiser, x_T, shape), as_labels(y, shape[0])
+    if x_T is None and times[0] != schedule.T:
+        raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: '
+                         f'give x_T, or start at {schedule.T}')
+    return times, shape, x_T, y
 
-def check_walk(step, times, schedule, shape, x_T, y) -> list[int]:
-    "The times of a walk, as `whole_times` gives them; refuse a walk that cannot be walked"
-    times = whole_times(schedule, times)
+def check_solver(step: Solver):
+    "Refuse what is no solver, such as its class or its name"
     if not isinstance(step, Solver):
         raise TypeError(
             f'step = {step!r} is no solver; give one such as ancestral(), ddim() or heun(), with'
             ' its brackets'
         )
+
+def walk_times(schedule: Schedule, times) -> list[int]:
+    "The times of a walk, as `whole_times` gives them; refuse those that do not lead to 0"
+    times = whole_times(schedule, times)
     if len(times) < 2 or times[-1] != 0:
         raise ValueError(
             f'times must lead from at most {schedule.T} down to 0, not end with {times[-3:]}; '
@@ -54,25 +62,48 @@ def check_walk(step, times, schedule, shape, x_T, y) -> list[int]:
         if not 0 <= t <= schedule.T:
             raise ValueError(f'times hold t = {t}, which is outside 1..{schedule.T}, '
                              'the timesteps of this schedule (0 is the data itself)')
-    if len(shape) < 1 or shape[0] < 1:
-        raise ValueError(
-            f'shape = {tuple(shape)} holds no image; the first number is how many to draw'
-        )
-    if x_T is None and times[0] != schedule.T:
-        raise ValueError(f'times start at {times[0]}, but the noise is that of T = {schedule.T}: '
-                         f'give x_T, or start at {schedule.T}')
-    if x_T is not None and tuple(x_T.shape) != tuple(shape):
-        raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {tuple(shape)}')
-    if x_T is not None and not x_T.is_floating_point():
-        raise TypeError(f'x_T must be float, not {x_T.dtype}')
-    if y is not None and len(y) != shape[0]:
-        raise ValueError(f'{len(y)} labels y for {shape[0]} images')
     return times
 
-def check_seed(seed: int, first: int):
-    "Refuse seeds and image numbers that name no stream of noise"
+def shape_of_batch(shape) -> tuple:
+    "The shape of a batch as a tuple of whole numbers"
+    try: shape = tuple(index(n) for n in shape)
+    except TypeError:
+        n = shape if isinstance(shape, int) else 'n'
+        raise TypeError(f'shape = {brief(shape)} must be whole numbers, ({n}, channels, height, '
+                        'width)') from None
+    if len(shape) < 1 or shape[0] < 1:
+        raise ValueError(f'shape = {shape} holds no image; the first number is how many to draw')
+    if min(shape) < 1: raise ValueError(f'shape = {shape}: each number must be at least 1')
+    return shape
+
+def start_of_walk(denoiser: nn.Module, x_T, shape: tuple) -> Tensor | None:
+    "x_T as a tensor, if there is one; refuse where no walk can start"
+    if x_T is None: return None
+    if isinstance(x_T, np.ndarray): x_T = torch.from_numpy(x_T)
+    seed = x_T if isinstance(x_T, int) else 0
+    check_kind(Tensor, f'give the noise to start from, a tensor; for a seed, seed={seed}', x_T=x_T)
+    if tuple(x_T.shape) != shape:
+        raise ValueError(f'x_T has shape {tuple(x_T.shape)} but shape = {shape}')
+    if not x_T.is_floating_point(): raise TypeError(f'x_T must be float, not {x_T.dtype}')
+    place = getattr(*first).device if (first := first_weight(denoiser)) else x_T.device
+    if x_T.device != place:
+        raise ValueError(f'x_T is on {x_T.device}, but the network on {place}: give '
+                         f'x_T.to({str(place)!r})')
+    if not x_T.isfinite().all(): raise ValueError('x_T holds numbers that are not finite')
+    return x_T
+
+def check_variance(variance: Callable):
+    "Refuse what is no variance of the reverse step"
+    check_callable('give fixed_small or fixed_large', variance=variance)
+
+def whole_seed(seed: int | None, first: int) -> int:
+    "A seed as it is, a fresh one if none; refuse those that name no stream of noise"
+    seed = secrets.randbits(64) if seed is None else seed
+    check_whole(seed=seed, first=first)
+    seed = index(seed)
     if not 0 <= seed < 2**64: raise ValueError(f'seed = {seed} is outside 0..2^64-1')
     if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
+    return seed
 
 # %% ../nbs/07_sampling.ipynb #642bed61
 #| code-fold: true
@@ -143,8 +174,7 @@ class Noise:
                  n: int,            # images
                  first: int=0       # number of the first image
                 ):
-        seed = secrets.randbits(64) if seed is None else index(seed)
-        check_seed(seed, first)
+        seed = whole_seed(seed, first)
         k = first_stream(seed) + first
         self.streams = [
             torch.Generator().manual_seed((k + i) % 2**32) for i in range(n)
@@ -191,6 +221,8 @@ class Solver(ABC):
 class ancestral(Solver):
     "The reverse step of DDPM (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
     variance: Callable=fixed_small  # or fixed_large: x0, x_t, t, s -> Gaussian
+
+    def __post_init__(self): check_variance(self.variance)
 
     def coefficients(self, t: Level, s: Level) -> Coefficients:
         one, zero = torch.ones_like(t.signal), torch.zeros_like(t.signal)
@@ -263,7 +295,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
                first: int=0                  # number of the first image
               ) -> Iterator[Frame]:          # one for each call, then the result
     "The reverse process, step by step (eq-coefficients; Ho et al. 2020, algorithm 2)"
-    times = check_walk(step, times, schedule, shape, x_T, y)
+    times, shape, x_T, y = check_walk(denoiser, schedule, shape, step, times, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
     x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
     walk = steps_of_walk(step, schedule, times, x)

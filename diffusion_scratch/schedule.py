@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_schedule.ipynb #9bdc9f1b
 from __future__ import annotations
-from numbers import Integral
+from operator import index
 from typing import Callable, NamedTuple
 import numpy as np
 import torch
@@ -12,14 +12,106 @@ from fastcore.basics import patch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['check_level_shape', 'check_betas', 'check_timesteps', 'check_number_of_steps', 'check_spacing', 'check_falling',
-           'check_length', 'check_zero_terminal', 'cast_like', 'Level', 'trailing', 'leading', 'linspace', 'log_snr',
+__all__ = ['brief', 'check_kind', 'check_callable', 'check_whole', 'check_number', 'check_tensor', 'check_level',
+           'check_schedule', 'check_generator', 'betas_as_tensor', 'as_timesteps', 'whole_times', 'check_level_shape',
+           'check_betas', 'check_timesteps', 'check_number_of_steps', 'check_spacing', 'check_falling', 'check_length',
+           'check_zero_terminal', 'cast_like', 'Level', 'trailing', 'leading', 'linspace', 'log_snr',
            'distinct_timesteps', 'Schedule', 'linear_betas', 'betas_from', 'cosine_betas', 'sigmoid_betas',
            'zero_terminal_snr']
 
 # %% ../nbs/01_schedule.ipynb #a163064d
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
+def brief(value) -> str:
+    "A value in a message: a number or a short text as it is, anything else by its kind"
+    name = getattr(value, '__name__', None)
+    if callable(value) and name: return f'{name}, without brackets,'
+    if isinstance(value, Tensor) and value.ndim:
+        return f'a Tensor {tuple(value.shape)} on {value.device.type}'
+    text = repr(value)
+    return text if len(text) <= 40 and '\n' not in text else f'a {type(value).__name__}'
+
+def check_kind(kind: type | tuple, cure: str, **values):
+    "Refuse values of another kind, and say what to give"
+    for name, value in values.items():
+        if not isinstance(value, kind): raise TypeError(f'{name} = {brief(value)}: {cure}')
+
+def check_callable(cure: str, **values):
+    "Refuse what is no function, and say what to give"
+    for name, value in values.items():
+        if not callable(value): raise TypeError(f'{name} = {brief(value)} is no function: {cure}')
+
+def check_whole(least: int | None=None, **values):
+    "Refuse what are no whole numbers, or too small"
+    for name, value in values.items():
+        try: n = index(value)
+        except TypeError:
+            raise TypeError(f'{name} = {brief(value)} must be a whole number') from None
+        if least is not None and n < least:
+            raise ValueError(f'{name} = {n} must be at least {least}')
+
+def check_number(allowed: str='', **values):
+    "Refuse what is not one number; `allowed` says which there are"
+    for name, value in values.items():
+        try:
+            if not isinstance(value, str): float(value); continue
+        except (TypeError, ValueError, RuntimeError): pass
+        raise TypeError(f'{name} = {brief(value)} must be one number{allowed and ", " + allowed}')
+
+def check_tensor(**values):
+    "Refuse what is no tensor"
+    for name, value in values.items():
+        if isinstance(value, Tensor): continue
+        cure = 'a batch of images, a tensor (B,...)'
+        if isinstance(value, np.ndarray): cure = f'torch.from_numpy({name})'
+        if hasattr(value, 'images'): cure = 'its images, data[:][0]'
+        raise TypeError(f'{name} = {brief(value)}: give {cure}')
+
+def check_level(**levels: Level):
+    "Refuse a timestep in the place of a level"
+    check_kind(Level, 'give a Level, the one of timestep t, schedule.at(t, images)', **levels)
+
+def check_schedule(schedule: Schedule):
+    "Refuse what is no schedule"
+    check_kind(Schedule, 'give a Schedule, such as Schedule(betas), after the denoiser or state',
+               schedule=schedule)
+
+def check_generator(generator: torch.Generator | None):
+    "Refuse a seed in the place of a generator"
+    seed = generator if isinstance(generator, int) else 0
+    check_kind(torch.Generator | None, f'give torch.Generator().manual_seed({seed})',
+               generator=generator)
+
+def betas_as_tensor(betas) -> Tensor:
+    "Betas as a vector in float64; what cannot be one is refused"
+    T = betas if isinstance(betas, int) else ''
+    try:
+        if not T: return torch.as_tensor(betas, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError): pass
+    raise TypeError(f'betas = {brief(betas)}: give the variances of the steps, such as '
+                    f'linear_betas({T}) or those of a schedule, schedule.betas')
+
+def as_timesteps(t, like: Tensor) -> Tensor:
+    "Timesteps as a tensor on the CPU"
+    check_tensor(like=like)
+    try: return torch.as_tensor(t).cpu()
+    except (TypeError, ValueError, RuntimeError): pass
+    raise TypeError(f't = {brief(t)}: timesteps are whole numbers, one, or one for each image')
+
+def whole_times(schedule: Schedule, times) -> list[int]:
+    "The times of a walk as a list of whole numbers, every timestep if none are given"
+    check_schedule(schedule)
+    if times is None: return schedule.times(schedule.T)
+    if isinstance(times, int) or callable(times):
+        n = times if isinstance(times, int) else 'n'
+        raise TypeError(f'times = {brief(times)}: give the list of a walk, schedule.times({n})')
+    times = list(times)
+    try: return [index(t) for t in times]
+    except TypeError as e:
+        raise TypeError(
+            f'times must be whole numbers, such as Schedule.times(n) makes, not {times[:4]}: {e}'
+        ) from None
+
 def check_level_shape(level: Level,
                       images: Tensor, # (B,...)
                       name: str       # what the message calls them
@@ -59,8 +151,9 @@ def check_timesteps(t: Tensor, T: int, n: int):
 
 def check_number_of_steps(n: int, T: int):
     "Refuse what is no whole number of steps, 1..T"
-    if not isinstance(n, Integral):
-        raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{T}')
+    try: index(n)
+    except TypeError:
+        raise TypeError(f'n = {n!r} is no number of steps: give a whole one, 1..{T}') from None
     if not 1 <= n <= T: raise ValueError(f'n = {n} steps are outside 1..{T}')
 
 def check_spacing(spacing: Callable):
@@ -80,6 +173,7 @@ def check_falling(times: list[int], n: int, T: int):
 
 def check_length(T: int):
     "Refuse a schedule without steps"
+    check_whole(T=T)
     if T < 1: raise ValueError(f'T = {T} is not a number of steps; it must be at least 1')
 
 def check_zero_terminal(T: int):
@@ -161,7 +255,7 @@ class Schedule:
     def __init__(self,
                  betas  # variance added by each step (T,), in (0, 1); the last may be 1
                 ):
-        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu().clone()
+        betas = betas_as_tensor(betas)
         check_betas(betas)
         self.betas = betas
         self.alpha_bar = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
@@ -176,7 +270,7 @@ class Schedule:
            like: Tensor      # a batch (B,...): tells the batch size and the shape
           ) -> Level:
         "The levels of the images of `like` at `t`; raises ValueError outside 0..T"
-        t = torch.as_tensor(t).cpu()
+        t = as_timesteps(t, like)
         check_timesteps(t, self.T, len(like))
         t = t.long().expand(len(like))
         shape = (-1,) + (1,)*(like.ndim - 1)
@@ -207,6 +301,7 @@ def is_close(self: Schedule,
              rtol: float=1e-9  # of each beta
             ) -> bool:
     "The same betas but for rounding, whose last digits are a processor's own"
+    check_kind(Schedule, 'give a Schedule, Schedule(betas)', other=other)
     if self.T != other.T: return False
     return torch.allclose(self.betas, other.betas, rtol, atol=1e-15)
 

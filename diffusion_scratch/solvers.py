@@ -10,20 +10,26 @@ import torch
 from torch import Tensor
 from .noising import check_order
 from .sampling import Coefficients, Solver
-from .schedule import Level
+from .schedule import Level, check_callable, check_number
 
 # %% auto #0
-__all__ = ['check_eta', 'check_visited_twice', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', 'trapezoid', 'heun']
+__all__ = ['check_eta', 'check_rule', 'check_visited_twice', 'ddim', 'step_length', 'dpm_solver_pp', 'exponential', 'trapezoid',
+           'heun']
 
 # %% ../nbs/10_solvers.ipynb #08d1318a
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_eta(eta: float):
     "Refuse an eta outside 0..1"
+    check_number('in 0..1', eta=eta)
     if not 0 <= eta <= 1:
         raise ValueError(
             f'eta = {eta} is outside 0..1: 0 is without noise, 1 with all of the ancestral step'
         )
+
+def check_rule(rule: Callable):
+    "Refuse what is no rule of a second prediction"
+    check_callable('give exponential or trapezoid', rule=rule)
 
 def check_visited_twice(t: Level, s: Level):
     "Refuse a walk in which a time is not visited twice: heun could not correct its step"
@@ -83,6 +89,8 @@ class heun(Solver):
     """A step of `ddim`, corrected by a second prediction where it ends
     (eq-heun): 2n - 1 calls for n steps"""
     rule: Callable[[Tensor], Tensor]=exponential  # or `trapezoid`: h -> c(h)
+
+    def __post_init__(self): check_rule(self.rule)
 
     def visits(self, times: list[int]) -> list[int]:
         "T, a, a, b, b, ..., 0; times that go up are visited once"

@@ -4,8 +4,11 @@
 
 # %% ../nbs/09_training.ipynb #0ae3125b
 from __future__ import annotations
-import copy, math, time
+import copy, math, time, warnings
+from collections.abc import Generator
 from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
 from itertools import count
 from typing import Callable, Iterator, NamedTuple
 import numpy as np
@@ -14,16 +17,19 @@ from accelerate import Accelerator
 from fastcore.basics import patch
 from torch import Tensor, nn
 from .data import ImageSet, check_varied
-from .denoiser import Denoiser
+from .denoiser import Denoiser, evaluating, first_weight, takes_arguments
 from .engine import Engine, check_clip, check_step, device_of
 from .engine import forked_random, memory_in_use, set_learning_rate, step_seed
 from .guidance import drop_labels
-from .loss import draw_level, loss_at, uniform
-from .schedule import Schedule
+from .loss import check_weight, draw_level, loss_at, uniform
+from .schedule import Schedule, check_kind, check_number, check_schedule
+from .schedule import check_whole, brief
+from .unet import Conditioned
 
 # %% auto #0
-__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_ema', 'warmup_constant', 'warmup_cosine', 'ema_decay',
-           'ema_update', 'TrainState', 'random_at', 'Metrics', 'fit', 'Timed', 'metrics_of', 'measure']
+__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_ema', 'warmup_constant', 'warmup_cosine',
+           'ema_decay', 'ema_update', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label',
+           'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
@@ -55,12 +61,20 @@ def mirrored(x: Tensor, seed: int, step: int) -> Tensor: # (B,C,H,W)
 #| code-summary: "Plumbing: checks of input"
 def check_batch_size(batch_size: int, data: ImageSet):
     "Raise ValueError where the data set is smaller than a batch"
+    check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
+    check_whole(batch_size=batch_size)
     if 1 <= batch_size <= len(data): return
     raise ValueError(f'batch_size = {batch_size} is outside 1..{len(data)}, '
                      f'the size of the data set {data.name!r}')
 
+def check_state(denoiser: Denoiser, ema: float):
+    "Refuse a bare network, and an `ema` that is no share"
+    check_kind(Denoiser, 'give a Denoiser, Denoiser(net, EPS), or V or X0', denoiser=denoiser)
+    check_ema(ema)
+
 def check_ema(ema: float):
     "Raise ValueError where this is no share"
+    check_number('in [0, 1)', ema=ema)
     if 0 <= ema < 1: return
     raise ValueError(f'ema = {ema} is outside [0, 1): '
                      'it is the share of the average that each step keeps')
@@ -108,7 +122,7 @@ class TrainState:
                  betas: tuple=(0.9, 0.99), # Adam's, of the gradient and its square
                  ema: float=0.9999         # decay of the moving average, 0..1
                 ):
-        check_ema(ema)
+        check_state(denoiser, ema)
         self.denoiser, self.decay, self.step = denoiser, ema, 0
         self.ema = copy.deepcopy(denoiser).eval().requires_grad_(False)
         parameters = denoiser.parameters()
@@ -163,7 +177,100 @@ class Metrics(NamedTuple):
     loading: float=math.nan  # share of the time spent waiting for images, 0..1
     memory: float=math.nan   # MB of this process; on an accelerator, its tensors' most
 
+# %% ../nbs/09_training.ipynb #6f12db93
+#| code-fold: true
+#| code-summary: "Plumbing: checks before the first step, and a warning if there is none"
+def check_labels_taken(net: nn.Module, data: ImageSet):
+    "Refuse labelled data for a network that takes no labels, or too few"
+    kind, K, own = type(net).__name__, data.num_classes, getattr(net, 'num_classes', None)
+    cure = 'train without labels, on ImageSet(data.images)'
+    if not takes_arguments(net, 3):
+        raise TypeError(f'the data have labels, but {kind} takes no labels, as net(x_t, t): give '
+                        f'its forward a third argument y, or {cure}')
+    if isinstance(own, int) and own < K:
+        takes = f'takes the labels 0..{own - 1}' if own else 'takes no labels'
+        raise ValueError(f'this {kind} was made with num_classes={own}: it {takes}, and the data '
+                         f'have {K} classes: make it with num_classes={K}, or {cure}')
+
+def check_null_label(net: nn.Module, data: ImageSet):
+    "Refuse a network of one's own that cannot tell label -1, no label, from the last class"
+    net = getattr(net, '_orig_mod', net)
+    if isinstance(net, Conditioned): return  # its row 0 is for no label
+    kind, K, first = type(net).__name__, data.num_classes, first_weight(net)
+    like = getattr(*first) if first else torch.zeros(())
+    def predict(*labels):  # with weights a little off: many networks start with zeros
+        g = torch.Generator().manual_seed(0)
+        moved = {k: p + 0.02 * torch.randn(p.shape, generator=g).to(p)
+                 for k, p in net.named_parameters()}
+        x = data[:1][0].to(like).expand(len(labels), -1, -1, -1)
+        y = torch.tensor(labels, device=like.device)
+        with evaluating(net), forked_random(like.device):
+            return torch.func.functional_call(net, moved, (x, torch.ones_like(y), y))
+    cure = (f'give its table of labels a row more, {K + 1}, and train '
+            f'guidance.null_label_last(net, {K}); or set label_dropout=0.')
+    try: none, last, other = predict(-1, K - 1, 0)
+    except Exception as e:
+        try: predict(0, 0, 0)
+        except Exception: return  # not for the label: the first step will say why
+        raise ValueError(f'{kind} fails at the label -1, which stands for no label '
+                         f'({type(e).__name__}): {cure}') from e
+    if (none - last).abs().max() < 1e-3 * (none - other).abs().max():
+        raise ValueError(f'{kind} takes the label -1, which stands for no label, for class '
+                         f'{K - 1}: {cure}')
+
+def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dropout, clip, explode,
+              accumulate, seed, **others):
+    "Refuse what cannot be trained, before the first step"
+    check_kind(TrainState, 'give TrainState(denoiser)', state=state)
+    check_schedule(schedule)
+    check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
+    check_whole(steps=steps, batch_size=batch_size, accumulate=accumulate)
+    check_whole(0, seed=seed)
+    if not callable(lr):
+        rate = lr if isinstance(lr, float) else 1e-3
+        raise TypeError(f'lr = {brief(lr)} is no function of the steps done: for a constant rate '
+                        f'give warmup_constant({rate:g}, 0)')
+    check_weight(weight)
+    check_number('within 0..1', label_dropout=label_dropout)
+    if not 0 <= label_dropout <= 1:
+        raise ValueError(f'label_dropout = {label_dropout} is outside 0..1')
+    check_clip(clip)
+    check_number('or math.inf', explode=explode)
+    check_varied(data)
+    if data.labels is None: return
+    check_labels_taken(state.denoiser.net, data)
+    if label_dropout: check_null_label(state.denoiser.net, data)
+
+class Steps(Generator):
+    "A generator of steps that warns if it is thrown away before the first"
+    def __init__(self, steps: Generator): self.steps, self.begun = steps, False
+
+    def send(self, value):
+        self.begun = True
+        return self.steps.send(value)
+
+    def throw(self, *error):
+        self.begun = True
+        return self.steps.throw(*error)
+
+    def __del__(self):
+        if self.begun: return
+        warnings.warn('nothing was trained: fit(...) takes a step each time that it is asked for '
+                      'one. Write: for metrics in fit(...): print(metrics.loss)', RuntimeWarning)
+
+def begun_when_asked(fit: Callable) -> Callable:
+    "`fit`, with `check_fit` at the call, as `Steps`"
+    @wraps(fit)
+    def checked(*args, **options):
+        steps, given = fit(*args, **options), signature(fit).bind(*args, **options)
+        given.apply_defaults()
+        check_fit(**given.arguments)
+        return Steps(steps)
+    return checked
+
+
 # %% ../nbs/09_training.ipynb #5e2e3f02
+@begun_when_asked
 def fit(state: TrainState,  # changed in place: train, look at it between steps, go on
         schedule: Schedule,
         data: ImageSet,
@@ -172,7 +279,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         batch_size: int=64, # of one step, whatever the number of processes
         lr: Callable[[int], float], # steps done -> learning rate
         weight: Callable[..., Tensor]=uniform, # of the loss, by level
-        label_dropout: float=0.1, # share of labels hidden, 0..1, where there are any
+        label_dropout: float=0.1, # share of labels hidden, -1 in their place, 0..1
         clip: float=1.,     # largest norm of the gradient; math.inf clips nothing
         explode: float=math.inf, # a gradient with a larger norm stops the run
         accumulate: int=1,  # goes in which a batch is worked through, to save memory
@@ -182,7 +289,6 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
        ) -> Iterator[Metrics]:
     "Algorithm 1 of Ho et al. (2020); FloatingPointError where a step cannot be taken"
     engine = Engine(state, accelerator, batch_size, accumulate, seed)
-    check_varied(data)
     stream = Timed(batches(data, batch_size, seed, state.step, flip))
     while state.step < steps:
         epoch, x0, y = next(stream)

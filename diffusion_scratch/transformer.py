@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from .unet import (
-    Conditioned, LabelEmbedding, check_network_input, linear, pad_to_multiple, timestep_embedding)
+from .unet import Conditioned, LabelEmbedding, check_network_input, linear
+from .unet import pad_to_multiple, timestep_embedding, whole_options
 
 # %% auto #0
 __all__ = ['patchify', 'unpatchify', 'SelfAttention', 'positions', 'ada_norm', 'DiTBlock', 'DiT']
@@ -93,15 +93,15 @@ class DiTBlock(nn.Module):
 # %% ../nbs/27_transformer.ipynb #2dbc2511
 #| code-fold: true
 #| code-summary: "Plumbing: a check of the network's options"
-def _check_config(config: dict):
-    "Refuse a network that cannot be built"
-    for name, value in config.items():
-        least = dict(width=8, num_classes=0).get(name, 1)
-        if value < least: raise ValueError(f'{name} = {value} must be at least {least}')
+def _checked_config(**sizes) -> dict:
+    "What rebuilds a network, in Python's own numbers; refuse one that cannot be built"
+    config = whole_options(sizes)
+    if config['width'] < 8: raise ValueError(f'width = {config["width"]} must be at least 8')
     width, heads = config['width'], config['heads']
     if width % 4 or width % heads:
         raise ValueError(f'width = {width} must be a multiple of 4, for the positions, and of '
                          f'heads = {heads}')
+    return config
 
 # %% ../nbs/27_transformer.ipynb #81c0bd22
 class DiT(Conditioned):
@@ -116,10 +116,9 @@ class DiT(Conditioned):
                  num_classes: int=0  # of labels; 0: the network takes no labels
                 ):
         super().__init__()
-        self.config = dict(  # what rebuilds this network
+        self.config = _checked_config(  # what rebuilds this network
             in_channels=in_channels, patch=patch, width=width, depth=depth, heads=heads,
             num_classes=num_classes)
-        _check_config(self.config)
         self.in_channels, self.num_classes = in_channels, num_classes
         self.patch, self.width = patch, width
         pixels = in_channels * patch**2

@@ -5,14 +5,16 @@
 # %% ../nbs/05_unet.ipynb #5f8f539b
 from __future__ import annotations
 import math
+from numbers import Real
+from operator import index
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 # %% auto #0
 __all__ = ['NEARLY_ZERO', 'timestep_embedding', 'norm_groups', 'group_norm', 'xavier', 'conv', 'linear', 'ResBlock', 'Attention',
-           'Downsample', 'Upsample', 'Stage', 'check_network_input', 'LabelEmbedding', 'Conditioned', 'pad_to_multiple',
-           'UNet']
+           'Downsample', 'Upsample', 'Stage', 'whole_options', 'refuse_other_kinds', 'check_network_input',
+           'LabelEmbedding', 'Conditioned', 'pad_to_multiple', 'UNet']
 
 # %% ../nbs/05_unet.ipynb #85c2ff02
 def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
@@ -20,7 +22,7 @@ def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
                       ) -> Tensor: # (B, d): sines, then cosines
     """Timesteps as waves of falling frequency: eq-sinusoid (Ho et al.'s variant of
     Vaswani et al. 2017, section 3.5). Raises ValueError"""
-    _check_dim(dim)
+    _check_embedding(t, dim)
     d, j = dim, torch.arange(dim // 2, device=t.device)
     omega = torch.exp(-math.log(10_000) * j / (d // 2 - 1))
     angle = (t - 1)[:, None] * omega
@@ -28,8 +30,10 @@ def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
 
 # %% ../nbs/05_unet.ipynb #f393a5ee
 #| code-fold: true
-#| code-summary: "Plumbing: a check of the size"
-def _check_dim(dim):
+#| code-summary: "Plumbing: a check of timesteps and size"
+def _check_embedding(t, dim):
+    if not isinstance(t, Tensor):
+        raise TypeError(f't = {t!r}: give one timestep for each image, torch.tensor([...])')
     if dim < 4 or dim % 2: raise ValueError(f'dim = {dim} must be even and at least 4')
 
 # %% ../nbs/05_unet.ipynb #218e7b5f
@@ -141,14 +145,30 @@ class Stage(nn.Module):
 # %% ../nbs/05_unet.ipynb #04e741d0
 #| code-fold: true
 #| code-summary: "Plumbing: checks of the network's options, of images, timesteps and labels"
-def _check_config(in_channels, channels, multipliers, blocks, attention, dropout, num_classes,
-                  unshuffle):
-    "Refuse a network that cannot be built"
-    given = dict(in_channels=in_channels, blocks=blocks, num_classes=num_classes,
-                 unshuffle=unshuffle)
-    for name, value in given.items():
+def whole_options(sizes: dict, # name -> a whole number, at least 1, but num_classes 0
+                  **rows       # name -> (whole numbers, an example for the message)
+                 ) -> dict:
+    "Options of a network as Python's own numbers; refuse what are no whole ones"
+    out = {}
+    for name, value in sizes.items():
+        try: out[name] = index(value)
+        except TypeError: raise TypeError(f'{name} = {value!r} must be a whole number') from None
         least = 0 if name == 'num_classes' else 1
         if value < least: raise ValueError(f'{name} = {value} must be at least {least}')
+    for name, (row, example) in rows.items():
+        try: out[name] = tuple(index(i) for i in row)
+        except TypeError:
+            raise TypeError(f'{name} = {row!r} must be a tuple of whole numbers, such as '
+                            f'{example}') from None
+    return out
+
+def _checked_config(*, multipliers, attention, dropout, **sizes) -> dict:
+    "What rebuilds a network, in Python's own numbers; refuse one that cannot be built"
+    if not isinstance(dropout, Real):
+        raise TypeError(f'dropout = {dropout!r} must be a number within 0..1')
+    config = whole_options(sizes, multipliers=(multipliers, '(1, 2)'),
+                           attention=(attention, '(1,)'))
+    channels, multipliers, attention = (config[k] for k in 'channels multipliers attention'.split())
     if channels < 4 or channels % 4:
         raise ValueError(f'channels = {channels} must be a multiple of 4, at least 4')
     if not multipliers or min(multipliers) < 1:
@@ -159,9 +179,25 @@ def _check_config(in_channels, channels, multipliers, blocks, attention, dropout
     if unknown:
         raise ValueError(f'attention at level {unknown[0]}, but the levels are '
                          f'0..{len(multipliers) - 1}')
+    return config | dict(dropout=dropout)
+
+def refuse_other_kinds(net: nn.Module, x, t, y):
+    "Say which of what a network was given is no tensor"
+    if hasattr(t, 'signal'):
+        raise TypeError(f't is a {type(t).__name__}, but {type(net).__name__} takes timesteps: '
+                        'give the denoiser, Denoiser(net, EPS), in the place of the network')
+    cures = dict(x='images, torch.from_numpy(x) if they are of NumPy',
+                 t='one timestep for each image, torch.tensor([...])',
+                 y='one label for each image, torch.tensor([...])')
+    for name, value in dict(x=x, t=t, y=y).items():
+        if isinstance(value, Tensor) or name == 'y' and value is None: continue
+        text = repr(value) if isinstance(value, (int, float, str)) else f'a {type(value).__name__}'
+        raise TypeError(f'{name} = {text}: give {cures[name]}')
 
 def check_network_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     "Refuse what a network cannot take; nothing here waits for a GPU"
+    if not (isinstance(x, Tensor) and isinstance(t, Tensor) and isinstance(y, Tensor | None)):
+        refuse_other_kinds(net, x, t, y)
     if not x.is_floating_point():
         raise TypeError(f'x must hold floats, images in [-1, 1], not {x.dtype}')
     if x.ndim != 4 or x.shape[1] != net.in_channels or 0 in x.shape[2:]:
@@ -232,11 +268,10 @@ class UNet(Conditioned):
                  unshuffle: int=1              # r: fold r x r pixels into channels
                 ):
         super().__init__()
-        self.config = dict(  # what rebuilds this network
-            in_channels=in_channels, channels=channels, multipliers=tuple(multipliers),
-            blocks=blocks, attention=tuple(attention), dropout=dropout,
+        self.config = _checked_config(  # what rebuilds this network
+            in_channels=in_channels, channels=channels, multipliers=multipliers,
+            blocks=blocks, attention=attention, dropout=dropout,
             num_classes=num_classes, unshuffle=unshuffle)
-        _check_config(**self.config)
         self.in_channels, self.channels = in_channels, channels
         self.num_classes, self.unshuffle = num_classes, unshuffle
         c_time, c_pixel = 4 * channels, in_channels * unshuffle**2

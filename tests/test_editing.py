@@ -574,9 +574,9 @@ def test_mistakes_are_named(case, match):
     (lambda: inpaint(D, (127 * KNOWN).byte(), MASK), r'known is torch\.uint8; it must be float'),
     (lambda: edited(D, 0.5), 'change = 0.5 is not a function'),
     (lambda: consistent(D, ONES.long(), pooled(2)), 'known is torch.int64'),
-    (lambda: pooled(1.5), 'float'),
+    (lambda: pooled(1.5), 'k = 1.5 .*whole'),
     (lambda: steer('oh'), "loss = 'oh' is not a function"),
-    (lambda: resampled([60, 0], 1.5, 1), 'float'),
+    (lambda: resampled([60, 0], 1.5, 1), 'jump = 1.5 .*whole'),
     (lambda: up(60, 0, x0=KNOWN.long()), 'x0 is torch.int64')])
 def test_what_is_of_another_type_is_named(case, match):
     with pytest.raises(TypeError, match=match): case()

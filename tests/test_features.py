@@ -1,9 +1,10 @@
 """The eyes of a metric: shapes, bytes, batches, hashes; the shipped classifier;
 Inception's plumbing, beside torchmetrics on the same weights"""
-import dataclasses, hashlib, json, sys
+import dataclasses, hashlib, json, shutil, sys
 import numpy as np
 import pytest
 import torch
+from helpers_damage import never_silent
 from safetensors.torch import save_file
 from torch import nn
 from diffusion_scratch import features
@@ -11,6 +12,11 @@ from diffusion_scratch.data import ImageSet, mnist, to_float
 from diffusion_scratch.features import (EXTRACTORS, Classifier, Extractor, Features,
                                         digit_classifier, inception, load_classifier,
                                         save_classifier, train_classifier)
+from diffusion_scratch.export import export_diffusers
+from diffusion_scratch.denoiser import Denoiser
+from diffusion_scratch.pretrained import load, save
+from diffusion_scratch.schedule import Schedule
+from diffusion_scratch.unet import UNet
 
 FOLDER = EXTRACTORS/'digit-classifier'
 
@@ -110,6 +116,35 @@ def test_any_shape_saves_and_loads_and_nothing_else_does(tmp_path, shape):
     torch.testing.assert_close(seen.p, scores.double().softmax(1), atol=1e-2, rtol=0)
     save_file(Classifier(shape, 4).state_dict(), folder/'model.safetensors')
     with pytest.raises(ValueError, match='SHA-256'): load_classifier(folder)
+
+READ_BY = {'config.json': load_classifier, 'model.safetensors': load_classifier}
+
+def test_every_file_of_an_extractor_is_read_whole_or_refused(tmp_path, mini):
+    with torch.random.fork_rng(): net = Classifier((1, 8, 8), 2, 4)
+    folder = save_classifier(net, tmp_path/'eye', dict(name='é|\udce9', made=dict(seed=0)))
+    image = mini.images[:2, :, 8:16, 8:16]
+    def read(by):
+        eye = by(folder)
+        return eye.name, eye.hash, eye(image).x.tolist()
+    for file in folder.iterdir():
+        assert never_silent(file, lambda: read(READ_BY[file.name]))['refused'] > 100
+    shipped = shutil.copytree(FOLDER, tmp_path/'shipped')
+    for name in READ_BY: never_silent(shipped/name, lambda: load_classifier(shipped).hash)
+
+@pytest.mark.parametrize('write', [
+    lambda folder: save(*load('mnist-mini'), folder, dict(name='a model')),
+    lambda folder: export_diffusers(Denoiser(UNet(1, 8, (1,), 1, ())), Schedule([0.1, 0.5]), folder,
+                                    dict(shape=[1, 8, 8])),
+    lambda folder: save_classifier(Classifier(), folder, dict(name=7)),
+    lambda folder: save_classifier(Classifier(), folder, {}),
+    lambda folder: (folder/'config.json').write_text('{"args": 3}')])
+def test_folders_that_are_no_extractor(tmp_path, write):
+    "A model for an extractor, and facts that make none"
+    (tmp_path/'eye').mkdir()
+    write(tmp_path/'eye')
+    (tmp_path/'eye'/'model.safetensors').touch()
+    says = 'config.json (.|\n)*save_classifier wrote'
+    with pytest.raises((ValueError, OSError), match=says): load_classifier(tmp_path/'eye')
 
 def test_what_cannot_be_learned_is_refused(mini):
     with pytest.raises(ValueError, match='labels'): train_classifier(ImageSet(mini.images[:9]))

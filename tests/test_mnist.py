@@ -1,5 +1,6 @@
 "The networks that ship: what their folders promise, what they draw, the tool that measures them"
 import json, math, sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import torch
 from test_data import write_idx
 
 from diffusion_scratch.cli import edit_command, sample_command
-from diffusion_scratch.data import mnist_mini, to_uint8
+from diffusion_scratch.data import mnist, mnist_mini, to_uint8
 from diffusion_scratch.denoiser import V, clipped
 from diffusion_scratch.evaluation import frechet_distance
 from diffusion_scratch.features import digit_classifier
@@ -125,6 +126,7 @@ def test_check_passes_the_same_weights_and_finds_worse_ones(tmp_path, monkeypatc
         write_idx(raw/f'{part}-images-idx3-ubyte', data.images[::12, 0])
         write_idx(raw/f'{part}-labels-idx1-ubyte', data.labels[::12].byte())
     monkeypatch.setattr(tool, 'ASSETS', tmp_path/'assets')
+    monkeypatch.setattr(tool, 'mnist', partial(mnist, check=False))  # the digits are few
     monkeypatch.setattr(tool, 'CONFIG', {'mnist-conditional': 'run'})
     name, a, (denoiser, schedule) = NAMES[1], SimpleNamespace(root=tmp_path, n=80), load(NAMES[1])
     def measured(folder):  # images of other weights do not belong in the same folder

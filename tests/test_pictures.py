@@ -31,6 +31,54 @@ def test_a_grid_is_that_of_torchvision_for_bytes_and_floats_and_any_scale(C, col
 def test_grids_that_are_refused(shape):
     with pytest.raises(ValueError, match=r'C = 1 or 3'): grid(torch.zeros(shape))
 
+@pytest.mark.parametrize('images, options, message', [
+    (torch.zeros(0, 1, 8, 8), {}, '0 images of 8 x 8 pixels make no sheet'),
+    (noise(2, 1, 0, 8), {}, 'make no sheet'),
+    *[(noise(2, 1, 8, 8), {name: value}, f'{name} = {value}; a whole number >= 1')
+      for name in ('columns', 'scale') for value in (0, -1, 1.5)],
+    *[(noise(2, 1, 8, 8).expand(n, 1, 8, 8), dict(scale=scale), r'sheet of .* images of 8 x 8 .*'
+       r'needs more memory than the .* GB of this machine; show fewer images, or lower scale')
+      for n, scale in ((2, 10**5), (2, 10**200))]])
+def test_sheets_that_cannot_be_are_refused_in_a_line(images, options, message):
+    with pytest.raises(ValueError, match=message) as e: grid(images, **options)
+    assert '\n' not in str(e.value)
+
+def still(n, size=8): return torch.zeros(1, 1, 1, 1).expand(n, 1, size, size)
+
+@pytest.mark.parametrize('pictures_, name, columns, seconds, message', [
+    ([], 'a.gif', 2, 4., 'needs one batch of images or more, not 0'),
+    ([still(4)], 'a.png', 2, 4., 'a.png must end in .gif'),
+    ([still(4)], 'a', 2, 4., 'a must end in .gif'), ([still(4)], 'a.gif', 0, 4., 'columns = 0'),
+    ([still(4)], 'a.gif', 2, -1., 'seconds = -1.0; 0 to 600 are allowed'),
+    ([still(4)], 'a.gif', 2, 1e9, 'seconds = 1000000000.0'),
+    ([still(4)], 'a.gif', 2, float('nan'), 'seconds = nan'),
+    ([still(8000)], 'a.gif', 1, 4., '8,000 images of 8 x 8 in 1 columns are 10 x 72,001 pixels, '
+                                    'and a GIF holds 65,535 a side; show fewer images'),
+    ([still(8000)], 'a.gif', 8000, 4., '72,001 x 10 pixels')])
+def test_animations_that_no_gif_holds_are_refused_and_nothing_is_written(
+        pictures_, name, columns, seconds, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as e:
+        save_animation(pictures_, tmp_path/name, columns, seconds)
+    assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
+
+def test_the_largest_gif_is_written(tmp_path):
+    "7,281 rows of 9 pixels and a line are 65,530; and a name may be text"
+    save_animation([still(7281)] * 2, str(tmp_path/'a.GIF'), 1, seconds=600)
+    with Image.open(tmp_path/'a.GIF') as im: assert im.size == (10, 65530) and im.n_frames >= 1
+
+@pytest.mark.parametrize('name', ['loss', 'loss.xyz', '.png'])
+def test_curves_of_no_known_format_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f'{name} must end in .png or'):
+        save_loss_curve(metrics(3), tmp_path/name)
+    assert os.listdir(tmp_path) == []
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize('losses', [[], [float('nan')], [float('inf'), 1.], [0., 0.], [-1., 2.]])
+def test_a_curve_of_odd_losses_is_drawn(losses, tmp_path):
+    rows = [m._replace(loss=loss) for m, loss in zip(metrics(9), losses)]
+    save_loss_curve(rows, tmp_path/'loss.png')
+    assert os.listdir(tmp_path) == ['loss.png']
+
 def test_torchvision_is_not_imported():
     "It costs more CPU time than all the rest: every `--help` would wait for it"
     program = "import sys, diffusion_scratch.cli; assert 'torchvision' not in sys.modules"

@@ -6,23 +6,28 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from helpers_damage import never_silent
 from helpers_pretrained import (ABOUT, CELEBA, CIFAR, SMALL, TINY, S, compare, edit, gap, images,
                                 make, publish, same, theirs, tree)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from diffusion_scratch import pretrained
-from diffusion_scratch.checkpoint import about_checkpoint, load_checkpoint, save_checkpoint
+from diffusion_scratch.checkpoint import (about_checkpoint, bare_weights, load_checkpoint, resume,
+                                          save_checkpoint)
+from diffusion_scratch.cli import export_command, sample_command, train_command
 from diffusion_scratch.config import SamplingConfig, dump_config, parse_config
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Parameterization, clipped
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.pretrained import (
-    DIFFUSERS_WEIGHTS, PUBLISHED, SCHEDULER_DEFAULTS, UNET2D_DEFAULTS, WEIGHTS, about, find,
-    from_diffusers, load, read_scheduler, save, to_diffusers, unet2d_values, unet_arguments)
+    DIFFUSERS_WEIGHTS, PUBLISHED, SCHEDULER_DEFAULTS, SHIPPED, UNET2D_DEFAULTS, WEIGHTS, about,
+    convert, find, from_diffusers, load, read_scheduler, save, to_diffusers, unet2d_values,
+    unet_arguments)
 from diffusion_scratch.schedule import Schedule, linear_betas
 from diffusion_scratch.training import TrainState, fit
+from diffusion_scratch.transformer import DiT
 from diffusion_scratch.unet import UNet
 
 @pytest.fixture
@@ -218,10 +223,44 @@ def test_pickles_are_refused_and_the_command_converts_them(published, reference)
     (published/DIFFUSERS_WEIGHTS).unlink()
     torch.save(reference.state_dict(), published/'diffusion_pytorch_model.bin')
     with pytest.raises(ValueError, match='is a pickle') as e: load(published)
-    command = str(e.value).splitlines()[1]
-    assert command.startswith('python -c')
-    subprocess.run(command.replace('python', sys.executable, 1), shell=True, check=True)
+    follow(e, published)
     compare(load(published)[0].net, reference, images(1, 1, 8, 8), (1, 1000))
+
+def follow(error, cwd):
+    "Paste the lines after the first one of a message into Python, as it says"
+    _, advice = str(error.value).split('\n', 1)
+    subprocess.run([sys.executable, '-'], input=advice, text=True, check=True, cwd=cwd)
+
+def in_parallel(weights): return {f'module._orig_mod.{k}': w for k, w in weights.items()}
+
+@pytest.mark.parametrize('name, kept', [
+    ("it's $(touch ran) `touch ran` \"w\".pt", lambda w: w), ('a\\b\nc\udce9.ckpt', in_parallel),
+    ('trainer.pt', lambda w: dict(step=3, model={}, ema=in_parallel(w), optimizer={})),
+    ('bare.safetensors', lambda w: w)])
+def test_weights_of_others_become_a_folder(tmp_path, monkeypatch, name, kept):
+    "Whatever the name of the file, and where a trainer keeps its weights"
+    monkeypatch.chdir(tmp_path)
+    denoiser, file = make(EPS, num_classes=3, unshuffle=2, attention=(0,), blocks=2), Path(name)
+    weights = kept(denoiser.net.state_dict())
+    if file.suffix == '.safetensors': save_file(weights, file)
+    else: torch.save(weights, file)
+    with pytest.raises(ValueError, match='Convert it once') as e: load(file)
+    follow(e, tmp_path)
+    found, schedule = load(file.with_suffix(''))
+    assert same(found, denoiser) and found.parameterization is EPS
+    assert torch.equal(schedule.betas, linear_betas(1000)) and not Path('ran').exists()
+
+def test_what_cannot_be_converted_says_why(tmp_path):
+    convert, net = pretrained.convert, nn.Linear(2, 2)
+    for name, held, says in (('a', dict(args=Parameterization), 'other things than numbers'),
+                             ('b', dict(step=3), 'no weights'), ('c', net.state_dict(), 'net=')):
+        torch.save(held, tmp_path/f'{name}.pt')
+        with pytest.raises(ValueError, match=f'{name}.pt (.|\n)*{says}'):
+            convert(tmp_path/f'{name}.pt', tmp_path/'out')
+    convert(tmp_path/'c.pt', tmp_path/'out', net=nn.Linear(2, 2), parameterization=X0, schedule=S)
+    found, schedule = load(tmp_path/'out', net=nn.Linear(2, 2))
+    assert torch.equal(found.net.weight, net.weight) and found.parameterization is X0
+    assert torch.equal(schedule.betas, S.betas)
 
 @pytest.mark.parametrize('name', ['model.ckpt', 'weights.pt', 'net.bin'])
 def test_no_pickle_is_ever_opened(tmp_path, monkeypatch, name):
@@ -231,7 +270,7 @@ def test_no_pickle_is_ever_opened(tmp_path, monkeypatch, name):
     Path('net').mkdir()
     torch.save(Bomb(), Path('net')/name)
     for path in ('net', f'net/{name}'):
-        with pytest.raises(ValueError, match=f'{name} is a pickle(.|\n)*python -c'): load(path)
+        with pytest.raises(ValueError, match=f'{name} is a pickle(.|\n)*\nconvert'): load(path)
     assert not Path('exploded').exists()
 
 def test_other_pipelines_and_other_folders(tmp_path, published):
@@ -243,6 +282,7 @@ def test_other_pipelines_and_other_folders(tmp_path, published):
     with pytest.raises(FileNotFoundError, match='photos holds no model; allowed'): load(photos)
     with pytest.raises(ValueError, match='not a whole checkpoint'): load(photos/'cat.jpg')
 
+LEAST = dict(channels=8, multipliers=(1,), attention=())
 SAVED = ['net', 'net/README.md', 'net/config.json', 'net/model.safetensors', 'net/schedule.json']
 
 def test_what_is_saved_comes_back(tmp_path):  # eq-file
@@ -369,8 +409,13 @@ def test_other_peoples_folders_are_never_replaced(tmp_path, published):
         (dict(args=dict(channels=17)), 'config.json(.|\n)*channels = 17'),
         (dict(args=dict(depth=3)), 'config.json(.|\n)*depth'), (cut(-9), 'config.json is not JSON'),
         (dict(args=dict(SMALL, channels=32)), 'another network'), (dict(network='.x:y'), 'network'),
-        (dict(network='os:getcwd'), 'network: os:getcwd is not a torch.nn.Module'),
-        (dict(network='nowhere:Net'), r'nowhere:Net cannot be imported(.|\n)*net=Net\(')]],
+        (dict(network='os:getcwd'), 'network os:getcwd, which is not of this package'),
+        (dict(network='diffusion_scratch.data:Path'), 'not of this package'),
+        (dict(network='diffusion_scratch.nowhere:Net'), 'not of this package'),
+        (dict(network='nowhere:Net'), r"--model nowhere:Net.*net='nowhere:Net'.*net=Net\("),
+        *[(dict(about=dict([fact])), f'about: {fact[0]}: (.|\n)* is not allowed') for fact in (
+            ('shape', [1, -8, 8]), ('shape', 'x'), ('shape', [1, 2**40, 8]), ('classes', [3]),
+            ('classes', 'ab'), ('sampling', 7))]]],
     *[('config.json', {key: ...}, f"config.json: {key}: 'nothing'")
       for key in ('version', 'network', 'args', 'parameterization', 'sha256', 'about')],
     *[('schedule.json', *case) for case in [
@@ -383,6 +428,44 @@ def test_other_peoples_folders_are_never_replaced(tmp_path, published):
      'model.safetensors is cut or changed')])
 def test_spoilt_folders_are_refused_and_named(saved, name, change, says):
     refused(saved/name, change, says)
+
+NO_READER = {'README.md': 'a page for people'}
+
+def read_whole(folder):
+    found = find(folder)
+    denoiser, schedule = found.load()
+    weights = {k: v.tolist() for k, v in denoiser.state_dict().items()}
+    return found.about, denoiser.parameterization.name, schedule.betas.tolist(), weights
+
+@pytest.mark.parametrize('write', [
+    lambda path: save(make(**LEAST), S, path, ABOUT),
+    lambda path: export_diffusers(make(**LEAST), S, path, ABOUT)], ids=['ours', 'theirs'])
+def test_every_file_is_read_whole_or_refused(tmp_path, write):
+    """Bits flipped and files cut, in every file that is left behind: each is read by `load` and
+    mostly refused, or stands above with the reason why nobody reads it"""
+    write(tmp_path/'net')
+    for file in sorted(f for f in tmp_path.rglob('*') if f.is_file()):
+        if file.name in NO_READER: continue
+        told = never_silent(file, lambda: read_whole(tmp_path/'net'))
+        assert told['refused'] > 100, file
+
+@pytest.mark.parametrize('name', ['config.json', 'schedule.json', WEIGHTS])
+def test_shipped_weights_are_read_whole_or_refused(tmp_path, name):
+    folder = shutil.copytree(SHIPPED/'mnist-mini', tmp_path/'net')
+    def read():
+        found = find(folder)
+        weights, betas = found.read(True)
+        total = sum(w.sum() for w in weights.values())
+        return found.about, found.parameterization, betas.tolist(), total
+    assert never_silent(folder/name, read)['refused'] > 200
+
+def test_folders_without_checksums_stay_readable(tmp_path):
+    "As they were written before there were any, and as other programs write them"
+    for write, path in ((save, 'old'), (export_diffusers, 'out')):
+        folder = write(make(), S, tmp_path/path, ABOUT)
+        want = read_whole(folder)
+        for file in folder.rglob('*.json'): edit(file, _sha256=...)
+        assert read_whole(folder) == want
 
 OWN = '''
 import torch
@@ -416,15 +499,17 @@ def test_own_networks_are_found_by_name(tmp_path, own):
     denoiser.net.count.fill_(9)
     save(denoiser, S, folder, dtype=torch.float16)
     before = torch.get_rng_state()
-    back, _ = load(folder)
-    assert torch.equal(torch.get_rng_state(), before)
+    back, _ = load(folder, net='own_nets:Net')
+    assert torch.equal(torch.get_rng_state(), before) and same(back, load(folder, net=own.Net)[0])
     assert type(back.net) is own.Net and back.net.count == 9 and back.net.count.dtype == torch.int64
     assert torch.equal(back.net.layer.weight, denoiser.net.layer.weight.half().float())
     assert back.parameterization is X0
-    refused(folder/'config.json', dict(args=dict(depth=3)),
-            r"args: \{'depth': 3\} is not allowed for own_nets:Net(.|\n)*net=Net")
-    # and SystemExit would tell that it ran
-    refused(folder/'config.json', dict(network='own_nets:function'), 'not a torch.nn.Module')
+    for wrong in ('own_nets:function', 'own_nets', '.x:y', '', 7, own.function):
+        with pytest.raises(ValueError, match='net: .* is not allowed'): load(folder, net=wrong)
+    with pytest.raises(ValueError, match='nowhere'): load(folder, net='nowhere:Net')
+    edit(folder/'config.json', args=dict(depth=3))
+    says = r"args: \{'depth': 3\} is not allowed for Net(.|\n)*net=Net"
+    with pytest.raises(ValueError, match=says): load(folder, net=own.Net)
 
 def test_a_network_without_config_is_filled(tmp_path, own):
     denoiser, folder = Denoiser(own.Mute(4), V), tmp_path/'net'
@@ -434,6 +519,136 @@ def test_a_network_without_config_is_filled(tmp_path, own):
     assert same(load(folder, net=own.Mute(4))[0], denoiser)
     with pytest.raises(ValueError, match='another network: layer.bias'):
         load(folder, net=own.Mute(5))
+
+HELPER = """
+from pathlib import Path
+import torch
+Path('ran').touch()
+class Net(torch.nn.Module):
+    def __init__(self, width=2):
+        super().__init__()
+        self.config, self.layer = dict(width=width), torch.nn.Conv2d(1, 1, 1)
+    def forward(self, x, t): return self.layer(x)
+def weight(level): return level.signal
+"""
+
+@pytest.fixture
+def helper(tmp_path, monkeypatch):
+    "A module that tells of being run, beside a saved model and a run that name it"
+    monkeypatch.chdir(tmp_path)
+    Path('helper.py').write_text(HELPER)
+    import importlib
+    monkeypatch.syspath_prepend(tmp_path)
+    net = importlib.import_module('helper').Net()
+    save(Denoiser(net), S, 'net', dict(shape=[1, 8, 8]))
+    save_checkpoint('run/checkpoints/step_00000001.safetensors', TrainState(Denoiser(net)), S,
+                    dict(shape=[1, 8, 8]))
+    Path('run/config.yaml').write_text(dump_config(parse_config(dict(model='helper:Net'))))
+    Path('ran').unlink()
+    del sys.modules['helper']
+    yield net
+    sys.modules.pop('helper', None)
+
+@pytest.mark.parametrize('place', ['net', 'run', 'run/checkpoints/step_00000001.safetensors'])
+def test_no_code_runs_because_a_folder_names_it(helper, place, capsys):
+    "Neither here nor in a command; what the message says to add makes it run"
+    for command in (sample_command, export_command):
+        line = [place, '--n', '1', '--steps', '1', '--out', 'a.png']
+        if command is export_command: line = [place, '--to', 'folder', 'out']
+        with pytest.raises(SystemExit): command(line)
+        assert '--model helper:Net' in capsys.readouterr().err and not Path('ran').exists()
+    with pytest.raises(ValueError, match="helper:Net(.|\\n)*net='helper:Net'"): load(place)
+    assert not Path('ran').exists() and 'helper' not in sys.modules
+    assert type(load(place, net='helper:Net')[0].net).__name__ == 'Net' and Path('ran').exists()
+    sample_command([place, '--n', '1', '--steps', '1', '--out', 'a.png', '--model', 'helper:Net'])
+    export_command([place, '--to', 'folder', 'out', '--model', 'helper:Net'])
+    assert same(load('out', net='helper:Net')[0].net, helper)
+
+@pytest.mark.parametrize('line, weight, says', [
+    ([], None, '--model helper:Net'),
+    (['--model', 'helper:Net'], 'elsewhere:weight', 'training.weight elsewhere:weight')])
+def test_a_diagnosis_runs_no_code_of_a_run(helper, line, weight, says, capsys):
+    config = parse_config(dict(model='helper:Net', training=dict(weight=weight)))
+    Path('run/config.yaml').write_text(dump_config(config))
+    with pytest.raises(SystemExit): train_command(['--diagnose', 'run', *line])
+    assert says in capsys.readouterr().err and Path('ran').exists() == bool(line)
+
+def test_networks_of_this_package_need_no_naming(tmp_path):
+    net = DiT(in_channels=1, width=16, heads=2, depth=1)
+    save(Denoiser(net, V), S, tmp_path/'net')
+    assert same(load(tmp_path/'net')[0].net, net)
+
+@pytest.mark.parametrize('wrap', [
+    torch.compile, nn.DataParallel, lambda net: nn.DataParallel(torch.compile(net)),
+    lambda net: setattr(net, 'stem', torch.compile(net.stem)) or net],
+    ids=['compiled', 'parallel', 'both', 'a part compiled'])
+def test_wrapped_networks_are_saved_as_what_they_are(tmp_path, wrap):
+    state = TrainState(Denoiser(wrap(make().net), V))
+    file = tmp_path/'run'/'checkpoint.safetensors'
+    save_checkpoint(file, state, S, ABOUT)
+    save(state.denoiser, S, tmp_path/'net')
+    export_diffusers(state.denoiser, S, tmp_path/'out', ABOUT)
+    for place in (file, tmp_path/'net', tmp_path/'out'): assert same(load(place)[0], make())
+    for path in tmp_path.rglob('*.safetensors'):
+        assert not any('_orig_mod' in k or 'module.' in k for k in load_file(path))
+    for net in (make(seed=1).net, wrap(make(seed=1).net)):  # and the other way round
+        for place in (file, tmp_path/'net'):
+            filled = load(place, net=net)[0].net
+            assert {k: v.tolist() for k, v in bare_weights(filled).items()} == {
+                k: v.tolist() for k, v in make().net.state_dict().items()}
+    resume(file, again := TrainState(Denoiser(make(seed=2).net, V)), S)
+    assert same(again.denoiser, make())
+
+@pytest.mark.parametrize('name, held, says', [
+    ('model.yaml', b'run: runs/x\n', 'a config: diffusion-train'),
+    ('a.png', b'\x89PNG\r\n\x1a\n', 'a picture'),
+    ('a.jpg', b'\xff\xd8\xff\xe0' * 9, 'a picture'), ('a.onnx', b'\x08\n\x12' * 9, 'an ONNX'),
+    ('w.safetensors', b'version https://git-lfs.github.com/spec/v1\noid sha256:0', 'git lfs pull'),
+    ('w.safetensors', b'\n<!DOCTYPE html><title>Sign in</title>', 'a web page'),
+    ('w.safetensors', b'', 'checkpoint$'), ('config.json', b'{"format": 1}', 'facts'),
+    ('w.safetensors', b'PK\x03\x04' * 9, 'a zip archive, or a pickle')])
+def test_other_files_are_told_apart_in_a_line(tmp_path, name, held, says):
+    "Alone, and in the place of the weights of a folder"
+    (tmp_path/name).write_bytes(held)
+    with pytest.raises(ValueError, match=f'{name} is not a whole.*{says}') as e: load(tmp_path/name)
+    assert '\n' not in str(e.value) and 'codec' not in str(e.value)
+    if name != 'w.safetensors': return
+    exported = export_diffusers(make(), S, tmp_path/'out', ABOUT)
+    for folder in (save(make(), S, tmp_path/'net'), exported):
+        [weights] = folder.rglob('*.safetensors')
+        weights.write_bytes(held)
+        says_too = says.replace('checkpoint', 'safetensors file')
+        with pytest.raises(ValueError, match=says_too): load(weights)
+
+def test_a_terabyte_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path/'w.safetensors', 'wb') as f: f.truncate(2**40)
+    with pytest.raises(ValueError, match='not a whole checkpoint'): load(tmp_path/'w.safetensors')
+
+@pytest.mark.parametrize('variant', ['fp16', 'bf16', 'non_ema'])
+def test_variants_of_16_bits(published, reference, variant):
+    "Loaded where they are all there is; another variant is named"
+    file, kind = published/DIFFUSERS_WEIGHTS, dict(fp16=torch.float16).get(variant, torch.bfloat16)
+    half = {k: w.to(kind) for k, w in load_file(file).items()}
+    file.unlink()
+    other = file.with_name(f'diffusion_pytorch_model.{variant}.safetensors')
+    save_file(half, other)
+    if variant == 'non_ema':
+        with pytest.raises(FileNotFoundError, match=f'there is {other.name}'): load(published)
+        return
+    for place in (published, other):
+        compare(load(place)[0].net, reference.to(kind).float(), images(1, 1, 8, 8), (1,))
+
+NAMES = ['<img src=x onerror=alert(1)>', 'a|b', '`x`', 'new\nline', '\x1b[31mred', 'caf\udce9']
+
+def test_names_are_text_in_a_model_card(tmp_path):
+    facts = ABOUT | dict(classes=NAMES, **{name: 'x' for name in NAMES})
+    for name in (NAMES[0], 'a|b', "it's $(touch x)", NAMES[4]):
+        page = (save(make(), S, tmp_path/name, facts)/'README.md').read_text()
+        assert about(tmp_path/name)['classes'] == NAMES
+        assert '<img' not in page and not {'\x1b', '\udce9'} & set(page)
+        rows = [line for line in page.splitlines() if line.startswith('|')]
+        assert all(len(re.findall(r'(?<!\\)\|', row)) == 3 for row in rows)
+        assert len(rows) == 2 + 5 + len(facts)
 
 def test_outside_of_this_process(tmp_path, own):
     """Without diffusers, onnx, onnxruntime and onnxscript all but ONNX works, and nothing imports
@@ -454,13 +669,13 @@ load(save(denoiser, schedule, 'ours'))
 load(export_diffusers(denoiser, schedule, 'theirs', dict(shape=(1, 8, 8))))
 try: export_onnx(denoiser, 'net.onnx', (1, 8, 8))
 except ImportError: print('refused')
-load(save(Denoiser(Net(4)), schedule, 'notebook'))
+load(save(Denoiser(Net(4)), schedule, 'notebook'), net=Net)
 '''
     said = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
                           check=True, cwd=tmp_path).stdout
     assert said == 'refused\n' and not (tmp_path/'net.onnx').exists()
     assert same(load(tmp_path/'ours')[0], load(tmp_path/'theirs')[0])
-    with pytest.raises(ValueError, match=r'__main__:Net cannot be imported(.|\n)*net=Net\(...\)'):
+    with pytest.raises(ValueError, match=r'network __main__:Net(.|\n)*net=Net\(...\)'):
         load(tmp_path/'notebook')
     assert load(tmp_path/'notebook', net=own.Net(4))[0].net.count == 7
 
@@ -518,7 +733,9 @@ def test_own_networks_of_a_run(tmp_path, own):
     config = parse_config(dict(model='own_nets:Net', model_args=dict(width=28)))
     (run/'config.yaml').write_text(dump_config(config))
     for place in (file, run):
-        assert same(load(place)[0], state.ema) and same(load(place, ema=False)[0], state.denoiser)
+        with pytest.raises(ValueError, match='asks for the network own_nets:Net'): load(place)
+        for net in ('own_nets:Net', own.Net): assert same(load(place, net=net)[0], state.ema)
+        assert same(load(place, ema=False, net=own.Net)[0], state.denoiser)
 
 def test_averages_only(tmp_path):
     facts = dict(average=dict(ema=True), last=dict(ema=False), unknown=None)
@@ -590,7 +807,7 @@ found = find(net)
 assert not asked and found.about['source'] == net and not found.about['ema']
 assert found.about['sampling']['variance'] == 'fixed_large'
 folder = folder.with_name('own')
-refused('me/net', 'ValueError: me/net names a network of its own, torch.nn.modules.linear:Linear')
+refused('me/net', 'ValueError: ', 'asks for the network helper:Net')
 folder = folder.with_name('nothing')
 missing = 'FileNotFoundError', 'is no path here, and cannot be fetched from the Hugging Face'
 refused(net[:-3], *missing, 'RepositoryNotFound', f'Did you mean {net}?')
@@ -614,6 +831,6 @@ def test_the_hub(tmp_path):
     hub's address is read when its client is imported"""
     folder = publish(tmp_path/'published', theirs(TINY), variance_type='fixed_large')
     torch.save(dict(), folder/'diffusion_pytorch_model.bin')
-    save(Denoiser(nn.Linear(2, 2)), S, tmp_path/'own')
+    edit(save(make(), S, tmp_path/'own')/'config.json', network='helper:Net')
     env = os.environ | dict(HF_HOME=str(tmp_path/'hub'))
     subprocess.run([sys.executable, '-c', HUB, tmp_path], check=True, env=env)

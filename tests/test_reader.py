@@ -5,7 +5,7 @@ import torch
 from scipy.stats import binom
 from sklearn.model_selection import StratifiedKFold
 from diffusion_scratch.data import ImageSet
-from diffusion_scratch.reader import Reader, Share
+from diffusion_scratch.reader import Reader, Share, check_readable
 
 @pytest.fixture(scope='module')
 def digits(mini):
@@ -96,3 +96,11 @@ def test_mistakes_are_refused(reader, digits):
         with refused(f'{n} labels for 2 images'): reader.agrees(two, torch.zeros(n).long())
     for t in (-0.1, 1, 90, float('nan')):
         with refused(f'threshold = {t} is outside'): reader.readable(two, t)
+    for labels, message in (([0] * 6, 'all 6 images of images are of one class'),
+                            ([0] * 3 + [2] * 6, 'class 0 of images has 3 images')):
+        few = ImageSet(digits[0].images[:len(labels)], torch.tensor(labels))
+        with refused(message): check_readable(few)
+        with pytest.raises(ValueError): Reader(few).readable_real()
+    check_readable(ImageSet(digits[0].images[:10], torch.arange(10) % 2))
+    pixels = torch.zeros(1, dtype=torch.uint8).expand(10, 1, 2**17, 2**17)
+    with refused('GB of memory'): check_readable(ImageSet(pixels, torch.arange(10) % 2))

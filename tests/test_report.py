@@ -6,13 +6,16 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from helpers_damage import never_silent
 from diffusion_scratch import cli, config
+from diffusion_scratch.checkpoint import read_json
 from diffusion_scratch.cli import evaluate_command
 from diffusion_scratch.data import ImageSet, mnist_mini, to_float
 from diffusion_scratch.features import Extractor, Features, save_classifier, train_classifier
 from diffusion_scratch.oracle import MixtureOracle
 from diffusion_scratch.pretrained import load
-from diffusion_scratch.report import MEANING, evaluate_model, generate, random_labels, reference
+from diffusion_scratch.report import (
+    MEANING, evaluate_model, generate, model_hash, random_labels, reference)
 from diffusion_scratch.run import train
 from diffusion_scratch.sampling import ancestral, fixed_large
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -53,7 +56,7 @@ def evaluated(denoiser, data, folder, n, **options):
     options = dict(extractor=EYE, batch=20, cache=folder/'cache', progress=False) | options
     return evaluate_model(denoiser, SCHEDULE, data, folder/'r', n=n, **options)
 
-def report_of(folder): return json.loads((Path(folder)/'report.json').read_text(encoding='utf-8'))
+def report_of(folder): return read_json(Path(folder)/'report.json')
 
 class Dies(nn.Module):
     "A denoiser that is killed at its kth call"
@@ -143,6 +146,7 @@ def test_the_last_digits_of_another_processor_are_no_other_settings(oracle, tmp_
     settings = json.loads(file.read_text(encoding='utf-8'))
     betas = [b * (1 + 1e-13) for b in settings['betas']]
     assert betas != settings['betas']
+    del settings['checksum']
     file.write_text(json.dumps(settings | dict(betas=betas)), encoding='utf-8')
     assert torch.equal(drawn(oracle, tmp_path/'a', 10)[0], images)
 
@@ -240,6 +244,72 @@ def test_what_cannot_be_measured_is_refused_before_any_work(oracle, data, tmp_pa
     with pytest.raises(ValueError, match=said):
         evaluated(oracle, data, tmp_path, **dict(n=10) | options)
     assert not (tmp_path/'r').exists()
+
+# ---- damage, disks and names
+def test_every_file_of_an_evaluation_is_read_whole_or_made_again(oracle, data, tmp_path):
+    """Bits flipped and files cut, in whatever an evaluation leaves behind; a file that this does
+    not know fails"""
+    # people look at these, and nothing is read from them
+    shown = {'report.md', *PICTURES}
+    evaluated(oracle, data, tmp_path, 6, steps=1, batch=3)
+    def again(): return drawn(oracle, tmp_path/'r', 6, steps=1, batch=3)[0].tolist()
+    def seen(): return reference(EYE, data, tmp_path/'cache', False).x.tolist()
+    settings = read_json(tmp_path/'r'/'settings.json')
+    def settled():
+        drawn(oracle, tmp_path/'r', 6, steps=1, batch=3, shares=settings['shares'])
+        return True
+    readers = {'settings.json': settled, 'report.json': lambda: report_of(tmp_path/'r')}
+    told = {}
+    for file in sorted(f for f in tmp_path.rglob('*') if f.is_file() and f.name not in shown):
+        folder = file.parent.name
+        read = readers.get(file.name) or dict(images=again, cache=seen)[folder]
+        told[file.name] = never_silent(file, read)
+    assert len(told) == 5 and all(t['refused'] > 200 for k, t in told.items() if k in readers)
+
+@pytest.mark.parametrize('cache', ['file/features', '~nobody_of_this_name/features'])
+def test_a_cache_that_cannot_be_written_costs_a_warning(oracle, data, tmp_path, cache):
+    (tmp_path/'file').write_text('a file where the folder should be')
+    cache = tmp_path/cache if cache[0] != '~' else cache
+    with pytest.warns(UserWarning, match='not kept for the next time'):
+        r = evaluated(oracle, data, tmp_path, 6, steps=1, cache=cache)
+    assert (r.folder/'report.json').exists() and not Path(str(cache)).exists()
+
+ODD = 'a|b `c` <img src=x onerror=alert(1)> [d](http://e) $f$ $\\frac\n\x1b[31m\udce9'
+
+def test_names_are_text_on_the_page_and_on_the_terminal(oracle, data, tmp_path):
+    named = ImageSet(data.images, data.labels, data.classes, ODD)
+    r = evaluated(oracle, named, tmp_path, 6, steps=1, name=ODD, extractor=replace(EYE, name=ODD))
+    page, said = (tmp_path/'r'/'report.md').read_text(encoding='utf-8'), str(r.evaluation)
+    for text in (page, said): assert not {'\x1b', '\udce9'} & set(text)
+    assert '<img' not in page and '](http' not in page and '\\| b' not in page
+    plain = evaluated(oracle, data, tmp_path/'plain', 6, steps=1)
+    assert page.count('\n') == str(plain).count('\n')
+    assert report_of(tmp_path/'r')['protocol']['reference'].startswith(ODD)
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(n=3), 'n = 3; allowed: 4..200'), (dict(steps=0), 'steps = 0'),
+    (dict(steps=101), 'steps = 101; allowed: whole number from 1 to 100'),
+    (dict(steps=2.5), 'steps = 2.5'), (dict(seed=-1), 'seed = -1; allowed: whole number from 0'),
+    (dict(seed=2**64), 'seed = '), (dict(batch=10**15), 'batch = '), (dict(batch=0), 'batch = 0'),
+    (dict(guidance=1e308), 'guidance = 1e[+]308; allowed'), (dict(guidance=-2), 'guidance = -2'),
+    (dict(guidance=float('nan')), 'guidance = nan')])
+def test_numbers_that_draw_nothing_are_refused_before_any_work(oracle, data, tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        evaluated(Dies(oracle, 0), data, tmp_path, **dict(n=6, steps=2) | wrong)
+    assert not (tmp_path/'r').exists()
+
+@pytest.mark.parametrize('wrong, says', [
+    (dict(n=10**15), 'n = 10+; allowed: whole number from 1'), (dict(shares=[0., 0.]), 'shares = '),
+    (dict(shares=[1., float('nan')]), 'shares = '), (dict(shares=[1., -1., 1.]), 'shares = ')])
+def test_more_images_than_memory_and_shares_of_nothing(oracle, tmp_path, wrong, says):
+    with pytest.raises(ValueError, match=says):
+        drawn(Dies(oracle, 0), tmp_path/'a', **dict(n=6) | wrong)
+    assert not (tmp_path/'a').exists()
+
+def test_a_compiled_network_is_the_same_model(tmp_path):
+    denoiser, schedule = load('mnist-mini')
+    plain, denoiser.net = model_hash(denoiser, schedule), torch.compile(denoiser.net)
+    assert model_hash(denoiser, schedule) == plain
 
 # ---- the command, with the network that comes with the package
 @pytest.fixture

@@ -48,7 +48,8 @@ def copy_tree(to: Path):
     for k in KEEP:
         if (ROOT/k).is_dir(): shutil.copytree(ROOT/k, to/k, symlinks=True, ignore=unneeded)
         else: shutil.copy2(ROOT/k, to/k)
-    for f in (to/'diffusion_scratch').glob('*.py'): f.unlink()
+    for f in (to/'diffusion_scratch').glob('*.py'):
+        if f.name != '__init__.py': f.unlink()  # nbdev writes its version only
 
 
 def main():

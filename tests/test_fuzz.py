@@ -1,0 +1,180 @@
+"""Whatever a person can type: a wrong config or command line ends in a line or two that name what
+is wrong, without a traceback and without a wait. FUZZ_SEED=1 is another seed"""
+import contextlib, io, os, random, re, signal
+from pathlib import Path
+
+import pytest
+from test_run import elsewhere  # 40 small images of two classes, in an empty folder
+from diffusion_scratch import cli
+from diffusion_scratch.config import Config, flat_config, make_data, make_denoiser
+from diffusion_scratch.config import make_fit_options, make_schedule
+from diffusion_scratch.engine import parts_of_batch
+from diffusion_scratch.run import RunFolder, find_device
+
+CONFIGS, LINES, PATIENCE = 500, 300, 10  # seconds for each
+SEED = int(os.environ.get('FUZZ_SEED', 0))
+
+NUMBERS = ['0', '-1', '1', '2', '1e308', '-1e308', '1e-320', '10000000000000000000000', '.nan',
+           '.inf', '-.inf', '9' * 500, '0x7fffffffffffffff', '1_0', '0123', '1:30', '0.5', '64',
+           '1e400']
+WORDS = ['', 'null', '~', 'yes', 'no', 'x', 'é', '日本', '\u202etxt', 'a b', '"', "'", '{', '}', '[',
+         ']', '[1', '{a: ', '!!python/object/apply:os.system ["true"]', '!!binary "!"', '!!int x',
+         '*a', '&a [*a]', '"\\0"', '"\\x1b[31m"', '\x1b[2J', '\udcff', '%', '@', '`', '|', '>',
+         '# x',
+         ': :', '? ?', '- -', '2024-05-01', '<<', '=', 'a' * 300, 'a' * 5000, '[' * 400,
+         '{a: ' * 400, '[' + '1, ' * 20_000 + '1]', '{1: 2}', '{[1]: 2}', '[null]', '[[1]]',
+         '{a: {a: {a: 1}}}',
+         '{a: 1, a: 2}', '!!timestamp x', '!!set {a, b}', '---', '...', 'a: b']
+PATHS = ['~nosuchuser', '~nosuchuser/x', '/dev/zero', '/dev/null', '/proc/self/mem', '/proc', '/',
+         '.', '..', 'fifo', 'file', 'file/x', 'huge', 'empty', 'a\0b', 'x' * 300, '/dev/full',
+         '\udcff/x', 'loop', 'runs/try #2', '/proc/self/fd/x']
+OWN = ['math:pi', 'math:sin', 'os:getcwd', 'sys:exit', 'torch.nn:Linear', 'torch.nn:Identity',
+       'torch.nn:Conv2d', 'nowhere:x', 'broken:x', 'leaves:x', 'torch:zeros', 'builtins:len', ':x',
+       'x:', 'a..b:c', 'torch.nn:Module', 'json:loads', '__main__:x',
+       'diffusion_scratch.transformer:DiT', 'diffusion_scratch.loss:v_weight']
+BOMB = ['a: &a [x, x, x, x, x, x, x, x, x]', *(
+    f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip('abcdefgh', 'bcdefghi'))]
+KEYS = [*flat_config(Config()), 'data', 'schedule', 'network', 'training', 'sampling']
+
+
+def odd_key(rng):
+    key = rng.choice(KEYS)
+    return rng.choice([key, key, key, key, key, key.upper(), key + 's', key[:-1],
+                       key.split('.')[-1], f'{key}.x', f'training.{key}', '', '.', '..',
+                       key.replace('.', '..'), '\x1b[0m', '=', 'x' * 1000, 'a.' * 500, '\udcff',
+                       'model_args.a.b',
+                       '"' + key, '1', '- a'])
+
+def odd_value(rng):
+    return rng.choice(rng.choice([NUMBERS, NUMBERS, WORDS, PATHS, OWN]))
+
+def odd_text(rng):
+    "A YAML file"
+    lines = []
+    for _ in range(rng.randrange(4)):
+        key, value = odd_key(rng), odd_value(rng)
+        section, _, name = key.rpartition('.')
+        lines += [f'{section}:', f'  {name}: {value}'] if section else [f'{name}: {value}']
+    lines += rng.choice([[], [], [], BOMB, ['model_args:', *('  ' + b for b in BOMB)],
+                         lines, ['  ' * i + 'a:' for i in range(500)], ['# only words'],
+                         ['[' * 1000], ['&a a: *a'], ['\ttabs: 1'], ['run: x', 'run: x']])
+    text = '\n'.join(lines)
+    return rng.choice([text.encode('utf-8', 'replace')] * 8 + [
+        text.encode('utf-16', 'replace'), b'', b'\0' * 10,
+        bytes(rng.randrange(256) for _ in range(99)),
+        b'a: ' + b'x' * 200_000, b'\xef\xbb\xbf' + text.encode('utf-8', 'replace')])
+
+@pytest.fixture
+def odd_files():
+    "Files that are none, or not what they seem"
+    os.mkfifo('fifo')
+    Path('file').write_text('words')
+    Path('empty').touch()
+    Path('pictures').mkdir()
+    Path('loop').symlink_to('loop')
+    Path('broken.py').write_text('raise KeyError("me")')
+    Path('leaves.py').write_text('raise SystemExit(3)')
+    with open('huge', 'wb') as f: f.truncate(2**40)
+    with open('huge.safetensors', 'wb') as f: f.truncate(2**40)
+
+def prepare(config, *_, **__):
+    "All that a run looks at before its first step"
+    RunFolder(config)
+    find_device(config.device)
+    schedule, data = make_schedule(config), make_data(config, progress=False)
+    make_denoiser(config, data)
+    make_fit_options(config)
+    schedule.times(config.sampling.steps)
+    parts_of_batch(config.training.batch_size, config.training.accumulate)
+
+@contextlib.contextmanager
+def no_hang():
+    "Where nothing happens for too long, the test ends, and no command can catch it"
+    def fail(*_): raise Hang(f'nothing came in {PATIENCE} seconds')
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(PATIENCE)
+    try: yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+class Hang(BaseException): "Not for an `except Exception`"
+
+def said(command, words):
+    "The exit status of a command in this process, and what it said on the standard error"
+    out = io.TextIOWrapper(io.BytesIO(), 'ascii'), io.TextIOWrapper(io.BytesIO(), 'ascii')
+    with contextlib.redirect_stdout(out[0]), contextlib.redirect_stderr(out[1]), no_hang():
+        try: status = command(words)
+        except SystemExit as e: status = e.code
+    out[1].flush()
+    return status or 0, out[1].buffer.getvalue().decode()
+
+def is_plain(status, text):
+    "One or two lines, or one for each wrong key, without a traceback or a word of pydantic's"
+    lines = [l for l in text.splitlines() if not l.startswith(('mnist', 'reading images'))]
+    assert 'Traceback' not in text and '\x1b' not in text and 'Input should' not in text
+    if status == 0: return
+    assert status == 2 and lines and len(lines) <= 12 and max(map(len, lines)) <= 1100
+    assert lines[0].startswith('error: ') and not re.search(r'\w+Error: \w', lines[0][:40])
+
+def test_bad_configs_are_refused_in_a_few_words(odd_files, monkeypatch):
+    rng, refused = random.Random(SEED), 0
+    monkeypatch.setattr(cli, 'train', prepare)  # what comes after is training
+    monkeypatch.setattr(cli, 'keep_freed_memory', lambda: None)
+    monkeypatch.setattr('sys.stdin', open(os.devnull))
+    for i in range(CONFIGS):
+        number = rng.choice([0, 1, 1, 1, 2, 3])
+        changes = [f'{odd_key(rng)}={odd_value(rng)}' for _ in range(number)]
+        odd = rng.random() < 0.5 or not changes
+        Path('c.yaml').write_bytes(odd_text(rng) if odd else b'seed: 1')
+        words = ['c.yaml', *changes]
+        status, text = said(cli.train_command, words)
+        try: is_plain(status, text)
+        except (AssertionError, Hang):
+            raise AssertionError(f'{i}: {words!r:.2000} {Path("c.yaml").read_bytes()!r:.2000} '
+                                 f'{status} {text:.3000}') from None
+        refused += status == 2
+    assert refused > 0.8 * CONFIGS
+
+OPTIONS = dict(
+    train=['--diagnose'],
+    sample='--n --labels --class --steps --solver --guidance --seed --out --animation --raw '
+           '--device'.split(),
+    export='--to --label --half --raw'.split(),
+    edit='--mask --strength --repeats --n --label --steps --solver --guidance --seed --out '
+         '--device'.split(),
+    evaluate='--n --steps --solver --guidance --seed --data --corrupt --extractor --out --bits '
+             '--batch --raw --device'.split())
+
+def odd_line(rng):
+    "A command, and words"
+    name = rng.choice([*OPTIONS])
+    words = [rng.choice(['mnist-mini', 'mnist-mini', 'mnist-mini', odd_value(rng),
+                         'huge.safetensors', 'pictures', 'mnist'])]
+    if name == 'edit': words.append(rng.choice(['picture.png', 'fifo', odd_value(rng)]))
+    kinds = 'folder', 'diffusers', odd_value(rng)
+    if name == 'export': words += ['--to', rng.choice(kinds), odd_value(rng)]
+    for _ in range(rng.randrange(1, 4)):
+        option = rng.choice([*OPTIONS[name], '--nonsense', '-x', '--', '--n', '--=', '--seed=',
+                             '--out='])
+        words += [option] if rng.random() < 0.2 else [option, odd_value(rng)]
+    return name, words
+
+def test_bad_command_lines_are_refused_in_a_few_words(odd_files, monkeypatch):
+    """A line that happens to be right ends where work would begin"""
+    rng, refused = random.Random(SEED), 0
+    class Works(Exception): "As far as a check goes"
+    def work(*_, **__): raise Works
+    for name in ('draw', 'sample', 'evaluate_model', 'train', 'save', 'export_diffusers'):
+        monkeypatch.setattr(cli, name, work)
+    monkeypatch.setattr(cli, 'digit_classifier', lambda device: None)
+    monkeypatch.setattr(cli, 'inception', lambda device: None)
+    for i in range(LINES):
+        name, words = odd_line(rng)
+        status, text = said(getattr(cli, f'{name}_command'), words)
+        if status == 1 and 'Works' in text: continue
+        try: is_plain(status, text)
+        except AssertionError:
+            raise AssertionError(f'{i}: {name} {words!r:.2000} {status} {text:.3000}') from None
+        refused += status == 2
+    assert refused > 0.5 * LINES

@@ -1,0 +1,402 @@
+"Likely mistakes in Python -> an error in a line or two that names the argument and what to write"
+import gc, warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from diffusion_scratch import doctor, editing, guidance, likelihood, loss, noising, oracle
+from diffusion_scratch import sampling, schedule, solvers, training, transformer, unet
+from diffusion_scratch.data import ImageSet
+from diffusion_scratch.denoiser import V, Denoiser, clipped, eps_from_x0
+from diffusion_scratch.schedule import Schedule
+
+S = Schedule(schedule.cosine_betas(8))
+NET = unet.UNet(1, 4, (1,), 1, (), num_classes=10)
+D = Denoiser(NET, V)
+SHAPE = 2, 1, 4, 4
+X = torch.linspace(-1, 1, 32).view(SHAPE)
+GRAY = ((X + 1) * 127.5).round() / 127.5 - 1
+EPS_ = torch.ones_like(X)
+LEVEL = S.at(3, X)
+DATA = ImageSet(torch.arange(20 * 16, dtype=torch.int).remainder(256).to(torch.uint8)
+                .view(20, 1, 4, 4), torch.arange(20) % 10)
+STATE = training.TrainState(D)
+LR = training.warmup_constant(1e-3, 0)
+
+
+class Own(nn.Module):
+    "A network with a table of labels, of as many rows as it is given; row -1 may be any"
+    def __init__(self, rows=10, start=None):
+        super().__init__()
+        self.label, self.out = nn.Embedding(rows, 16), nn.Linear(16, 16)
+        if start is not None: nn.init.constant_(self.out.weight, start)
+    def row(self, y): return self.label(y)
+    def forward(self, x, t, y): return x + self.out(self.row(y)).view(x.shape)
+
+class Wraps(Own):
+    def row(self, y): return self.label.weight[y]
+
+class NoLabels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+    def forward(self, x, t): return x * self.weight / t[:, None, None, None]
+
+
+def sample(*args, **options):
+    return sampling.sample(*args, **dict(seed=0, progress=False) | options)
+
+def fit(state=STATE, plan=S, data=DATA, **options):
+    next(iter(training.fit(state, plan, data, **dict(steps=99, batch_size=4, lr=LR) | options)))
+
+def likelihood_of(f, x0=GRAY, **options): return f(D, S, x0, **dict(progress=False) | options)
+
+def level_losses(**options):
+    return doctor.loss_by_level(D, S, X, **dict(weight=loss.v_weight, times=[1]) | options)
+
+
+MISTAKES = {
+    # schedule
+    'Schedule(1000)': (lambda: Schedule(1000), 'betas = 1000|linear_betas(1000)'),
+    'Schedule("linear")': (lambda: Schedule('linear'), "betas = 'linear'|linear_betas()"),
+    'Schedule(linear_betas)': (lambda: Schedule(schedule.linear_betas), 'betas|linear_betas()'),
+    'beta above 1': (lambda: Schedule([0.1, 2., 0.1]), 'beta_2 = 2'),
+    'beta NaN': (lambda: Schedule([0.1, float('nan')]), 'beta_2 = nan'),
+    'no betas': (lambda: Schedule([]), 'betas|T >= 1'),
+    'T = 0': (lambda: schedule.linear_betas(0), 'T = 0'),
+    'T a float': (lambda: schedule.cosine_betas(10.5), 'T = 10.5|whole'),
+    'T a string': (lambda: schedule.sigmoid_betas('10'), "T = '10'|whole"),
+    'betas in place of T': (lambda: schedule.linear_betas(1e-4, 0.02), 'T = 0.0001|whole'),
+    'rescaled schedule': (lambda: schedule.zero_terminal_snr(S), 'betas|schedule.betas'),
+    'at: t a fraction': (lambda: S.at(0.5, X), 't must be whole numbers'),
+    'at: t too large': (lambda: S.at(9, X), 't = 9'),
+    'at: t none': (lambda: S.at(None, X), 't = None|whole'),
+    'at: t a string': (lambda: S.at('3', X), "t = '3'|whole"),
+    'at: a shape': (lambda: S.at(3, SHAPE), 'like|batch of images'),
+    'at: NumPy images': (lambda: S.at(3, X.numpy()), 'like|torch.from_numpy'),
+    'times(0)': (lambda: S.times(0), 'n = 0'),
+    'times(2.5)': (lambda: S.times(2.5), 'n = 2.5|whole'),
+    'times(100)': (lambda: S.times(100), 'n = 100|1..8'),
+    'spacing a string': (lambda: S.times(4, 'trailing'), "spacing = 'trailing'|leading"),
+    'is_close to betas': (lambda: S.is_close(S.betas), 'Schedule(betas)'),
+    # noising
+    'q_sample: level a number': (lambda: noising.q_sample(X, 3, EPS_), 'level = 3|schedule.at'),
+    'q_sample: level a tensor of t': (lambda: noising.q_sample(X, torch.tensor([3, 3]), EPS_),
+                                      'level|schedule.at'),
+    'q_sample: a schedule': (lambda: noising.q_sample(X, S, EPS_), 'level|Schedule|schedule.at'),
+    'q_sample: noise before level': (lambda: noising.q_sample(X, EPS_, LEVEL), 'eps|Level'),
+    'q_sample: bytes': (lambda: noising.q_sample(DATA.images[:2], LEVEL, EPS_), 'uint8|to_float'),
+    'q_sample: NumPy': (lambda: noising.q_sample(X.numpy(), LEVEL, EPS_), 'x0|torch.from_numpy'),
+    'q_sample: one device each': (lambda: noising.q_sample(X, LEVEL, EPS_.to('meta')),
+                                  'x0|cpu|eps|meta|.to('),
+    'q_step: numbers': (lambda: noising.q_step(X, 3, 2, EPS_), 'level = 3|schedule.at'),
+    'q_posterior: s above t': (lambda: noising.q_posterior(X, X, S.at(2, X), LEVEL), 's = 3|t = 2'),
+    'q_posterior: numbers': (lambda: noising.q_posterior(X, X, 3, 2), 'level = 3|schedule.at'),
+    # denoiser
+    'Denoiser(net, "v")': (lambda: Denoiser(NET, 'v'), "parameterization = 'v'|EPS|V"),
+    'Denoiser(V, net)': (lambda: Denoiser(V, NET), 'net = V|Denoiser(net, V)'),
+    'Denoiser(UNet)': (lambda: Denoiser(unet.UNet), 'net|UNet|brackets'),
+    'Denoiser of a file': (lambda: Denoiser('model.pt'), "net = 'model.pt'|load"),
+    'Denoiser twice': (lambda: Denoiser(D), 'net|already a Denoiser'),
+    'denoiser: level a number': (lambda: D(X, 3), 'level = 3|schedule.at'),
+    'denoiser: level a tensor': (lambda: D(X, torch.tensor([3, 3])), 'level|schedule.at'),
+    'denoiser: arguments swapped': (lambda: D(LEVEL, X), 'x_t|Level'),
+    'denoiser: one label': (lambda: D(X, LEVEL, 3), 'y = 3|torch.tensor'),
+    'denoiser: labels in a list': (lambda: D(X, LEVEL, [3, 4]), 'y = [3, 4]|torch.tensor'),
+    'denoiser: a label for one': (lambda: D(X, LEVEL, torch.tensor([3])), 'y|one label'),
+    'denoiser: a label too large': (lambda: D(X, LEVEL, torch.tensor([3, 10])), '10|0..9'),
+    'denoiser: t = 0': (lambda: D(X, S.at(0, X)), 't = 0'),
+    'denoiser: channels last': (lambda: D(X.permute(0, 2, 3, 1), LEVEL), '(2, 4, 4, 1)|(B,1,H,W)'),
+    'clipped(net)': (lambda: clipped(NET)(X, LEVEL), 'Denoiser(net'),
+    'clipped("file")': (lambda: clipped('model.pt'), "denoiser = 'model.pt'|Denoiser(net"),
+    'eps from a number': (lambda: eps_from_x0(X, X, 3), 'level = 3|schedule.at'),
+    # networks
+    'UNet of a shape': (lambda: unet.UNet((1, 28, 28)), 'in_channels = (1, 28, 28)|whole'),
+    'UNet: one multiplier': (lambda: unet.UNet(multipliers=2), 'multipliers = 2|(1, 2)'),
+    'UNet: attention a number': (lambda: unet.UNet(attention=1), 'attention = 1|(1,)'),
+    'UNet: a float': (lambda: unet.UNet(channels=64.), 'channels = 64.0|whole'),
+    'UNet: a string': (lambda: unet.UNet(channels='64'), "channels = '64'|whole"),
+    'UNet: no classes': (lambda: unet.UNet(num_classes=None), 'num_classes = None|whole'),
+    'UNet: dropout a string': (lambda: unet.UNet(dropout='0.1'), "dropout = '0.1'|number"),
+    'UNet: channels odd': (lambda: unet.UNet(channels=30), 'channels = 30|multiple of 4'),
+    'net(x, 3)': (lambda: NET(X, 3), 't = 3|torch.tensor'),
+    'net(x, level)': (lambda: NET(X, LEVEL), 't|Level|Denoiser(net'),
+    'net(x, t, 3)': (lambda: NET(X, LEVEL.t, 3), 'y = 3|torch.tensor'),
+    'net of NumPy': (lambda: NET(X.numpy(), LEVEL.t), 'x|torch.from_numpy'),
+    'net of bytes': (lambda: NET(DATA.images[:2], LEVEL.t), 'uint8|[-1, 1]'),
+    'timestep_embedding(3)': (lambda: unet.timestep_embedding(3, 32), 't = 3|torch.tensor'),
+    'DiT: a float': (lambda: transformer.DiT(width=64.), 'width = 64.0|whole'),
+    'DiT: a string': (lambda: transformer.DiT(patch='2'), "patch = '2'|whole"),
+    'DiT: no classes': (lambda: transformer.DiT(num_classes=None), 'num_classes = None|whole'),
+    # oracle
+    'MixtureOracle of a set': (lambda: oracle.MixtureOracle(DATA), 'means|ImageSet|data[:][0]'),
+    'MixtureOracle of bytes': (lambda: oracle.MixtureOracle(DATA.images), 'means|uint8|to_float'),
+    'GaussianOracle of NumPy': (lambda: oracle.GaussianOracle(np.zeros(4), np.eye(4)),
+                                'mean|torch.from_numpy'),
+    'oracle: level a number': (lambda: oracle.MixtureOracle(X)(X, 3), 'level = 3|schedule.at'),
+    # loss
+    'loss: no schedule': (lambda: loss.diffusion_loss(D, X, S), 'schedule|Tensor'),
+    'loss: bare network': (lambda: loss.diffusion_loss(NET, S, X), 'Denoiser(net'),
+    'loss: bytes': (lambda: loss.diffusion_loss(D, S, DATA.images), 'uint8|to_float'),
+    'loss: a set': (lambda: loss.diffusion_loss(D, S, DATA), 'x0|ImageSet|data[:][0]'),
+    'loss: seed for generator': (lambda: loss.diffusion_loss(D, S, X, generator=0),
+                                 'generator = 0|torch.Generator().manual_seed(0)'),
+    'loss: weight a string': (lambda: loss.diffusion_loss(D, S, X, weight='uniform'),
+                              "weight = 'uniform'|uniform"),
+    'loss: weight a number': (lambda: loss.diffusion_loss(D, S, X, weight=1.),
+                              'weight = 1.0|uniform'),
+    'loss: min_snr': (lambda: loss.diffusion_loss(D, S, X, weight=loss.min_snr), 'min_snr()'),
+    'loss: vlb_weight': (lambda: loss.diffusion_loss(D, S, X, weight=loss.vlb_weight),
+                         'vlb_weight(schedule)'),
+    'loss: level a number': (lambda: loss.loss_at(D, X, 3, EPS_), 'level = 3|schedule.at'),
+    'vlb_terms: times a number': (lambda: loss.vlb_terms(D, S, X, times=5),
+                                  'times = 5|schedule.times(5)'),
+    'vlb_terms: a set': (lambda: loss.vlb_terms(D, S, DATA), 'x0|ImageSet|data[:][0]'),
+    'decoder_std: times a number': (lambda: loss.decoder_std(S, 5, X),
+                                    'times = 5|schedule.times(5)'),
+    # sampling
+    'sample: times a number': (lambda: sample(D, S, SHAPE, times=5), 'times = 5|schedule.times(5)'),
+    'sample: times a spacing': (lambda: sample(D, S, SHAPE, times=schedule.trailing),
+                                'times|schedule.times(n)'),
+    'sample: times rise': (lambda: sample(D, S, SHAPE, times=[0, 4, 8]), 'down to 0|times(n)'),
+    'sample: times without 0': (lambda: sample(D, S, SHAPE, times=[8, 4]), 'down to 0|times(n)'),
+    'sample: times fractions': (lambda: sample(D, S, SHAPE, times=[8., 4., 0.]), 'whole numbers'),
+    'sample: step a class': (lambda: sample(D, S, SHAPE, step=solvers.ddim), 'step|ddim()'),
+    'sample: step a string': (lambda: sample(D, S, SHAPE, step='ddim'), "step = 'ddim'|ddim()"),
+    'sample: bare UNet': (lambda: sample(NET, S, SHAPE), 'Denoiser(net'),
+    'sample: bare network': (lambda: sample(NoLabels(), S, SHAPE), 'NoLabels|Denoiser(net'),
+    'sample: a function': (lambda: sample(lambda x, level, y: x, S, SHAPE), 'denoiser|nn.Module'),
+    'sample: a state': (lambda: sample(STATE, S, SHAPE), 'denoiser|TrainState|state.ema'),
+    'sample: schedule first': (lambda: sample(S, D, SHAPE), 'denoiser|Schedule'),
+    'sample: shape second': (lambda: sample(D, SHAPE, S), 'schedule|(2, 1, 4, 4)'),
+    'sample: a model and its plan': (lambda: sample((D, S), S, SHAPE), 'denoiser|tuple'),
+    'sample: shape a number': (lambda: sample(D, S, 16), 'shape = 16|(16, channels'),
+    'sample: shape without batch': (lambda: sample(D, S, (1, 4, 4)), '(1, 4, 4)|(B,1,H,W)'),
+    'sample: shape below 1': (lambda: sample(D, S, (2, 1, -4, 4)), 'shape|-4|at least 1'),
+    'sample: empty batch': (lambda: sample(D, S, (0, 1, 4, 4)), 'shape|no image'),
+    'sample: shape fractions': (lambda: sample(D, S, (2, 1, 4., 4)), 'shape|whole'),
+    'sample: x_T elsewhere': (lambda: sample(D, S, SHAPE, x_T=X.to('meta')), 'x_T|meta|cpu|.to('),
+    'sample: x_T of bytes': (lambda: sample(D, S, SHAPE, x_T=DATA.images[:2]), 'x_T|float'),
+    'sample: x_T with NaN': (lambda: sample(D, S, SHAPE, x_T=X / 0), 'x_T|not finite'),
+    'sample: x_T a seed': (lambda: sample(D, S, SHAPE, x_T=5), 'x_T = 5|seed=5'),
+    'sample: x_T of another shape': (lambda: sample(D, S, SHAPE, x_T=X[:1]), 'x_T|shape'),
+    'sample: one label': (lambda: sample(D, S, SHAPE, y=3), 'y = 3|torch.full((2,), 3)'),
+    'sample: names as labels': (lambda: sample(D, S, SHAPE, y=['cat', 'dog']), "y|'cat'|whole"),
+    'sample: too few labels': (lambda: sample(D, S, SHAPE, y=[3]), '1 labels y for 2'),
+    'sample: seed negative': (lambda: sample(D, S, SHAPE, seed=-1), 'seed = -1|0..2^64-1'),
+    'sample: seed a float': (lambda: sample(D, S, SHAPE, seed=1.5), 'seed = 1.5|whole'),
+    'sample: a generator': (lambda: sample(D, S, SHAPE, seed=torch.Generator()), 'seed|whole'),
+    'sample: first a float': (lambda: sample(D, S, SHAPE, first=0.5), 'first = 0.5|whole'),
+    'sample: labels not taken': (lambda: sample(Denoiser(NoLabels()), S, SHAPE, y=[1, 2]),
+                                 'NoLabels takes no labels'),
+    'sample: labels needed': (lambda: sample(Denoiser(Own()), S, SHAPE), 'Own|y|null_label_last'),
+    'ancestral("large")': (lambda: sampling.ancestral('large'), "variance = 'large'|fixed_large"),
+    'ancestral of a number': (lambda: sampling.ancestral(0.), 'variance = 0.0|fixed_large'),
+    # solvers
+    'ddim("0")': (lambda: solvers.ddim('0'), "eta = '0'|0..1"),
+    'ddim(2)': (lambda: solvers.ddim(2), 'eta = 2|0..1'),
+    'dpm_solver_pp("2M")': (lambda: solvers.dpm_solver_pp('2M'), "eta = '2M'|0..1"),
+    'heun(5)': (lambda: solvers.heun(5), 'rule = 5|trapezoid'),
+    'heun("trapezoid")': (lambda: solvers.heun('trapezoid'), "rule = 'trapezoid'|exponential"),
+    # training
+    'TrainState(net)': (lambda: training.TrainState(NET), 'UNet|Denoiser(net'),
+    'TrainState: ema a string': (lambda: training.TrainState(D, ema='0.9'), "ema = '0.9'|[0, 1)"),
+    'fit: a rate': (lambda: fit(lr=1e-3), 'lr = 0.001|warmup_constant(0.001, 0)'),
+    'fit: an optimizer': (lambda: fit(lr=STATE.optimizer), 'lr|warmup_constant'),
+    'fit: a subset': (lambda: fit(data=Subset(DATA, [0, 1])), 'data|Subset|image_set('),
+    'fit: a loader': (lambda: fit(data=DataLoader(DATA)), 'data|DataLoader|image_set('),
+    'fit: a tensor': (lambda: fit(data=X), 'data|Tensor|image_set('),
+    'fit: a denoiser': (lambda: fit(D), 'state|Denoiser|TrainState(denoiser)'),
+    'fit: arguments swapped': (lambda: fit(S, STATE), 'state|Schedule'),
+    'fit: data before schedule': (lambda: fit(STATE, DATA, S), 'schedule|ImageSet'),
+    'fit: betas': (lambda: fit(STATE, S.betas), 'schedule|Schedule(betas)'),
+    'fit: steps a float': (lambda: fit(steps=1e4), 'steps = 10000.0|whole'),
+    'fit: batch a float': (lambda: fit(batch_size=4.), 'batch_size = 4.0|whole'),
+    'fit: batch too large': (lambda: fit(batch_size=21), 'batch_size = 21|1..20'),
+    'fit: batch 0': (lambda: fit(batch_size=0), 'batch_size = 0'),
+    'fit: goes': (lambda: fit(accumulate=3), 'batch_size = 4|multiple of 3'),
+    'fit: goes a float': (lambda: fit(accumulate=2.), 'accumulate = 2.0|whole'),
+    'fit: seed negative': (lambda: fit(seed=-1), 'seed = -1'),
+    'fit: seed none': (lambda: fit(seed=None), 'seed = None|whole'),
+    'fit: a generator': (lambda: fit(seed=torch.Generator()), 'seed|whole'),
+    'fit: dropout in percent': (lambda: fit(label_dropout=10), 'label_dropout = 10|0..1'),
+    'fit: dropout a string': (lambda: fit(label_dropout='0.1'), "label_dropout = '0.1'|0..1"),
+    'fit: clip none': (lambda: fit(clip=None), 'clip = None|math.inf'),
+    'fit: explode none': (lambda: fit(explode=None), 'explode = None|math.inf'),
+    'fit: weight a string': (lambda: fit(weight='min_snr'), "weight = 'min_snr'|uniform"),
+    'fit: labels not taken': (lambda: fit(training.TrainState(Denoiser(NoLabels()))),
+                              'NoLabels|takes no labels|ImageSet(data.images)'),
+    'fit: labels of a UNet without': (lambda: fit(training.TrainState(Denoiser(
+        unet.UNet(1, 4, (1,), 1, ())))), 'num_classes=0|num_classes=10'),
+    'fit: no row for no label': (lambda: fit(training.TrainState(Denoiser(Own(10)))),
+                                 'Own|-1|null_label_last'),
+    'fit: last class for no label': (lambda: fit(training.TrainState(Denoiser(Wraps(10)))),
+                                     'Wraps|-1|9|null_label_last'),
+    'fit: the same, from zero': (lambda: fit(training.TrainState(Denoiser(Wraps(10, start=0.)))),
+                                 'Wraps|-1|9|null_label_last'),
+    # guidance
+    'guided: scale a string': (lambda: guidance.guided(D, [3, 4], '2'), "scale = '2'|number"),
+    'guided: two scales': (lambda: guidance.guided(D, [3, 4], torch.ones(2)), 'scale|number'),
+    'guided: scale first': (lambda: guidance.guided(D, 2., [3, 4]), 'y|one label for each'),
+    'guided: names': (lambda: guidance.guided(D, ['cat'], 2.), "y|'cat'|whole"),
+    'guided: one label': (lambda: guidance.guided(D, 3, 2.), 'y|one label for each'),
+    'guided: bare network': (lambda: sample(guidance.guided(NET, [3, 4], 2.), S, SHAPE),
+                             'Denoiser(net'),
+    'guided: y twice': (lambda: sample(guidance.guided(D, [3, 4], 2.), S, SHAPE, y=[3, 4]),
+                        'holds its labels'),
+    'guided: no row for no label': (lambda: sample(guidance.guided(Denoiser(Own(10)), [3, 4], 2.),
+                                                   S, SHAPE), 'Own|null_label_last'),
+    'drop_labels: p in percent': (lambda: guidance.drop_labels(DATA.labels, 10), 'p = 10|0..1'),
+    'drop_labels: a seed': (lambda: guidance.drop_labels(DATA.labels, 0.1, 0),
+                            'generator = 0|torch.Generator()'),
+    'null_label_last: no classes': (lambda: guidance.null_label_last(NET, 0), 'num_classes = 0'),
+    # editing
+    'inpaint: mask a float': (lambda: editing.inpaint(D, X, (X > 0).float()), 'mask|torch.bool'),
+    'inpaint: mask of bytes': (lambda: editing.inpaint(D, X, (X > 0).byte()), 'mask|torch.bool'),
+    'inpaint: known outside': (lambda: editing.inpaint(D, 2 * X, X < 9), '[-1, 1]'),
+    'inpaint: known NaN': (lambda: editing.inpaint(D, X / 0, X < 9), '[-1, 1]'),
+    'inpaint: known of bytes': (lambda: editing.inpaint(D, DATA.images, X < 9), 'known|to_float'),
+    'inpaint: mask first': (lambda: editing.inpaint(D, X > 0, X), 'known|bool'),
+    'inpaint: bare network': (lambda: sample(editing.inpaint(NET, X, X > 0), S, SHAPE),
+                              'Denoiser(net'),
+    'edited(5)': (lambda: editing.edited(D, 5), 'change = 5|function'),
+    'resampled: a number': (lambda: editing.resampled(5, 1, 2), 'times = 5|schedule.times(5)'),
+    'resampled: jump a float': (lambda: editing.resampled(S.times(4), 1.5, 2), 'jump = 1.5|whole'),
+    'steered: no function': (lambda: editing.steered(D, 5, 1.), 'loss = 5'),
+    'steered: scale a string': (lambda: editing.steered(D, torch.norm, '1'), "scale = '1'|number"),
+    'steered: two scales': (lambda: editing.steered(D, torch.norm, torch.ones(2)), 'scale|number'),
+    'steered: least a string': (lambda: editing.steered(D, torch.norm, 1., least='0'),
+                                "least = '0'|0..1"),
+    'pooled(2.)': (lambda: editing.pooled(2.), 'k = 2.0|whole'),
+    'pooled(0)': (lambda: editing.pooled(0), 'k = 0'),
+    'gray("rgb")': (lambda: editing.gray('rgb'), "weights = 'rgb'|numbers"),
+    'consistent: view a function': (lambda: editing.consistent(D, X, editing.pooled),
+                                    'view|pooled(k)'),
+    'invert: times a number': (lambda: editing.invert(D, S, X, 5), 'times = 5|schedule.times(5)'),
+    'invert: a class': (lambda: editing.invert(D, S, X, S.times(4), step=solvers.ddim),
+                        'step|ddim()'),
+    'invert: bare network': (lambda: editing.invert(NET, S, X, S.times(4)), 'Denoiser(net'),
+    'invert: bytes': (lambda: editing.invert(D, S, DATA.images, S.times(4)), 'x0|to_float'),
+    'invert: images before schedule': (lambda: editing.invert(D, X, S, S.times(4)),
+                                       'schedule|Tensor'),
+    'interpolate: w a string': (lambda: editing.interpolate(X, EPS_, '0.5'), "w = '0.5'|number"),
+    'interpolate: NumPy': (lambda: editing.interpolate(X.numpy(), EPS_, 0.5), 'a|torch.from_numpy'),
+    # likelihood
+    'bound: a set': (lambda: likelihood_of(likelihood.bound, DATA), 'x0|ImageSet|data[:][0]'),
+    'bound: bytes': (lambda: likelihood_of(likelihood.bound, DATA.images), 'uint8|to_float'),
+    'bound: off the grid': (lambda: likelihood_of(likelihood.bound, GRAY * 0.99), 'density_nll'),
+    'bound: times a number': (lambda: likelihood_of(likelihood.bound, times=5),
+                              'times = 5|schedule.times(5)'),
+    'bound: draws a float': (lambda: likelihood_of(likelihood.bound, draws=2.),
+                             'draws = 2.0|whole'),
+    'bound: posterior a string': (lambda: likelihood_of(likelihood.bound, posterior='large'),
+                                  "posterior = 'large'|fixed_large"),
+    'bound: decoder a string': (lambda: likelihood_of(likelihood.bound, decoder='density'),
+                                "decoder = 'density'|density_nll"),
+    'bound: batch a float': (lambda: likelihood_of(likelihood.bound, batch_size=2.),
+                             'batch_size = 2.0|whole'),
+    'bound: bare network': (lambda: likelihood.bound(NET, S, GRAY, progress=False), 'Denoiser(net'),
+    'bound: names': (lambda: likelihood_of(likelihood.bound, y=['a', 'b']), "y|'a'|whole"),
+    'flow: probes a class': (lambda: likelihood_of(likelihood.flow_bits,
+                                                   probes=likelihood.rademacher), 'rademacher()'),
+    'flow: probes a number': (lambda: likelihood_of(likelihood.flow_bits, probes=4),
+                              'probes = 4|rademacher(4)'),
+    'flow: width a string': (lambda: likelihood_of(likelihood.flow_bits, width='8bit'),
+                             "width = '8bit'|number"),
+    'flow: seed negative': (lambda: likelihood_of(likelihood.flow_bits, seed=-1), 'seed = -1'),
+    'rademacher(1.5)': (lambda: likelihood.rademacher(1.5), 'n = 1.5|whole'),
+    'rate_distortion: times': (lambda: likelihood_of(likelihood.rate_distortion, times=5),
+                               'times = 5|schedule.times(5)'),
+    # doctor
+    'diagnose: a loader': (lambda: doctor.diagnose(D, S, DataLoader(DATA), [1.],
+                                                   weight=loss.v_weight),
+                           'data|DataLoader|image_set('),
+    'diagnose: metrics': (lambda: doctor.diagnose(D, S, DATA, [training.Metrics(1, 0, *range(4))],
+                                                  weight=loss.v_weight), 'losses|m.loss'),
+    'diagnose: no schedule': (lambda: doctor.diagnose(D, DATA, S, [1.], weight=loss.v_weight),
+                              'schedule|ImageSet'),
+    'diagnose: weight a string': (lambda: doctor.diagnose(D, S, DATA, [1.], weight='v'),
+                                  "weight = 'v'|uniform"),
+    'loss_by_level: t = 0': (lambda: level_losses(times=[0]), 'times = [0]|1..8'),
+    'loss_by_level: times a number': (lambda: level_losses(times=5), 'times = 5|[5]'),
+    'loss_by_level: a float batch': (lambda: level_losses(batch_size=2.), 'batch_size = 2.0|whole'),
+    'loss_by_level: seed none': (lambda: level_losses(seed=None), 'seed = None|whole'),
+}
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_a_mistake_is_answered_with_what_to_write(mistake):
+    make, words = MISTAKES[mistake]
+    with pytest.raises((TypeError, ValueError)) as found: make()
+    said = str(found.value)
+    assert all(w in said for w in words.split('|')), said
+    assert len(said) < 320 and said.count('\n') < 2, said
+
+
+@pytest.mark.parametrize('same', [
+    lambda: (sample(D, S, SHAPE, y=[3, 8]), sample(D, S, SHAPE, y=torch.tensor([3, 8]))),
+    lambda: (sample(D, S, SHAPE, y=np.array([3, 8])), sample(D, S, SHAPE, y=torch.tensor([3, 8]))),
+    lambda: (sample(D, S, list(SHAPE)), sample(D, S, SHAPE)),
+    lambda: (sample(D, S, torch.Size(SHAPE)), sample(D, S, SHAPE)),
+    lambda: (sample(D, S, np.array(SHAPE)), sample(D, S, SHAPE)),
+    lambda: (sample(D, S, SHAPE, x_T=X.numpy()), sample(D, S, SHAPE, x_T=X)),
+    lambda: (sample(D, S, SHAPE, x_T=X.double()).float(), sample(D, S, SHAPE, x_T=X)),
+    lambda: (sample(D, S, SHAPE, times=torch.tensor([8, 4, 0])),
+             sample(D, S, SHAPE, times=[8, 4, 0])),
+    lambda: (sample(D, S, SHAPE, seed=np.int64(3)), sample(D, S, SHAPE, seed=3)),
+    lambda: (guidance.guided(D, np.array([3, 8]), np.float32(2))(X, LEVEL).x0,
+             guidance.guided(D, torch.tensor([3, 8]), torch.tensor(2.))(X, LEVEL).x0),
+    lambda: (Schedule(schedule.cosine_betas(np.int64(8))).betas, S.betas),
+    lambda: (Schedule(S.betas.numpy()).betas, S.betas),
+    lambda: (likelihood_of(likelihood.bound, y=[3, 8], seed=0).each,
+             likelihood_of(likelihood.bound, y=torch.tensor([3, 8]), seed=0).each),
+], ids=range(13))
+def test_what_means_the_same_gives_the_same(same):
+    a, b = same()
+    torch.testing.assert_close(a, b)
+
+
+def test_a_network_of_numpy_numbers_keeps_plain_ones():
+    one = np.int64(1)
+    net = unet.UNet(one, np.int64(4), np.array([1]), one, [], num_classes=np.int32(3))
+    assert all(type(v) in (int, float, tuple) for v in net.config.values())
+    assert type(net.config['multipliers'][0]) is int
+
+
+def test_training_that_nobody_iterates_is_said():
+    state = training.TrainState(D)
+    with pytest.warns(RuntimeWarning, match=r'nothing was trained.*for .* in fit\('):
+        training.fit(state, S, DATA, steps=2, batch_size=4, lr=LR)
+        gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for _ in training.fit(state, S, DATA, steps=2, batch_size=4, lr=LR): break
+        gc.collect()
+    assert state.step == 1
+
+
+@pytest.mark.parametrize('table', [Own, Wraps])
+def test_a_table_with_a_last_row_for_no_label_trains_and_guides(table):
+    "Row K stands for no label: it is taken for -1 and where no labels are given, and it learns"
+    net = guidance.null_label_last(table(11), 10)
+    x, t = torch.zeros(3, 1, 4, 4), torch.tensor([1, 1, 1])
+    net_of = lambda y: net.net(x, t, torch.tensor(y))
+    assert torch.equal(net(x, t, torch.tensor([3, -1, 9])), net_of([3, 10, 9]))
+    assert torch.equal(net(x, t), net_of([10, 10, 10]))
+    before = net.net.label.weight.detach().clone()
+    state = training.TrainState(Denoiser(net, V))
+    for _ in training.fit(state, S, DATA, steps=1, batch_size=20, lr=LR, label_dropout=1.): pass
+    moved = (net.net.label.weight != before).any(1)
+    assert moved[10] and not moved[:10].any()
+    assert sample(guidance.guided(state.ema, [3, 8], 2.), S, SHAPE).isfinite().all()
+
+
+def test_a_network_of_ones_own_that_knows_no_label_is_taken():
+    class Shifted(Own):
+        def row(self, y): return self.label(y + 1)
+    fit(training.TrainState(Denoiser(Shifted(11))))
+    fit(training.TrainState(Denoiser(Own(10))), label_dropout=0.)  # -1 is never passed
+    fit(training.TrainState(Denoiser(NoLabels())), data=ImageSet(DATA.images))
