@@ -97,6 +97,8 @@ class DataConfig(_Section):
     subfolders: bool = setting(False, 'of a folder: its subfolders are classes')
     corrupt: Literal['refuse', 'skip'] = setting(
         'refuse', 'of a folder: what to do with files that cannot be read')
+    max_pixels: _Positive | None = setting(
+        None, 'of a file of a folder, at most; null allows about 179 million')
 
 # %% ../nbs/21_config.ipynb #efd6983d
 class ScheduleConfig(_Section):
@@ -312,7 +314,7 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.model == 'unet' and c.model_args:
         yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
                'are in network; allowed: nothing')
-    of_folders = ['size', 'channels', 'subfolders', 'corrupt']
+    of_folders = ['size', 'channels', 'subfolders', 'corrupt', 'max_pixels']
     unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
     for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
@@ -561,7 +563,7 @@ def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
     if c.name == 'mnist_mini': return datasets.mnist_mini()
     if c.name == 'folder':
         return datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders,
-                                     corrupt=c.corrupt, cache=cache)
+                                     corrupt=c.corrupt, cache=cache, max_pixels=c.max_pixels)
     # a folder that a config names is read, never written
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
 

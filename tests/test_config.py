@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from diffusion_scratch import config as module
 from diffusion_scratch.config import (Config, ConfigError, dump_config, load_config, make_data,
                                       make_denoiser, make_fit_options, make_schedule, parse_config)
@@ -422,3 +423,10 @@ def test_more_judged_images_than_memory_holds_are_refused(monkeypatch):
     monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
     with pytest.raises(ConfigError, match='judge: 1000000000 is not allowed.*allowed: at most'):
         make_data(small(f'judge={10**9}'))
+
+def test_a_folder_of_larger_pictures_than_allowed_is_refused(tmp_path):
+    Image.new('L', (40, 50)).save(tmp_path/'large.png')
+    words = ['data.name=folder', f'data.root={tmp_path}', 'data.size=8']
+    assert len(make_data(parse_config({}, [*words, 'data.max_pixels=2000']))) == 1
+    with pytest.raises(ValueError, match='large.png.*max_pixels'):
+        make_data(parse_config({}, [*words, 'data.max_pixels=900']))
