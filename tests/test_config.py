@@ -426,7 +426,7 @@ def test_more_judged_images_than_memory_holds_are_refused(monkeypatch):
 
 def test_a_folder_of_larger_pictures_than_allowed_is_refused(tmp_path):
     Image.new('L', (40, 50)).save(tmp_path/'large.png')
-    words = ['data.name=folder', f'data.root={tmp_path}', 'data.size=8']
+    words = ['data.name=folder', f'data.root={tmp_path}', 'data.size=8', 'training.batch_size=1']
     assert len(make_data(parse_config({}, [*words, 'data.max_pixels=2000']))) == 1
     with pytest.raises(ValueError, match='large.png.*max_pixels'):
         make_data(parse_config({}, [*words, 'data.max_pixels=900']))
