@@ -69,12 +69,16 @@ def check_tensor(**values):
 
 def check_level(**levels: Level):
     "Refuse a timestep in the place of a level"
-    check_kind(Level, 'give a Level, the one of timestep t, schedule.at(t, images)', **levels)
+    for name, level in levels.items():
+        if not (hasattr(level, 't') and hasattr(level, 'signal')):
+            raise TypeError(f'{name} = {brief(level)}: give a Level, the one of timestep t, '
+                            'schedule.at(t, images)')
 
 def check_schedule(schedule: Schedule):
     "Refuse what is no schedule"
-    check_kind(Schedule, 'give a Schedule, such as Schedule(betas), after the denoiser or state',
-               schedule=schedule)
+    if not (hasattr(schedule, 'alpha_bar') and hasattr(schedule, 'at')):
+        raise TypeError(f'schedule = {brief(schedule)}: give a Schedule, such as Schedule(betas), '
+                        'after the denoiser or state')
 
 def check_generator(generator: torch.Generator | None):
     "Refuse a seed in the place of a generator"
