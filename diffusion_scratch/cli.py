@@ -166,6 +166,9 @@ def _model_name(text: str) -> str:
 # %% ../nbs/26_cli.ipynb #d5f1a0c2
 #| code-fold: true
 #| code-summary: "Plumbing: options and help of diffusion-train"
+_OWN = dict(dest='network', metavar='MODULE:CLASS',
+            help='the network of your own that the model asks for: only code that you name is run')
+
 def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
     "A config with changes to it, or a run to diagnose"
     p = _make_parser(
@@ -226,9 +229,6 @@ _MODEL = ('a run folder or checkpoint, a folder that diffusion-export wrote or o
 _RAW = 'the weights of the last step in place of their average'
 _SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: chapter 10'
 _DEVICE = 'auto, cpu, cuda, mps (default auto)'
-
-_OWN = dict(dest='network', metavar='MODULE:CLASS',
-            help='the network of your own that the model asks for: only code that you name is run')
 
 class KeepOptionName(argparse.Action):
     "Keeps a value, and which name of its option was typed"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from .denoiser import Prediction, as_labels, check_denoiser, evaluating
 from .sampling import Solver, check_solver, levels_between, rows_of
-from .schedule import Level, Schedule, cast_like, check_kind, check_number
+from .schedule import Level, Schedule, cast_like, check_number
 from .schedule import check_schedule, check_tensor, check_whole, brief
 from .solvers import ddim
 
@@ -69,7 +69,9 @@ def check_fits(known: Tensor, x: Tensor, what: str='the images are'):
 
 def check_view(known: Tensor, view: View):
     "Refuse what no image can look like"
-    check_kind(View, 'give a View, such as pooled(k) or gray(), with its brackets', view=view)
+    if not (hasattr(view, 'measure') and hasattr(view, 'lift')):
+        raise TypeError(f'view = {brief(view)}: give a View, such as pooled(k) or gray(), with its '
+                        'brackets')
     if not known.isfinite().all(): raise ValueError('some of what is known is not finite')
     off = view.measure(view.lift(known)) - known
     if off.abs().max() > 1e-3 * max(1, known.abs().max()):
