@@ -19,10 +19,10 @@ from .unet import UNet
 # %% auto #0
 __all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
            'bare_weights', 'named_as_in', 'push_file', 'push_names', 'push_to_disk', 'remove', 'atomic',
-           'with_checksum', 'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum', 'read_json',
-           'tensors_with_checksum', 'read_tensors', 'checkpoints', 'newest_checkpoint', 'prune_checkpoints',
-           'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network', 'check_same_network',
-           'check_loadable', 'check_resumable', 'resume', 'laid_out']
+           'with_checksum', 'fits_checksum', 'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum',
+           'read_json', 'tensors_with_checksum', 'read_tensors', 'checkpoints', 'newest_checkpoint',
+           'prune_checkpoints', 'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network',
+           'check_same_network', 'check_loadable', 'check_resumable', 'resume', 'laid_out']
 
 # %% ../nbs/20_checkpoint.ipynb #534a1a5f
 def checkpoint_tensors(state, # a TrainState
@@ -154,6 +154,11 @@ def with_checksum(blob: bytes) -> bytes:
     checksum = hashlib.sha256(blob).hexdigest()
     return blob.replace(NO_SUM.encode(), checksum.encode(), 1)
 
+def fits_checksum(blob: bytes, checksum) -> bool:
+    "Is this the checksum in a file that `with_checksum` made?"
+    unsigned = blob.replace(str(checksum).encode(), NO_SUM.encode(), 1)
+    return hashlib.sha256(unsigned).hexdigest() == checksum
+
 # %% ../nbs/20_checkpoint.ipynb #cd975c79
 #| code-fold: true
 #| code-summary: "Plumbing: files that are read whole or refused"
@@ -166,8 +171,7 @@ def read_header(file: Path) -> tuple[dict, bytes]:
         if not {'step', 'parameterization', 'network', 'about', 'sha256'} <= set(meta):
             raise ValueError('another program wrote it')
         checksum = meta.pop('sha256')
-        unsigned = blob.replace(checksum.encode(), NO_SUM.encode(), 1)
-        if hashlib.sha256(unsigned).hexdigest() != checksum:
+        if not fits_checksum(blob, checksum):
             raise ValueError('its checksum does not fit: it is cut or changed')
         return {k: json.loads(v) for k, v in meta.items()}, blob
     except (ValueError, KeyError, TypeError) as e:
@@ -207,8 +211,7 @@ def read_json(file: Path) -> dict:
         raise ValueError(f'{file} must hold keys and values, not {type(values).__name__}')
     checksum = values.pop('checksum', None)
     if checksum is None and not re.search(rb'"[^"]{8}": "[^"]{64}"\n}\n$', blob): return values
-    unsigned = blob.replace(str(checksum).encode(), NO_SUM.encode(), 1)
-    if hashlib.sha256(unsigned).hexdigest() != checksum:
+    if not fits_checksum(blob, checksum):
         raise ValueError(f'{file} is cut or changed: its checksum does not fit')
     return values
 
@@ -231,8 +234,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(f'{file} is not a whole safetensors file ({e})') from None
     checksum = facts.get('sha256')
     if checksum is None: return tensors
-    unsigned = blob.replace(checksum.encode(), NO_SUM.encode(), 1)
-    if hashlib.sha256(unsigned).hexdigest() != checksum:
+    if not fits_checksum(blob, checksum):
         raise ValueError(f'{file} is cut or changed: its checksum does not fit')
     return tensors
 

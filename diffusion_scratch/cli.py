@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from .config import Config, ConfigError, SamplingConfig, check_drawable
 from .config import checked_path, dump_config, in_words, load_config
-from .config import make_fit_options, make_section, memory_here, shown
+from .config import make_fit_options, make_section, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
-from .data import OBEYED, printable, read_image, to_float, upright_size
+from .data import OBEYED, memory_here, printable, read_image, to_float
+from .data import upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
 from .editing import inpaint, resampled

@@ -11,13 +11,12 @@ from functools import cache, partial, reduce
 from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Annotated, Any, Callable, Iterator, Literal
-import psutil
 import torch
 import yaml
 from pydantic import (
     BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator)
 from . import data as datasets
-from .data import DATA, ImageSet
+from .data import DATA, ImageSet, memory_here
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .loss import min_snr, uniform, v_weight, x0_weight
 from .schedule import (
@@ -28,7 +27,7 @@ from .unet import UNet
 # %% auto #0
 __all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
            'ConfigError', 'make_section', 'shown', 'in_words', 'Config', 'make_schedule', 'parse_config', 'load_config',
-           'dump_config', 'flat_config', 'make_data', 'memory_here', 'check_drawable', 'check_memory', 'make_denoiser',
+           'dump_config', 'flat_config', 'make_data', 'check_drawable', 'check_net_memory', 'make_denoiser',
            'import_named', 'in_a_line', 'make_fit_options']
 
 # %% ../nbs/21_config.ipynb #e210b3a5
@@ -593,14 +592,6 @@ def _check_judge(n: int, data: ImageSet):
 # %% ../nbs/21_config.ipynb #bef6f604
 #| code-fold: true
 #| code-summary: "Plumbing: what memory cannot hold is refused by arithmetic"
-def memory_here() -> int: # in bytes
-    "What this machine has, or what its container may use"
-    room = psutil.virtual_memory().total
-    for file in ('memory.max', 'memory/memory.limit_in_bytes'):
-        with suppress(OSError, ValueError):
-            room = min(room, int(Path('/sys/fs/cgroup', file).read_text()))
-    return room
-
 def check_drawable(key: str,       # or option, for the error
                    n: int,         # images
                    shape: tuple,   # of one (C,H,W)
@@ -612,7 +603,7 @@ def check_drawable(key: str,       # or option, for the error
         raise ConfigError(f'{key}: {n} is not allowed, for so many images of {shape} do not fit '
                           f'into {_gigabytes(room)} of memory; allowed: at most {room // each:,}')
 
-def check_memory(config: Config, data: ImageSet | None, make: Callable[[], torch.nn.Module]):
+def check_net_memory(config: Config, data: ImageSet | None, make: Callable[[], torch.nn.Module]):
     "Refuse a network or a batch that memory cannot hold: counted by a network without numbers"
     if data is None: return  # it is made to draw
     try:
@@ -675,7 +666,7 @@ def make_denoiser(config: Config,
         return UNet(data.shape[0], n.channels, n.multipliers, n.blocks, n.attention,
                     n.dropout, classes, n.unshuffle)
     own = config.model != 'unet'
-    check_memory(config, data, _network_class(config) if own else partial(unet, 0))
+    check_net_memory(config, data, _network_class(config) if own else partial(unet, 0))
     with torch.random.fork_rng(devices=[]):  # the caller's generator stays as it was
         torch.default_generator.manual_seed(config.seed)
         net = _own_network(config) if own else unet(data.num_classes)

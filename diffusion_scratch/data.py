@@ -24,8 +24,8 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
            'warn_if_never_negative', 'printable', 'in_markdown', 'mnist_mini', 'file_checksum', 'check_published',
            'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch', 'cover_box', 'cover', 'open_image',
-           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'check_memory', 'list_files', 'image_set',
-           'fingerprint', 'check_varied']
+           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'memory_here', 'check_memory', 'list_files',
+           'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -494,9 +494,17 @@ def _checked_shape(root: Path, size, channels: int, corrupt: str, max_pixels) ->
     check_memory(4 * H * W, f'size = {size}: one image')  # Pillow takes 4 bytes a pixel
     return channels, H, W
 
+def memory_here() -> int: # in bytes
+    "What this machine has, or what its container may use"
+    room = psutil.virtual_memory().total
+    for file in ('memory.max', 'memory/memory.limit_in_bytes'):
+        with suppress(OSError, ValueError):
+            room = min(room, int(Path('/sys/fs/cgroup', file).read_text()))
+    return room
+
 def check_memory(size: int, what: str, cure: str='give a smaller size'):
     "Refuse what needs more bytes than this machine has, before it is tried"
-    total = psutil.virtual_memory().total
+    total = memory_here()
     if size > total:
         raise ValueError(f'{what} needs more memory than the {total / 1e9:.3g} GB of this '
                          f'machine; {cure}')

@@ -7,13 +7,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.model_selection import cross_val_predict
-from .data import ImageSet, to_uint8
+from .data import ImageSet, memory_here, to_uint8
 
 # %% auto #0
 __all__ = ['Share', 'Reader', 'check_readable']
@@ -104,7 +103,7 @@ def check_readable(data: ImageSet, folds: int=5):
     if least < folds:
         raise ValueError(f'class {name} of {data.name} has {least} images, and a classifier that '
                          f'reads a part of them by the others needs {folds} of each class')
-    need, room = 5 * data.images.numel(), psutil.virtual_memory().total
+    need, room = 5 * data.images.numel(), memory_here()
     if need > room:
         raise ValueError(f'{len(data):,} images of {data.shape} need {need / 1e9:,.1f} GB as rows '
                          f'of pixels, and there are {room / 1e9:,.1f} GB of memory')

@@ -10,7 +10,6 @@ from datetime import datetime, timezone
 from numbers import Integral
 from pathlib import Path
 import numpy as np
-import psutil
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from .denoiser import clipped
 from .sampling import Solver, trajectory
 from .solvers import ddim
 from .data import (
-    DATA, ImageSet, fingerprint, in_markdown, printable, to_float, to_uint8)
+    DATA, ImageSet, fingerprint, in_markdown, memory_here, printable, to_float, to_uint8)
 from .pictures import grid
 from .guidance import guided
 from .checkpoint import (
@@ -140,7 +139,7 @@ def _claim(folder: Path, settings: dict):
 def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
                    shares: list[float] | None, guidance: float, seed: int, batch: int):
     "Refuse, before any work, numbers that nothing can be drawn with, or not kept in memory"
-    largest = psutil.virtual_memory().total // max(1, math.prod(shape))
+    largest = memory_here() // max(1, math.prod(shape))
     ranges = dict(n=(n, 1, largest), steps=(steps, 1, schedule.T), batch=(batch, 1, largest),
                   seed=(seed, 0, 2**63 - 1))
     for k, (v, least, most) in ranges.items():

@@ -24,7 +24,7 @@ import diffusion_scratch
 from .config import Config, ConfigError, SamplingConfig
 from .config import dump_config, flat_config, load_config, parse_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, fingerprint
+from .data import ImageSet, fingerprint, memory_here
 from .denoiser import Denoiser, clipped
 from .guidance import guided
 from .pictures import grid, loss_curve, save_animation, save_loss_curve
@@ -353,10 +353,11 @@ def kept_record(path: Path # a run folder, or a checkpoint
     "Config and sessions, as the newest checkpoint has them; nothing in those of older versions"
     return newest_checkpoint(path)[1]['about'].get('run', {})
 
-def run_config(path: Path # a run folder
+def run_config(path: Path,          # a run folder
+               kept: dict | None=None # its `kept_record`, where that was read already
               ) -> Config:
     "The config of a run that has a checkpoint; warns where config.yaml is not what was written"
-    kept = kept_record(path)
+    kept = kept_record(path) if kept is None else kept
     if not kept: return load_config(path/'config.yaml')  # of an older version
     config = made = parse_config(kept['config'])
     with suppress(OSError, ValueError, LookupError):
@@ -453,7 +454,7 @@ class RunFolder:
 
     def check_same_config(self):
         "Refuse a folder whose checkpoints were made with another config"
-        try: changed = _changed_keys(run_config(self.path), self.config)
+        try: changed = _changed_keys(run_config(self.path, self.kept), self.config)
         except ConfigError as e:
             raise ConfigError(f'run: {self.path} holds a checkpoint, but not the config it was '
                               f'made with ({e}); give another folder, run=...') from None
@@ -897,7 +898,7 @@ def _describe_busy(others: float, chosen: int) -> str:
 
 def _device_memory(device: torch.device) -> float:
     "In MB; infinite where it cannot be known"
-    if device.type == 'cpu': return psutil.virtual_memory().total / 2**20
+    if device.type == 'cpu': return memory_here() / 2**20
     if device.type != 'cuda': return math.inf
     return torch.cuda.get_device_properties(device).total_memory / 2**20
 
