@@ -99,7 +99,7 @@ def test_a_class_asked_of_mnist_is_drawn_by_its_sister(monkeypatch, tmp_path, ca
 
 @pytest.mark.parametrize('name', NAMES)
 def test_samples_are_nearer_to_digits_than_blurred_digits_are(name):
-    """Fréchet distance to mnist_mini of 500 samples (25 steps with noise, chapter 29's best for
+    """Fréchet distance to mnist_mini of 500 samples (25 steps with noise, chapter 30's best for
     so few), and of 500 digits averaged with neighbours one pixel down: readable, but not real"""
     eye, data = digit_classifier(), mnist_mini()
     real, own = eye(data.images).x, data.images[::10].int()
