@@ -65,7 +65,8 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
     _check_export(net, about.get('shape') or (), y)
     weights = to_diffusers(fold_label(weights_on_cpu(net, torch.float32), y))
     given = about.get('sampling', {})
-    sampling = SamplingConfig(**{k: given[k] for k in ('variance', 'clip') if k in given})
+    options = {k: given[k] for k in ('variance', 'clip') if k in given}
+    sampling = SamplingConfig(**options)
     scheduler = scheduler_config(denoiser, schedule, sampling)
     unet = dict(_class_name='UNet2DModel', sample_size=[*about['shape'][1:]])
     unet |= {k: values[0] for k, values in unet2d_values(**net.config).items()}
