@@ -323,7 +323,7 @@ def sample(denoiser: nn.Module,          # x_t, level, y -> Prediction
            times: list[int] | None=None, # T, ..., 0; every step if none
            x_T: Tensor | None=None,      # where to start (B,...); noise if none
            y: Tensor | None=None,        # labels (B,)
-           seed: int | None=None,        # image i depends on (seed, i) alone
+           seed: int | None=None,        # image i depends on (seed, i), up to rounding
            first: int=0,                 # number of the first image
            progress: bool=True           # show a progress bar
           ) -> Tensor:                   # images (B,...), in [-1, 1] if `clipped`
