@@ -130,7 +130,7 @@ class NoLabels(nn.Module):
 
 D, X, Y = Denoiser(Labelled(2), V), torch.zeros(2, 2), [0, 0]
 UNCLASSED = Denoiser(UNet(1, 8, (1,), 1, ()))
-TAKES_NONE = r'NoLabels takes no labels, as net\(x_t, t\): ask without y'
+TAKES_NONE = r'NoLabels takes no labels, as net\(x_t, t\): call it without y'
 def ask(d, x=X, *y): return d(x, SHORT.at(5, x), *y)
 
 @pytest.mark.parametrize('error, match, case', [
