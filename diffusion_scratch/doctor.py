@@ -18,7 +18,7 @@ from .loss import check_float_images, check_weight
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
-from .schedule import brief
+from .schedule import brief, check_variance_preserving
 
 # %% auto #0
 __all__ = ['MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend', 'trend',
@@ -632,6 +632,7 @@ def _pick(N: int, n: int, seed: int) -> Tensor:
 
 def _checked_losses(losses, n, steps_planned, schedule, data, weight) -> np.ndarray:
     check_schedule(schedule)
+    check_variance_preserving(schedule, 'diagnose', 'it reads the network as V too')
     check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
     check_weight(weight)
     check_whole(n=n)
