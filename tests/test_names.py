@@ -8,7 +8,7 @@ from conftest import gen, within
 from scipy.integrate import solve_ivp
 from torch import nn
 
-from diffusion_scratch.checkpoint import save_checkpoint
+from diffusion_scratch.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import EPS, V, VELOCITY, X0, Denoiser
 from diffusion_scratch.doctor import diagnose
@@ -18,7 +18,7 @@ from diffusion_scratch.loss import (loss_at, uniform, v_weight, velocity_weight,
                                     vlb_weight)
 from diffusion_scratch.noising import q_posterior, q_sample, q_step, transition
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
-from diffusion_scratch.pretrained import save
+from diffusion_scratch.pretrained import load, save
 from diffusion_scratch.report import generate
 from diffusion_scratch.sampling import ancestral, fixed_large, sample, trajectory
 from diffusion_scratch.schedule import Level, Schedule, linear_betas, log_snr, prior_std
@@ -171,6 +171,16 @@ def test_fit_trains_on_a_straight_line(one_thread):
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
     x = sample(state.ema, LINE, (2, 1, 8, 8), step=ddim(), times=LINE.times(5), progress=False)
     assert x.isfinite().all()
+
+
+def test_a_velocity_network_is_saved_and_loaded(tmp_path):
+    "With betas, so that there is a schedule to save"
+    net = UNet(1, 8, (1, 2), 1, ())
+    again, schedule = load(save(Denoiser(net, VELOCITY), VP, tmp_path/'model'))
+    assert again.parameterization is VELOCITY and schedule.is_close(VP)
+    save_checkpoint(tmp_path/'a.safetensors', TrainState(Denoiser(net, VELOCITY)), VP)
+    again, schedule = load_checkpoint(tmp_path/'a.safetensors')
+    assert again.parameterization is VELOCITY and schedule.is_close(VP)
 
 
 # Refused
