@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .data import ImageSet
-from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction
+from .denoiser import EPS, V, X0, Denoiser, Prediction
 from .denoiser import as_labels, check_prediction_input, evaluating
 from .loss import check_float_images, check_weight
 from .noising import q_sample
@@ -385,7 +385,7 @@ def _misread(c: _Case, worse) -> list[str]:
     if not worse or not isinstance(c.denoiser, Denoiser): return []
     own, now = c.denoiser.parameterization, c.network.over()[0]
     found = {p: c.measure(Denoiser(c.denoiser.net, p)).over()[0]
-             for p in PARAMETERIZATIONS.values() if p is not own}
+             for p in (EPS, X0, V) if p is not own}
     best = min(found, key=found.get)
     if found[best] >= now / 2: return []
     return [f'Read as {best} instead of {own}, its loss would be {found[best]:.3g} '
