@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from .schedule import Level, cast_like, check_kind, check_level
 from .schedule import check_level_shape, check_tensor, brief
+from .schedule import check_variance_preserving
 
 # %% auto #0
-__all__ = ['EPS', 'X0', 'V', 'PARAMETERIZATIONS', 'check_prediction_input', 'labels_as_tensor', 'as_labels', 'second_argument',
-           'check_denoiser', 'check_network', 'check_signal_left', 'takes_arguments', 'first_weight', 'call_network',
-           'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction', 'Parameterization', 'v_from_x0_eps', 'x0_from_v',
-           'Denoiser', 'clipped']
+__all__ = ['EPS', 'X0', 'V', 'VELOCITY', 'PARAMETERIZATIONS', 'check_prediction_input', 'labels_as_tensor', 'as_labels',
+           'second_argument', 'check_denoiser', 'check_network', 'check_on_circle', 'check_signal_left',
+           'takes_arguments', 'first_weight', 'call_network', 'evaluating', 'x0_from_eps', 'eps_from_x0', 'Prediction',
+           'Parameterization', 'v_from_x0_eps', 'x0_from_v', 'x0_from_velocity', 'Denoiser', 'clipped']
 
 # %% ../nbs/03_denoiser.ipynb #101d2987
 #| code-fold: true
@@ -83,6 +84,11 @@ def check_network(net, parameterization: Parameterization):
         raise TypeError(f'net = {brief(net)}: {cure}')
     check_kind(Parameterization, 'give EPS, X0 or V, of diffusion_scratch.denoiser',
                parameterization=parameterization)
+
+def check_on_circle(level: Level):
+    "Refuse v where signal and noise are no cosine and sine"
+    check_level(level=level)
+    check_variance_preserving(level, 'v', 'predict X0 or VELOCITY')
 
 def check_signal_left(level: Level):
     "Refuse to compute x0 from eps where the signal is 0"
@@ -205,11 +211,13 @@ class Parameterization:
 # %% ../nbs/03_denoiser.ipynb #6e397cb7
 def v_from_x0_eps(x0: Tensor, eps: Tensor, level: Level) -> Tensor:
     "The velocity (eq-v; Salimans & Ho 2022, section 4)"
+    check_on_circle(level)
     signal, noise = cast_like(x0, level.signal, level.noise)
     return signal * eps - noise * x0
 
 def x0_from_v(x_t: Tensor, v: Tensor, level: Level) -> Tensor:
     "The image in x_t, given the velocity (eq-v-inverse)"
+    check_on_circle(level)
     signal, noise = cast_like(x_t, level.signal, level.noise)
     return signal * x_t - noise * v
 
@@ -226,7 +234,19 @@ V = Parameterization('v',      # eq-v, eq-v-inverse
     target=v_from_x0_eps,
     x0=x0_from_v)
 
-PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V)}
+# %% ../nbs/03_denoiser.ipynb #c5fd6e79
+def x0_from_velocity(x_t: Tensor, velocity: Tensor, level: Level) -> Tensor:
+    "The image in x_t, given the direction eps - x0 (eq-velocity-inverse)"
+    signal, noise, both = cast_like(
+        x_t, level.signal, level.noise, level.signal + level.noise
+    )
+    return (x_t - noise * velocity) / both
+
+VELOCITY = Parameterization('velocity',  # eq-velocity, eq-velocity-inverse
+    target=lambda x0, eps, level: eps - x0,
+    x0=x0_from_velocity)
+
+PARAMETERIZATIONS = {p.name: p for p in (EPS, X0, V, VELOCITY)}
 
 # %% ../nbs/03_denoiser.ipynb #f19ac5cb
 class Denoiser(nn.Module):

@@ -63,6 +63,7 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
     images (eq-fold). Raises TypeError, ValueError, FileExistsError or OSError"""
     net, folder, about = bare_network(denoiser), Path(folder).expanduser(), about or {}
     _check_export(net, about.get('shape') or (), y)
+    _check_predicts(denoiser)
     weights = to_diffusers(fold_label(weights_on_cpu(net, torch.float32), y))
     given = about.get('sampling', {})
     options = {k: given[k] for k in ('variance', 'clip') if k in given}
@@ -87,6 +88,12 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
 def _checksums(files: dict[str, bytes]) -> dict[str, str]:
     "The SHA-256 of each file by its name: diffusers ignores a key that begins with _"
     return {Path(k).name: hashlib.sha256(blob).hexdigest() for k, blob in files.items()}
+
+def _check_predicts(denoiser: Denoiser):
+    "Raise ValueError for a prediction that a DDPMScheduler cannot read"
+    if (name := denoiser.parameterization.name) in PREDICTION_TYPES.values(): return
+    raise ValueError(f'diffusers\' DDPMScheduler cannot read a prediction of {name}; allowed: '
+                     f'{", ".join(PREDICTION_TYPES.values())}')
 
 def _check_export(net: nn.Module, shape: tuple, y: int | None):
     "Raise ValueError for a network, a size or a label that a DDPMPipeline cannot have"

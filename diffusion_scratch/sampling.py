@@ -17,7 +17,8 @@ from .denoiser import Prediction, as_labels, check_denoiser, evaluating
 from .denoiser import first_weight
 from .noising import Gaussian, q_posterior, transition
 from .schedule import Level, Schedule, cast_like, check_callable, check_kind
-from .schedule import check_whole, brief, whole_times
+from .schedule import check_variance_preserving, check_whole, brief, prior_std
+from .schedule import whole_times
 
 # %% auto #0
 __all__ = ['check_walk', 'check_solver', 'walk_times', 'shape_of_batch', 'start_of_walk', 'check_variance', 'whole_seed',
@@ -105,13 +106,15 @@ def whole_seed(seed: int | None, first: int) -> int:
     if first < 0: raise ValueError(f'first = {first}, but images are numbered from 0')
     return seed
 
-# %% ../nbs/07_sampling.ipynb #642bed61
+# %% ../nbs/07_sampling.ipynb #84c66fdd
 #| code-fold: true
 #| code-summary: "Plumbing: the start of a trajectory, its number of frames, whether x was changed, levels and noise of several steps at once"
-def starting_point(denoiser: nn.Module, noise: Tensor, x_T: Tensor | None) -> Tensor:
-    "A copy of x_T, or else the noise where the network's weights are; in float32 at least"
+def starting_point(denoiser: nn.Module, schedule: Schedule, noise: Tensor, x_T: Tensor | None
+                  ) -> Tensor:
+    "A copy of x_T, or else the noise of T where the network's weights are; in float32 at least"
     if x_T is None:
         first = first_weight(denoiser)
+        noise = noise * prior_std(schedule)[-1]
         [x] = cast_like(getattr(*first) if first else noise, noise)
     else: [x] = cast_like(x_T, x_T.detach().clone())
     return x
@@ -152,6 +155,7 @@ def fixed_small(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
 def fixed_large(x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
     """The posterior with the variance of the forward step, but 0 at s = 0: right if
     the data were N(0, I) (eq-total-variance; Ho et al. 2020, section 3.2)"""
+    check_variance_preserving(t, 'fixed_large', 'give fixed_small')
     _, var = transition(t, s)
     std = var.sqrt() * (s.t > 0).view_as(var)
     return Gaussian(q_posterior(x0, x_t, t, s).mean, *cast_like(x_t, std))
@@ -297,7 +301,7 @@ def trajectory(denoiser: nn.Module,          # x_t, level, y -> Prediction
     "The reverse process, step by step (eq-coefficients; Ho et al. 2020, algorithm 2)"
     times, shape, x_T, y = check_walk(denoiser, schedule, shape, step, times, x_T, y)
     noise, evaluation = Noise(seed, shape[0], first), evaluating(denoiser)
-    x = starting_point(denoiser, noise.draw(shape[1:]), x_T)
+    x = starting_point(denoiser, schedule, noise.draw(shape[1:]), x_T)
     walk = steps_of_walk(step, schedule, times, x)
     z = draws(noise, shape[1:], n=sum(c.std != 0 for *_, c in walk))
     x0 = torch.zeros_like(x)

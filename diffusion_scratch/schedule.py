@@ -17,9 +17,10 @@ __all__ = ['brief', 'check_kind', 'check_callable', 'check_whole', 'check_number
            'check_betas', 'check_timesteps', 'check_number_of_steps', 'check_spacing', 'check_falling', 'check_length',
            'check_zero_terminal', 'cast_like', 'Level', 'trailing', 'leading', 'linspace', 'log_snr',
            'distinct_timesteps', 'Schedule', 'linear_betas', 'betas_from', 'cosine_betas', 'sigmoid_betas',
-           'zero_terminal_snr']
+           'zero_terminal_snr', 'has_betas', 'written_tables', 'table_as_tensor', 'check_tables',
+           'check_variance_preserving', 'refuse_missing', 'prior_std']
 
-# %% ../nbs/01_schedule.ipynb #a163064d
+# %% ../nbs/01_schedule.ipynb #521cdf3f
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def brief(value) -> str:
@@ -77,7 +78,7 @@ def check_level(**levels: Level):
 
 def check_schedule(schedule: Schedule):
     "Refuse what is not a schedule"
-    if not (hasattr(schedule, 'alpha_bar') and hasattr(schedule, 'at')):
+    if not (hasattr(schedule, 'signal') and hasattr(schedule, 'at')):
         raise TypeError(f'schedule = {brief(schedule)}: give a Schedule, such as Schedule(betas), '
                         'as the argument after the denoiser or state')
 
@@ -269,7 +270,7 @@ class Schedule:
         self.noise = (1 - self.alpha_bar).sqrt()
 
     @property
-    def T(self) -> int: return len(self.betas)
+    def T(self) -> int: return len(self.signal) - 1
 
     def at(self,
            t: Tensor | int,  # timesteps (B,) or one for all, 0..T
@@ -282,7 +283,10 @@ class Schedule:
         shape = (-1,) + (1,)*(like.ndim - 1)
         return Level(t, self.signal[t].view(shape), self.noise[t].view(shape))
 
+    def __getattr__(self, name: str): refuse_missing(self, name)
+
     def __repr__(self):
+        if not hasattr(self, 'betas'): return written_tables(self)
         return (f'Schedule(T={self.T}, beta {self.betas[0]:.3g}..{self.betas[-1]:.3g}, '
                 f'alpha_bar_T={self.alpha_bar[-1]:.3g})')
 
@@ -300,16 +304,18 @@ def times(self: Schedule,
     check_falling(times, n, self.T)
     return times
 
-# %% ../nbs/01_schedule.ipynb #d3fae9ba
+# %% ../nbs/01_schedule.ipynb #e0c65a7e
 @patch
 def is_close(self: Schedule,
              other: Schedule,
              rtol: float=1e-9  # of each beta
             ) -> bool:
-    "Are the betas the same, up to the rounding errors in which processors differ?"
+    "Are the betas, or the tables, the same up to rounding, in which processors differ?"
     check_kind(Schedule, 'give a Schedule, Schedule(betas)', other=other)
     if self.T != other.T: return False
-    return torch.allclose(self.betas, other.betas, rtol, atol=1e-15)
+    tables = ['betas'] if has_betas(self, other) else ['signal', 'noise']
+    pairs = ((getattr(self, name), getattr(other, name)) for name in tables)
+    return all(torch.allclose(a, b, rtol, atol=1e-15) for a, b in pairs)
 
 # %% ../nbs/01_schedule.ipynb #15ee5ed6
 def linear_betas(T: int = 1000,        # number of steps
@@ -360,3 +366,75 @@ def zero_terminal_snr(betas: Tensor  # (T,), T >= 2
     check_zero_terminal(len(signal) - 1)
     signal[1:] = (signal[1:] - signal[-1]) * signal[1] / (signal[1] - signal[-1])
     return betas_from(signal**2, max_beta=1.)
+
+# %% ../nbs/01_schedule.ipynb #b2fea86a
+#| code-fold: true
+#| code-summary: "Plumbing: schedules without betas"
+def has_betas(*schedules: Schedule) -> bool:
+    "Were they all made from betas, and not from tables?"
+    return all(hasattr(schedule, 'betas') for schedule in schedules)
+
+def written_tables(schedule: Schedule) -> str:
+    "A schedule from tables, as its repr shows it"
+    signal, noise = schedule.signal, schedule.noise
+    return (f'Schedule(T={schedule.T}, signal {signal[0]:.3g}..{signal[-1]:.3g}, '
+            f'noise {noise[0]:.3g}..{noise[-1]:.3g})')
+
+def table_as_tensor(values, name: str) -> Tensor:
+    "A table of signal or noise as a vector in float64; what cannot be one is refused"
+    try: table = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f'{name} = {brief(values)}: give a table of T + 1 numbers') from None
+    if table.ndim != 1 or len(table) < 2:
+        raise ValueError(f'{name} must be a vector (T + 1,) with T >= 1, not of shape '
+                         f'{tuple(table.shape)}')
+    return table
+
+def check_tables(signal: Tensor, noise: Tensor):
+    "Refuse tables that do not start at the data, or whose noise/signal does not rise"
+    if len(signal) != len(noise):
+        raise ValueError(f'signal has {len(signal)} entries and noise {len(noise)}; '
+                         'they must be equal')
+    if not (signal.isfinite() & noise.isfinite()).all():
+        raise ValueError('signal and noise must be finite')
+    if signal[0] != 1 or noise[0] != 0:
+        raise ValueError(f'the tables start with signal {signal[0]:.6g} and noise {noise[0]:.6g}; '
+                         'index 0 is the data, with signal 1 and noise 0')
+    if (bad := (signal[:-1] <= 0) | (signal[1:] < 0)).any():
+        t = int(bad.nonzero()[0]) + 1
+        raise ValueError(f'signal_{t} = {signal[t]:.6g}: signal must be above 0, and only the '
+                         'last may be exactly 0')
+    if (bad := (noise / signal).diff() <= 0).any():
+        t = int(bad.nonzero()[0]) + 1
+        raise ValueError(f'noise/signal does not rise from t = {t - 1} to t = {t}: a step of the '
+                         'forward process can only add noise')
+
+def check_variance_preserving(level: Level | Schedule, what: str, cure: str):
+    "Refuse levels, or a schedule, in which signal^2 + noise^2 is not 1"
+    total = level.signal**2 + level.noise**2
+    if not (off := (total - 1).abs() > 1e-5).any(): return
+    raise ValueError(f'{what} needs signal^2 + noise^2 = 1, as in Schedule(betas), not '
+                     f'{total[off].flatten()[0]:.3g}: {cure}')
+
+def refuse_missing(schedule: Schedule, name: str):
+    "Say why a schedule has no such attribute: one from tables has no betas and no alpha_bar"
+    if name not in ('betas', 'alpha_bar'): raise AttributeError(f'a Schedule has no {name}')
+    raise AttributeError(f'this schedule was made from tables of signal and noise and has no {name}'
+                         ': what saves, exports or compares betas needs a Schedule(betas)')
+
+# %% ../nbs/01_schedule.ipynb #4f41d689
+@patch(cls_method=True)
+def from_tables(cls: Schedule,
+                signal, # what the image is multiplied by, (T+1,), signal_0 = 1
+                noise   # what the noise is multiplied by, (T+1,), noise_0 = 0
+               ) -> Schedule:
+    "Any process x_t = signal * x0 + noise * eps (eq-jump), given by its levels"
+    self = cls.__new__(cls)
+    self.signal = table_as_tensor(signal, 'signal')
+    self.noise = table_as_tensor(noise, 'noise')
+    check_tables(self.signal, self.noise)
+    return self
+
+def prior_std(level: Level | Schedule) -> Tensor:
+    "The std of x_t if the data had variance 1; 1 in every Schedule(betas)"
+    return (level.signal**2 + level.noise**2).sqrt()

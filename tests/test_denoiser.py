@@ -5,7 +5,7 @@ import torch
 from conftest import gen, randn, within
 from torch import nn
 
-from diffusion_scratch.denoiser import (EPS, PARAMETERIZATIONS, V, X0, Denoiser, Parameterization,
+from diffusion_scratch.denoiser import (EPS, PARAMETERIZATIONS, V, VELOCITY, X0, Denoiser, Parameterization,
     Prediction, clipped, evaluating)
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import v_weight
@@ -132,7 +132,7 @@ def test_edm_predicts_v_of_scaled_data():
         within(p.x0(zero, one, level), out * one, 1e-9)
 
 def test_parameterizations_are_named_values():
-    assert PARAMETERIZATIONS == {'eps': EPS, 'x0': X0, 'v': V}
+    assert PARAMETERIZATIONS == {'eps': EPS, 'x0': X0, 'v': V, 'velocity': VELOCITY}
     assert [repr(p) for p in ALL] == ['EPS', 'X0', 'V']
     with pytest.raises(AttributeError, match='cannot assign'): V.name = 'eps'
 
