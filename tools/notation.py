@@ -35,7 +35,8 @@ ORDINARY = set(r"""
     odot oint oplus otimes parallel partial perp pm pmod Pr prime prod propto Rightarrow rightarrow
     setminus sim simeq sin sinh sqrt star subset subseteq sum sup tan tanh times tfrac dfrac binom
     to top uparrow downarrow varnothing emptyset vdots wedge xrightarrow bigoplus land lor det dim
-    left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle langle rangle
+    left right big Big bigg Bigg
+    bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle langle rangle
     lbrace rbrace lceil rceil lfloor rfloor lVert rVert lvert rvert Vert vert lbrack rbrack
     quad qquad textstyle displaystyle scriptstyle limits nolimits phantom hphantom vphantom
     underbrace overbrace underset overset stackrel boxed not colon hline displaylines substack mathstrut
