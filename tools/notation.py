@@ -35,15 +35,15 @@ ORDINARY = set(r"""
     odot oint oplus otimes parallel partial perp pm pmod Pr prime prod propto Rightarrow rightarrow
     setminus sim simeq sin sinh sqrt star subset subseteq sum sup tan tanh times tfrac dfrac binom
     to top uparrow downarrow varnothing emptyset vdots wedge xrightarrow bigoplus land lor det dim
-    left right big Big bigg Bigg
-    bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle langle rangle
+    left right big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr middle langle rangle
     lbrace rbrace lceil rceil lfloor rfloor lVert rVert lvert rvert Vert vert lbrack rbrack
     quad qquad textstyle displaystyle scriptstyle limits nolimits phantom hphantom vphantom
-    underbrace overbrace underset overset stackrel boxed not colon hline displaylines substack mathstrut
-    smash nonumber notag cases cfrac ast bullet triangleq cot sec csc ker deg coloneqq
+    underbrace overbrace underset overset stackrel boxed not colon hline displaylines substack
+    mathstrut smash nonumber notag cases cfrac ast bullet triangleq cot sec csc ker deg coloneqq
 """.split())
 ACCENTS = dict(hat='hat', widehat='hat', bar='bar', overline='bar', tilde='tilde',
-               widetilde='tilde', dot='dot', ddot='ddot', vec='vec', underline='underline', check='check')
+               widetilde='tilde', dot='dot', ddot='ddot', vec='vec', underline='underline',
+               check='check')
 FONTS = {'mathcal', 'mathbb', 'mathbf', 'boldsymbol', 'bm', 'mathfrak', 'mathscr', 'mathit'}
 ROMAN = {'mathrm', 'operatorname', 'mathsf', 'mathtt', 'textsf'}
 WORDS = {'text', 'textrm', 'textbf', 'textit', 'mbox', 'texttt'}
