@@ -3,8 +3,8 @@
     python tools/check.py
 
 That is the library, clean metadata, README.md and the map of chapters. And imports have cells of
-their own, so that a page can fold them away. The work is done in a copy: nothing here is changed, and the tree need be
-neither clean nor under git.
+their own, so that a page can fold them away. The work is done in a copy: nothing here is changed,
+and the tree need be neither clean nor under git.
 """
 import ast, json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
