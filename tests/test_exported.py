@@ -1,5 +1,5 @@
 "The tables of exports say what the code says, the map shows the imports, english.py finds phrases"
-import ast, importlib, json, re, sys
+import ast, functools, importlib, inspect, json, re, sys
 from pathlib import Path
 
 import pytest
@@ -92,9 +92,12 @@ def test_a_chapter_without_the_section_gets_one(tmp_path):
     ('`a | b` and x_t in <x>', r'`a \| b` and x_t in \<x>'), ('', '')])
 def test_first_sentence(text, says): assert exported.first_sentence(text) == says
 
+@functools.cache
+def the_book(): return exported.read(ROOT)
+
 def test_tables_list_all_that_a_module_exports():
     "The rows are the names of `__all__`, each with the parameters that Python sees"
-    for module in exported.read(ROOT).values():
+    for module in the_book().values():
         code = ast.parse((ROOT/'diffusion_scratch'/f'{module.name}.py').read_text())
         names = [ast.literal_eval(n.value) for n in code.body
                  if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == '__all__'][0]
@@ -102,9 +105,8 @@ def test_tables_list_all_that_a_module_exports():
 
 @pytest.mark.parametrize('name', ['schedule', 'sampling', 'solvers'])
 def test_signatures_are_those_of_python(name):
-    import inspect
     module = importlib.import_module(f'diffusion_scratch.{name}')
-    for e in exported.read(ROOT)[name].public:
+    for e in the_book()[name].public:
         here = getattr(module, e.name)
         if not callable(here) or not e.signature(): continue
         ours = re.sub(r'=[^,()]*(\([^()]*\))?|\*(?=,)', '', e.signature().split(' -> ')[0])
