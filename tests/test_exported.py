@@ -52,13 +52,13 @@ def test_rows_say_what_the_code_says(tmp_path):
     section = page(tmp_path)[-1]
     rows = [line for line in section.splitlines() if line.startswith('| `')]
     assert rows == [
-        '| `Level` | `(t, noise=1.0)`<br>`.snr`<br>`.over(rows=3, *, keep=True)`<br>'
+        '| `Level`<br>`(t, noise=1.0)`<br>`.snr`<br>`.over(rows=3, *, keep=True)`<br>'
         '`-> list[Tensor]`<br>`.at(t) -> Level` | A level | [-@eq-one], [-@eq-two] |',
-        '| `f` | `(x, y=2, *more, z=…, **options)`<br>`-> Tensor or None` | '
+        '| `f`<br>`(x, y=2, *more, z=…, **options)`<br>`-> Tensor or None` | '
         r'What `f` does: x\|y, \[0, 1\] (Ho et al. 2020) | [-@eq-one] |',
-        '| `HALF` | `0.5` | a half |  |']
+        '| `HALF`<br>`0.5` | a half |  |']
     assert section.endswith(
-        ': The module `one`. {#tbl-one-exports}\n\nA note.\n\n## Exercises\n\nOne.')
+        ': The module `one`. {#tbl-one-exports}\n\n:::\n\nA note.\n\n## Exercises\n\nOne.')
     assert exported.run(tmp_path) == []
 
 def test_tables_are_written_again_and_the_rest_is_kept(tmp_path):
@@ -71,8 +71,8 @@ def test_tables_are_written_again_and_the_rest_is_kept(tmp_path):
         section = page(tmp_path)[-1]
         assert 'gone' not in section and section.count('#tbl-') == 1
         first, second = section.split(': Our own words. {#tbl-one-exports}')
-        assert first.startswith('**Before**\n\n## What') and '`f` | `(x)` | Says |' in first
-        assert 'collapse' in second and '`check` | `(x)` | Refuse |' in second
+        assert first.startswith('**Before**\n\n## What') and '`f`<br>`(x)` | Says |' in first
+        assert 'collapse' in second and '`check`<br>`(x)` | Refuse |' in second
         assert second.endswith(':::\n\nAfter\n\n- a | b')
     notebook(tmp_path/'nbs'/'index.ipynb', ('markdown', 'We import `check`'))
     exported.run(tmp_path)
@@ -83,7 +83,7 @@ def test_a_chapter_without_the_section_gets_one(tmp_path):
     assert exported.run(tmp_path, write=False) == ['nbs/01_one.ipynb']
     assert len(page(tmp_path)) == 5
     exported.run(tmp_path)
-    assert '| `f` |' in page(tmp_path)[4] and page(tmp_path)[5] == '## Exercises'
+    assert '| `f`<br>' in page(tmp_path)[4] and page(tmp_path)[5] == '## Exercises'
 
 @pytest.mark.parametrize('text, says', [
     ('Says (eq-a; Ho et al. 2020, eq. 4)', 'Says (Ho et al. 2020, eq. 4)'),

@@ -19,9 +19,11 @@ import ledger, reading
 ROOT = Path(__file__).resolve().parent.parent
 WIDTH, DEFAULT, LONG = 40, 14, 160  # characters in a line of a signature, a default, a signature
 HEADING = '## What we exported'
-FOLD = '::: {.callout-note collapse="true"}\n## Plumbing: checks and helpers\n'
+TABLE, FOLD = '::: {.exports}\n', (
+    '::: {.callout-note .exports collapse="true"}\n## Plumbing: checks and helpers\n')
 # The generated part of the section: a table with its caption, and a folded one
-TABLES = re.compile(r'\n*(?:(?:^\|[^\n]*\n?)+(?:\s*^: [^\n]*\{#tbl-[\w-]+\}[ \t]*\n?)?)?'
+HAND_MADE = r'(?:^\|[^\n]*\n?)+(?:\s*^: [^\n]*\{#tbl-[\w-]+\}[ \t]*\n?)?'
+TABLES = re.compile(rf'\n*(?:{HAND_MADE}|^{TABLE}.*?^:::[ \t]*$\n?)?'
                     rf'(?:\s*^{re.escape(FOLD)}.*?^:::[ \t]*$\n?)?\n*', re.M | re.S)
 CAPTION = re.compile(r'^: [^\n]*\{#tbl-[\w-]+\}', re.M)
 EQUATION = r'eq-[a-zA-Z](?:[\w-]*\w)?'
@@ -238,11 +240,11 @@ def row(e: Exported, equations: dict[str, list[str]]) -> str:
         if use == 'then': parts.append(f'then {in_lines(uses.pop(0))}')
         else: parts.append(in_lines(use))
     refs = ', '.join(f'[-@{l}]' for l in labels)
-    return f'| `{e.name}` | {"<br>".join(parts)} | {first_sentence(e.text)} | {refs} |'
+    return f'| {"<br>".join([f"`{e.name}`", *parts])} | {first_sentence(e.text)} | {refs} |'
 
 
 def table(rows: list[str]) -> str:
-    return '\n'.join(['| name | signature | what it is | equation |', '| --- | --- | --- | --- |',
+    return '\n'.join(['| name and signature | what it is | equation |', '| --- | --- | --- |',
                       *rows]) + '\n'
 
 
@@ -251,7 +253,7 @@ def tables(module: Module, equations: dict, promoted: set[str], caption: str) ->
     first = [e for e in module.public if e.cell.kind == 'open' or e.name in promoted]
     second = [e for e in module.public if e not in first]
     if not first: first, second = second, []
-    text = table([row(e, equations) for e in first]) + f'\n{caption}\n'
+    text = f'{TABLE}\n{table([row(e, equations) for e in first])}\n{caption}\n\n:::\n'
     if second: text += f'\n{FOLD}\n{table([row(e, equations) for e in second])}\n:::\n'
     return text
 
