@@ -56,13 +56,15 @@ TABLE = r'''
 
 def test_rows_of_the_table():
     "Indices, arguments and what follows an equals sign are no symbols of the table"
-    assert notation.rows(TABLE) == [
+    assert [[e.symbol for e in row] for row in notation.rows(TABLE)] == [
         ['t', 's'], ['T'], [r'\alpha'], [r'\bar \alpha', r'\hat x'], [r'\mathcal N', 'p'],
         ['a', 'b', 'G']]
 
 @pytest.mark.parametrize('row, double', [
-    ('', []), (r'| $\alpha$ | an angle |', [r'\alpha']), ('| $G$ | gradient |', ['G']),
-    (r'| $\alpha_s, t_i$ | more |', [r'\alpha']), (r'| $\pi$ | number |' + '\n| $\\pi_k$ | |', [])])
+    ('', []), (r'| $\alpha_{t-1}$ | an angle |', [r'\alpha']), ('| $G$ | gradient |', ['G']),
+    (r'| $\alpha_s, t_i$ | more |', [r'\alpha']), (r'| $\alpha(u)$, $\alpha_T$, $G^\top$ | |', []),
+    (r'| $\pi$ | number |' + '\n| $\\pi_k$ | |', []),
+    (r'| $\pi_i$ | number |' + '\n| $\\pi_{k}$ | |', [r'\pi'])])
 def test_a_symbol_has_one_row(row, double):
     assert notation.twice(notation.rows(TABLE + row)) == double
 

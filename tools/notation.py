@@ -16,7 +16,8 @@ the letter stands in the table. Words in roman type, $\mathrm{signal}$, explain 
 
 - unknown   A symbol of a formula that is not in the table.
 - banned    A way to write a symbol that the book has another for: `BANNED`.
-- twice     A Greek letter, a capital or a letter with a font which has two rows in the table.
+- twice     A Greek letter, a capital or a letter with a font which has two rows in the table in
+            the same form. $L$, $L_T$ and $\pi$, $\pi_k$ are different forms; $x_t$, $x_s$ are not.
 """
 import argparse, io, json, re, sys, tokenize
 from collections import Counter
@@ -191,32 +192,43 @@ def section(notebook: dict) -> str:
     return ''
 
 
-def rows(markdown: str) -> list[list[str]]:
-    "The symbols of each row of the tables, as `head` writes them"
+class Entry(NamedTuple):
+    "A symbol of the table, as `head` writes it, and its form: with which index and arguments"
+    symbol: str
+    form: str
+
+
+def rows(markdown: str) -> list[list[Entry]]:
+    "The symbols of each row of the tables"
     found = []
     for line in markdown.splitlines():
         m = re.match(r'\|((?:\$[^$]*\$|[^|$])*)\|', line.strip())
         if m and (formulas := list(formulas_of(m[1]))):
-            found.append([h for f in formulas for h in heads(f)])
+            found.append([e for f in formulas for e in entries(f)])
     return found
 
 
-def heads(formula: str) -> list[str]:
+def entries(formula: str) -> list[Entry]:
     "The symbols of a formula that lists some: `\\mu, \\sigma`; arguments are no symbols of a list"
-    bare = re.sub(r'\([^()]*\)|\[[^\[\]]*\]', '', formula.split('=')[0])
+    bare = re.sub(r'\([^()]*\)|\[[^\[\]]*\]', '()', formula.split('=')[0])
     depth, parts, start = 0, [], 0
     for i, character in enumerate(bare):
         depth += {'{': 1, '}': -1}.get(character, 0)
         if character == ',' and not depth and bare[i - 1:i] != '\\':
             parts.append(bare[start:i]); start = i + 1
-    return [h for part in [*parts, bare[start:]] if (h := head(part))]
+    return [Entry(h, form(part)) for part in [*parts, bare[start:]] if (h := head(part))]
 
 
-def twice(table: list[list[str]]) -> list[str]:
-    r"Greek letters, capitals and letters with a font that have two rows; \pi is a number too"
-    n = Counter(symbol for row in table for symbol in set(row))
-    one_letter = re.compile(r'\\pi|[a-z]|\\(hat|bar|tilde) [a-z]')
-    return [symbol for symbol, k in n.items() if k > 1 and not one_letter.fullmatch(symbol)]
+def form(formula: str) -> str:
+    "A symbol as it is written, with one name for all indices that count: t, s, i, t - 1"
+    return re.sub(r'_(\{[a-z](-1)?\}|[a-z])', '_t', re.sub(r'\s|\\[,;!]', '', formula))
+
+
+def twice(table: list[list[Entry]]) -> list[str]:
+    "Greek letters, capitals and letters with a font that have two rows in the same form"
+    n = Counter(entry for row in table for entry in set(row))
+    small = re.compile(r'(\\(hat|bar|tilde) )?[a-z]')
+    return [e.symbol for e, k in n.items() if k > 1 and not small.fullmatch(e.symbol)]
 
 
 def bare(symbol: str) -> str:
@@ -242,16 +254,16 @@ def chapters(root: Path) -> list[Path]:
     return [f for f in sorted((root/'nbs').glob('*.ipynb')) if f.stem not in QUOTES]
 
 
-def read_table(root: Path) -> list[list[str]]:
+def read_table(root: Path) -> list[list[Entry]]:
     "The rows of the notation table, wherever in the book it is"
     for file in chapters(root):
         if text := section(json.loads(file.read_text(encoding='utf-8'))): return rows(text)
     return []
 
 
-def check(table: list[list[str]], files: list[Path]) -> tuple[list[str], list[Found]]:
+def check(table: list[list[Entry]], files: list[Path]) -> tuple[list[str], list[Found]]:
     "(symbols with two rows in the table, what is wrong in the chapters)"
-    known = {bare(symbol) for row in table for symbol in row}
+    known = {bare(e.symbol) for row in table for e in row}
     return twice(table), [found for file in files for found in problems(file, known)]
 
 
