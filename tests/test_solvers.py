@@ -293,8 +293,8 @@ def on_an_arc(time, n):
     "A level that is not variance preserving, for n points, and the derivatives of its two numbers"
     signal, noise = math.cos(time)**2, math.sin(time) * (1 + time)
     slopes = -math.sin(2 * time), math.cos(time) * (1 + time) + math.sin(time)
-    level = Level(torch.ones(n).long(), *(torch.full((n, 1), c).double() for c in (signal, noise)))
-    return level, slopes
+    tables = (torch.full((n, 1), c, dtype=torch.float64) for c in (signal, noise))
+    return Level(torch.ones(n).long(), *tables), slopes
 
 def mean_velocity(oracle, x, time):
     "eq-mean-velocity, from the predictions"
