@@ -334,7 +334,7 @@ def test_the_continuity_equation_in_the_plane(time):
     change = (density(x, time + h) - density(x, time - h)) / (2 * h)
     divergence = sum((flux(x + e) - flux(x - e))[:, i] / (2 * h)
                      for i, e in enumerate(h * torch.eye(2).double()))
-    assert change.abs().max() > 0.05
+    assert change.abs().max() > 0.02
     within(change.flatten(), -divergence, 1e-6)
 
 def test_the_flow_has_the_marginals_of_the_forward_process_at_every_time():
@@ -358,7 +358,7 @@ def test_a_predicted_image_keeps_the_marginals_only_in_short_steps(eta):
     def width(n):
         x = draw(pair, COSINE, (10_000, 1), step=ddim(eta), times=COSINE.times(n), seed=0)
         return (x + 0.15 - 0.65 * (x + 0.15).sign()).std().item()
-    assert width(100) < 0.1175 < width(1000) == pytest.approx(0.12, abs=0.0025)
+    assert width(100) < 0.1165 < width(1000) == pytest.approx(0.12, abs=0.0035)
 
 @pytest.mark.parametrize('oracle', [GAUSSIAN, MODES], ids=['gaussian', 'modes'])
 @pytest.mark.parametrize('step', CALM, ids=repr)
