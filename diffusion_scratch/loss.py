@@ -5,18 +5,20 @@
 # %% ../nbs/06_loss.ipynb #f5ec6c88
 from __future__ import annotations
 import math
+from dataclasses import dataclass
 from typing import Callable
 import torch
 from torch import Tensor, nn
 from .denoiser import evaluating
 from .noising import Gaussian, q_posterior, q_sample
-from .schedule import Level, Schedule, cast_like, check_callable
+from .schedule import Level, Schedule, brief, cast_like, check_callable
 from .schedule import check_generator, check_schedule, check_tensor, whole_times
 
 # %% auto #0
-__all__ = ['check_float_images', 'check_draw', 'check_weight', 'bound_times', 'check_bound_times', 'normal_like', 'uniform',
-           'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss',
-           'normal_cdf', 'decoder_nll', 'prior_gap', 'both_posteriors', 'bits_per_dimension', 'vlb_terms']
+__all__ = ['check_float_images', 'check_draw', 'check_weight', 'bound_times', 'check_bound_times', 'check_level_of',
+           'checked_table', 'check_measured', 'normal_like', 'uniform', 'x0_weight', 'v_weight', 'min_snr',
+           'vlb_weight', 'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss', 'normal_cdf', 'decoder_nll',
+           'prior_gap', 'both_posteriors', 'bits_per_dimension', 'vlb_terms', 'x0_variance', 'optimal']
 
 # %% ../nbs/06_loss.ipynb #66f73e85
 #| code-fold: true
@@ -59,6 +61,39 @@ def check_bound_times(times: list[int]):
         )
     if len(times) < 3: raise ValueError(f'the bound needs at least 2 steps, not times = {times}')
 
+def check_level_of(schedule: Schedule, level: Level):
+    "Refuse a level of another schedule"
+    ours = schedule.at(level.t, level.signal)
+    if not torch.allclose(ours.signal, level.signal.to(ours.signal), atol=1e-5):
+        i = int((ours.signal - level.signal).abs().flatten().argmax())
+        raise ValueError(
+            f'the level at t = {int(level.t[i])} has signal {level.signal.flatten()[i]:.4g}, but'
+            f' the schedule of vlb_weight has {ours.signal.flatten()[i]:.4g} there: give'
+            ' vlb_weight(schedule) the schedule of the levels'
+        )
+
+def checked_table(table) -> tuple[float, ...]:
+    "The variances of `x0_variance` as plain numbers; refuse what is no such table"
+    try: values = [float(v) for v in table]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f'table = {brief(table)}: give the variances of x0 at t = 0..T, x0_variance(denoiser,'
+            ' schedule, images)'
+        ) from None
+    for t, v in enumerate(values):
+        if v < 0 or v == math.inf: raise ValueError(f'table holds {v} at t = {t}: no variance')
+    return tuple(math.nan if v != v else v for v in values)  # one nan, so that tables compare
+
+def check_measured(table: tuple, t: Level):
+    "Refuse timesteps at which the variance of x0 was not measured"
+    for i in set(t.t.tolist()):
+        if i < len(table) and not math.isnan(table[i]): continue
+        n = sum(v == v for v in table[1:])
+        raise ValueError(
+            f'the variance of x0 was measured at {n} timesteps, and t = {i} is not one of them:'
+            ' give x0_variance the times of this sampler or bound'
+        )
+
 # %% ../nbs/06_loss.ipynb #474588fe
 #| code-fold: true
 #| code-summary: "Plumbing: noise from a generator on its own device"
@@ -95,6 +130,7 @@ def vlb_weight(schedule: Schedule) -> Callable[[Level], Tensor]:
         schedule, schedule.times(schedule.T), torch.zeros(1, dtype=torch.float64)
     )
     def weight(level: Level) -> Tensor:
+        check_level_of(schedule, level)
         before = schedule.at(level.t - 1, level.signal)
         is_first = (level.t == 1).view_as(level.snr)
         return torch.where(is_first, 1 / (2 * std**2), 0.5 * (before.snr - level.snr))
@@ -156,6 +192,7 @@ def decoder_nll(x0: Tensor,   # images in [-1, 1], multiples of 1/127.5 from -1 
                ) -> Tensor:   # (B,...)
     """L_0 of each pixel in nats: the mass in a gray value's bin
     (eq-decoder; Ho et al. 2020, eq. 13)"""
+    [x0] = cast_like(x0, x0)
     a = (x0 - 1/255 - p.mean) / p.std
     b = (x0 + 1/255 - p.mean) / p.std
     a = a.masked_fill(x0 < -0.999, -torch.inf)
@@ -207,3 +244,44 @@ def vlb_terms(denoiser: nn.Module,
         L = q.kl(p) if s.t[0] > 0 else decoder_nll(x0, Gaussian(p.mean, std))
         terms.append(bits_per_dimension(L))
     return torch.stack(terms[::-1])
+
+# %% ../nbs/06_loss.ipynb #71ea3765
+def x0_variance(denoiser: nn.Module,
+                schedule: Schedule,
+                x0: Tensor,             # images in [-1, 1] (B,...)
+                y: Tensor | None=None,  # labels (B,)
+                *,
+                times: list[int] | None=None,          # T, ..., 0; every step if none
+                generator: torch.Generator | None=None # draws the noise of each x_t
+               ) -> Tensor:             # of t = 0..T (T+1,); nan at other times
+    """The mean over pixels of Var(x0 | x_t), as the denoiser's squared error
+    estimates it (eq-optimal-variance)"""
+    check_draw(schedule, x0, generator)
+    table = torch.full((schedule.T + 1,), torch.nan, dtype=torch.float64)
+    evaluation = evaluating(denoiser)
+    for i in whole_times(schedule, times):
+        if i == 0: table[i] = 0; continue
+        t = schedule.at(i, x0)
+        x_t = q_sample(x0, t, normal_like(x0, generator))
+        with evaluation: error = denoiser(x_t, t, y).x0 - x0
+        table[i] = error.square().mean().item()
+    return table
+
+# %% ../nbs/06_loss.ipynb #dff293eb
+@dataclass(frozen=True, repr=False)
+class optimal:
+    """The posterior with the best variance of a step, but 0 at s = 0
+    (eq-optimal-variance; Bao et al. 2022, theorem 1)"""
+    table: tuple  # of `x0_variance`, for the same denoiser and schedule
+
+    def __post_init__(self): object.__setattr__(self, 'table', checked_table(self.table))
+
+    def __call__(self, x0: Tensor, x_t: Tensor, t: Level, s: Level) -> Gaussian:
+        check_measured(self.table, t)
+        x0_var = torch.tensor(self.table, dtype=torch.float64)[t.t].view_as(t.signal)
+        c = s.signal * (1 - t.snr / s.snr)
+        var = s.noise**2 * (1 - t.snr / s.snr) + c**2 * x0_var
+        std = var.sqrt() * (s.t > 0).view_as(var)
+        return Gaussian(q_posterior(x0, x_t, t, s).mean, *cast_like(x_t, std))
+
+    def __repr__(self): return f'optimal({sum(v == v for v in self.table[1:])} timesteps)'
