@@ -134,6 +134,10 @@ def test_bytes_are_refused():
     with pytest.raises(TypeError, match='torch.uint8.*to_float'):
         diffusion_loss(Denoiser(Net()), LINEAR, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
 
+def test_single_numbers_need_a_dimension():
+    with pytest.raises(ValueError, match=r'x0 has shape \(8,\): .*\(B, 1\)'):
+        diffusion_loss(oracle(), LINEAR, torch.zeros(8))
+
 def test_zero_terminal_snr():
     S = Schedule(zero_terminal_snr(linear_betas(2)))
     loss = lambda p, weight: diffusion_loss(Denoiser(Net(), p), S, uniform_data(64, 2),
