@@ -37,7 +37,9 @@ def check_draw(schedule: Schedule, x0: Tensor, generator: torch.Generator | None
     check_schedule(schedule)
     check_float_images(x0)
     if x0.ndim < 2:
-        raise ValueError(f'x0 has shape {tuple(x0.shape)}: give (B, ...), for single numbers (B, 1)')
+        raise ValueError(
+            f'x0 has shape {tuple(x0.shape)}: give (B, ...), for single numbers (B, 1)'
+        )
     check_generator(generator)
 
 def check_weight(weight: Callable[[Level], Tensor]):
