@@ -53,7 +53,7 @@ def _draw(denoiser, schedule, y, guidance, shape, bar, **sampler) -> Tensor:
 
 # %% ../nbs/18_report.ipynb #8026de6a
 #| code-fold: true
-#| code-summary: "Plumbing: a file for each batch; a killed call can be continued; settings are checked"
+#| code-summary: "Plumbing: a file for each batch, continuing after an interruption, checks"
 def generate(denoiser: nn.Module,
              schedule: Schedule,
              shape: tuple,          # of one image (C,H,W)
