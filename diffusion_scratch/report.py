@@ -209,7 +209,7 @@ def _write_features(file: Path | None, seen: Features):
 # %% ../nbs/18_report.ipynb #2b02a32a
 MEANING = dict(
     frechet_distance='lower is better; grows as images get fewer',
-    frechet_limit='the same, extrapolated to infinitely many images',
+    frechet_limit='Frechet distance, extrapolated to infinitely many images',
     kernel_distance='lower is better; 0 on average if the distributions are equal',
     precision='share of generated images that lie among real ones',
     recall='share of real images that lie among generated ones',
