@@ -125,7 +125,7 @@ def v_weight(level: Level) -> Tensor:
 
 # %% ../nbs/06_loss.ipynb #fd633356
 def velocity_weight(level: Level) -> Tensor:
-    "Every level's error in eps - x0 counts the same (eq-velocity-weight, in chapter 11)"
+    "Every level's error in eps - x0 counts the same (eq-velocity-weight, chapter 11)"
     return ((level.signal + level.noise) / level.noise)**2
 
 # %% ../nbs/06_loss.ipynb #ff2b78dc

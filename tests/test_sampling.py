@@ -70,8 +70,8 @@ def test_a_step_is_its_gaussian(variance):
 
 def test_the_true_step_is_a_mixture_that_becomes_gaussian():
     """eq-reverse-mixture: for three points its density is that of Bayes' rule with the forward
-    step, the components' means are sqrt(SNR_s - SNR_t) of their std a unit apart, and as s approaches t
-    the whole has kurtosis 3"""
+    step, the components' means are sqrt(SNR_s - SNR_t) of their std a unit apart, and as s
+    approaches t the whole has kurtosis 3"""
     points, pi = torch.tensor([[-1., 0.2, 0.9], [0.3, 0.5, 0.2]], dtype=torch.float64)
     points, normal = points[:, None], torch.distributions.Normal
     oracle = MixtureOracle(points, 0., pi)
