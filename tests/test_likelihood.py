@@ -74,8 +74,8 @@ def test_density_nll_is_scipys():
     np.testing.assert_allclose(nll, -norm.logpdf(x, m, s.exp()), rtol=1e-12)
 
 def test_bytes_of_a_known_pmf():
-    """Two gray values: L_t is their entropy and the discretisation above it, below 0.1 bits; L_0, where all
-    is decided, the mass in a bin of a Gaussian with the last std"""
+    """Two gray values: L_t is their entropy and the discretisation above it, below 0.1 bits; L_0,
+    where all is decided, the mass in a bin of a Gaussian with the last std"""
     two = torch.tensor([[60.], [200.]], dtype=torch.float64) / 127.5 - 1
     weights, times = torch.tensor([0.25, 0.75]), LINEAR.times(250, log_snr)
     x = two[torch.multinomial(weights, 4000, replacement=True, generator=gen())]
