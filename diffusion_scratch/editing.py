@@ -108,7 +108,8 @@ def check_steering(denoiser: nn.Module, loss: Callable, scale: float | Callable,
     check_number('within 0..1', least=least)
     if not callable(scale) and not math.isfinite(scale):
         raise ValueError(f'scale = {scale} is not a finite number')
-    if not 0 <= least <= 1: raise ValueError(f'least = {least} is outside 0..1; so is no signal')
+    if not 0 <= least <= 1:
+        raise ValueError(f'least = {least} is outside 0..1, the range of signals')
 
 def check_loss(loss: Tensor, x0: Tensor):
     "Check that a loss is one number for each image and has a gradient"
