@@ -129,7 +129,8 @@ class Mixture(nn.Module):
 
 # %% ../nbs/04_oracle.ipynb #b2b01dff
 class MixtureOracle(Mixture):
-    "The exact denoiser of a mixture, eq-mixture-oracle; of a set, eq-finite-set"
+    """The exact denoiser of a mixture, or of a finite set (eq-mixture-oracle,
+    eq-finite-set)"""
     def responsibilities(self, x_t: Tensor, level: Level,
                          y: Tensor | None=None) -> Tensor:
         "Probability of each mode given x_t (B,K): eq-responsibility"
