@@ -351,8 +351,8 @@ def _gray_from_deep(im: Image.Image) -> Image.Image:
         elif im.format in (None, 'PNG', 'JPEG2000'): white = 65535
     elif im.mode == 'I' and im.format in ('PNG', 'PPM'): white = 65535  # Pillow scales to it
     if not white:
-        raise ValueError('its pixels are 32-bit or signed numbers, and the file does not say which '
-                         'value is white; save it with 8 or 16 bits')
+        raise ValueError('its pixels are 32-bit numbers or signed ones, and the file does not '
+                         'say which value is white; save it with 8 or 16 bits')
     deep = np.asarray(im)
     gray = (deep / (white / 255)).round().astype(np.uint8)
     if im.format == 'TIFF' and im.tag_v2.get(262) == 0: gray = 255 - gray  # 0 is white there
