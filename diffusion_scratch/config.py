@@ -149,8 +149,8 @@ class SamplingConfig(_Section):
     "The sampler"
     steps: _Positive = setting(100, 'of the reverse process, at most schedule.T')
     solver: Literal['ancestral', 'ddim', 'dpm++', 'dpm++sde', 'heun'] = setting(
-        'ancestral', 'how a step is made; dpm++ needs about 20 steps, heun evaluates the '
-        'network twice in each')
+        'ancestral', 'how a step is made; dpm++ needs about 20 steps, heun evaluates '
+        'the network twice in each')
     variance: Literal['fixed_small', 'fixed_large'] = setting(
         'fixed_small', 'of an ancestral step')
     guidance: _Real = setting(

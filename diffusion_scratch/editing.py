@@ -27,19 +27,19 @@ __all__ = ['check_change', 'check_changed', 'check_known', 'check_mask', 'check_
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_change(denoiser: nn.Module, change: Callable):
-    "Refuse what is no denoiser, and what is no function of images and their level"
+    "Check a denoiser, and a function of images and their level"
     check_denoiser(denoiser)
     if not callable(change):
         raise TypeError(f'change = {change!r} is not a function of images and their level')
 
 def check_changed(x0: Tensor, x_t: Tensor):
-    "Refuse a change that returned other shapes"
+    "Check that a change kept the shape"
     if x0.shape != x_t.shape:
         raise ValueError(f'the change returned {tuple(x0.shape)} for images {tuple(x_t.shape)}; '
                          'the shapes must be equal')
 
 def check_known(known: Tensor, name: str='known'):
-    "Refuse what is not a batch of known images"
+    "Check a batch of known images"
     check_tensor(**{name: known})
     if not known.is_floating_point():
         raise TypeError(
@@ -50,7 +50,7 @@ def check_known(known: Tensor, name: str='known'):
                          'or (1,...) for the same in every image')
 
 def check_mask(mask: Tensor, known: Tensor):
-    "Refuse a mask that is no mask of these images, and known pixels outside [-1, 1]"
+    "Check the shape and type of a mask, and that known pixels lie in [-1, 1]"
     if mask.dtype != torch.bool:
         raise TypeError(f'mask is {mask.dtype}; it must be torch.bool, True where a pixel is known')
     if mask.ndim != known.ndim or any(m not in (1, k) for m, k in zip(mask.shape, known.shape)):
@@ -62,13 +62,13 @@ def check_mask(mask: Tensor, known: Tensor):
                          f'{pixels.max():.4g}; data.to_float makes images from bytes')
 
 def check_fits(known: Tensor, x: Tensor, what: str='the images are'):
-    "Refuse known images that do not fit those of the batch"
+    "Check that known images fit those of the batch"
     if known.shape[1:] != x.shape[1:] or len(known) not in (1, len(x)):
         raise ValueError(f'known has shape {tuple(known.shape)}, but {what} {tuple(x.shape)}; '
                          'only the first number may differ, and be 1')
 
 def check_view(known: Tensor, view: View):
-    "Refuse what no image can look like"
+    "Check that some image agrees with what is known"
     if not (hasattr(view, 'measure') and hasattr(view, 'lift')):
         raise TypeError(f'view = {brief(view)}: give a View, such as pooled(k) or gray(), with its '
                         'brackets')
@@ -81,18 +81,18 @@ def check_view(known: Tensor, view: View):
         )
 
 def check_block(k: int):
-    "Refuse a block that holds no pixel"
+    "Check the side of a block"
     check_whole(k=k)
     if index(k) < 1:
         raise ValueError(f'k = {k} is not a number of pixels; it must be at least 1')
 
 def check_cut(x: Tensor, k: int):
-    "Refuse images that cannot be cut into blocks"
+    "Check that images can be cut into blocks"
     if x.shape[-2] % k or x.shape[-1] % k:
         raise ValueError(f'images {tuple(x.shape)} cannot be cut into blocks of {k} x {k} pixels')
 
 def check_colour_weights(weights):
-    "Refuse weights that weigh nothing"
+    "Check the weights of the colours"
     try: torch.as_tensor(weights).square()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f'weights = {brief(weights)} must be numbers, one for each '
@@ -101,17 +101,18 @@ def check_colour_weights(weights):
         raise ValueError(f'weights = {weights} weigh nothing')
 
 def check_steering(denoiser: nn.Module, loss: Callable, scale: float | Callable, least: float):
-    "Refuse what cannot steer"
+    "Check the arguments of `steered`"
     check_denoiser(denoiser)
     if not callable(loss): raise TypeError(f'loss = {loss!r} is not a function of images')
     if not callable(scale): check_number('or a function of the level', scale=scale)
     check_number('within 0..1', least=least)
     if not callable(scale) and not math.isfinite(scale):
         raise ValueError(f'scale = {scale} is not a finite number')
-    if not 0 <= least <= 1: raise ValueError(f'least = {least} is outside 0..1, as no signal is')
+    if not 0 <= least <= 1:
+        raise ValueError(f'least = {least} is outside 0..1, the range of signals')
 
 def check_loss(loss: Tensor, x0: Tensor):
-    "Refuse a loss that is not one number for each image, or has no gradient"
+    "Check that a loss is one number for each image and has a gradient"
     if not x0.requires_grad:
         raise ValueError('the denoiser lets no gradient through (was its network run under '
                          'no_grad?); steering needs one')
@@ -125,9 +126,9 @@ def check_loss(loss: Tensor, x0: Tensor):
                          'detached, rounded, or compared?)')
 
 def falling_times(times) -> list[int]:
-    "Times as whole numbers that fall and end at 0"
+    "Times as a list of whole numbers; refuse those that do not fall to 0"
     if isinstance(times, int) or callable(times):
-        raise TypeError(f'times = {brief(times)}: give the list of a walk, schedule.times('
+        raise TypeError(f'times = {brief(times)}: give a list of timesteps, schedule.times('
                         f'{times if isinstance(times, int) else "n"})')
     times = [index(t) for t in times]
     if len(times) < 2 or times[-1] != 0 or any(s >= t for t, s in zip(times, times[1:])):
@@ -136,13 +137,13 @@ def falling_times(times) -> list[int]:
     return times
 
 def check_jumps(jump: int, repeats: int):
-    "Refuse jumps and repeats below 1"
+    "Check that jump and repeats are at least 1"
     check_whole(jump=jump, repeats=repeats)
     if jump < 1 or repeats < 1:
         raise ValueError(f'jump = {jump} and repeats = {repeats} must both be at least 1')
 
 def check_invertible(denoiser, step: Solver, schedule: Schedule, times, x0: Tensor, y) -> tuple:
-    "Times and labels in one form each; refuse a walk that has no way back"
+    "Times and labels as lists and tensors; refuse steps that cannot be inverted"
     check_denoiser(denoiser)
     check_schedule(schedule)
     check_known(x0, 'x0')
@@ -150,25 +151,25 @@ def check_invertible(denoiser, step: Solver, schedule: Schedule, times, x0: Tens
     times, y = falling_times(times), as_labels(y, len(x0))
     if step.visits(times) != times:
         raise ValueError(
-            'this step asks more than once a time; invert() walks by steps that ask once, '
-            'such as ddim() and dpm_solver_pp()'
+            'this step calls the denoiser more than once at a timestep; invert() takes steps that '
+            'call it once, such as ddim() and dpm_solver_pp()'
         )
     if times[0] > schedule.T: schedule.at(times[0], x0)
     if not schedule.signal[times[0]]:
         raise ValueError(
-            f'at t = {times[0]} no signal is left (zero terminal SNR), and so no way to find '
-            f'the noise of a picture: start at {times[0] - 1}'
+            f'at t = {times[0]} no signal is left (zero terminal SNR), so inversion cannot find '
+            f'the noise of an image there: start at {times[0] - 1}'
         )
-    down = step.coefficients(*levels_between(schedule, [max(2, times[0]), 1]))
-    if down.std.any():
+    table = step.coefficients(*levels_between(schedule, [max(2, times[0]), 1]))
+    if table.std.any():
         raise ValueError(
-            'this step draws noise, which has no way back; invert() walks by steps without chance, '
+            'this step draws noise, so it cannot be inverted; invert() takes deterministic steps, '
             'such as ddim() and dpm_solver_pp()'
         )
     return times, y
 
 def weights_between(a: Tensor, b: Tensor, w) -> Tensor:
-    "Weights of a blend as a tensor (n,) or (1,); refuse ends that do not fit"
+    "Weights of an interpolation as a tensor (n,) or (1,); check that the ends fit"
     check_tensor(a=a, b=b)
     try: w = torch.as_tensor(w, dtype=a.dtype, device=a.device).reshape(-1)
     except (TypeError, ValueError, RuntimeError):
@@ -177,45 +178,45 @@ def weights_between(a: Tensor, b: Tensor, w) -> Tensor:
     return w
 
 def check_ends(a: Tensor, b: Tensor, w: Tensor):
-    "Refuse ends of a blend that do not fit"
+    "Check that the ends of an interpolation fit"
     n = max(len(a), len(b), len(w))
     if a.shape[1:] != b.shape[1:] or any(len(z) not in (1, n) for z in (a, b, w)):
         raise ValueError(f'a {tuple(a.shape)}, b {tuple(b.shape)} and w {tuple(w.shape)} do not '
                          'fit: images of one shape, each n times or once')
 
 def check_angle(angle: Tensor, a: Tensor, b: Tensor):
-    "Refuse two noises without one way between them"
+    "Check that there is one shortest arc between two noises"
     if (angle > 3.1).any() or not all(z.flatten(1).any(1).all() for z in (a, b)):
-        raise ValueError('a and b are opposite, or one is 0: there is no one way between them')
+        raise ValueError('a and b are opposite, or one is 0: there is no unique arc between them')
 
 # %% ../nbs/13_editing.ipynb #40f84ebc
 #| code-fold: true
 #| code-summary: "Plumbing: copies, and gradients in every mode of PyTorch"
 def own_copy(x) -> Tensor:
-    "A tensor that nobody else changes; gradients may use it even if x is from inference mode"
+    "An independent copy; gradients may use it even if x is from inference mode"
     with torch.inference_mode(False): return torch.as_tensor(x).detach().clone()
 
 @contextmanager
 def gradients(x_t: Tensor, level: Level, y: Tensor | None):
-    """Record gradients inside `with`, even under no_grad or in inference mode. Hands out x, level
-    and y; x is x_t itself if somebody around us already records gradients by it"""
+    """Record gradients inside `with`, even under no_grad or in inference mode. Yields x, level and
+    y; x is x_t itself if the caller already records gradients with respect to it"""
     recorded = x_t.requires_grad and torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad():
         x = x_t if recorded else own_copy(x_t).requires_grad_()
         yield x, Level(*map(own_copy, level)), None if y is None else own_copy(y)
 
 def gradient(total: Tensor, x: Tensor) -> Tensor:
-    "The gradient of a number by x"
+    "The gradient of a number with respect to x"
     [slope] = torch.autograd.grad(total, x, retain_graph=True, allow_unused=True)
     if slope is None:
         raise ValueError('the loss does not depend on x0, or the denoiser not on x_t: there is '
-                         'nothing to steer by')
+                         'no gradient to steer with')
     return slope
 
 # %% ../nbs/13_editing.ipynb #495ad297
 class edited(nn.Module):
-    """A denoiser whose images `change` alters at every step; the noise follows
-    (eq-edit)"""
+    """A denoiser whose predicted image is changed at every step; the noise is computed
+    to agree (eq-edit)"""
     def __init__(self,
                  denoiser: nn.Module, # x_t, level, y -> Prediction
                  change: Callable     # x0 (B,...), level -> the new x0 (B,...)
@@ -231,12 +232,12 @@ class edited(nn.Module):
 
 # %% ../nbs/13_editing.ipynb #6ed5b942
 class inpaint(edited):
-    """A denoiser that knows some pixels: with any solver they come out exactly as they
-    were given (eq-paste)"""
+    """A denoiser that replaces known pixels: with any solver the result has exactly
+    their given values (eq-paste)"""
     def __init__(self,
                  denoiser: nn.Module,
                  known: Tensor, # in [-1, 1] where the mask is True (B,...) or (1,...)
-                 mask: Tensor   # True where a pixel is known; like `known`, or 1 wide
+                 mask: Tensor   # True where a pixel is known; shape as `known`, or 1
                 ):
         super().__init__(denoiser, self.paste)
         self.register_buffer('known', own_copy(known), persistent=False)
@@ -251,26 +252,27 @@ class inpaint(edited):
 # %% ../nbs/13_editing.ipynb #609f8a0d
 def resampled(times: list[int], # T, ..., 0, falling
               jump: int,        # steps in a stretch
-              repeats: int      # how often each stretch is walked; 1 changes nothing
+              repeats: int      # how often each stretch is taken; 1 changes nothing
              ) -> list[int]:
-    """Times that walk each stretch of `jump` steps `repeats` times over, with a jump
-    back up in between (Lugmayr et al. 2022, algorithm 1)"""
+    """Times that take each stretch of `jump` steps `repeats` times; between two repeats
+    they jump back up (Lugmayr et al. 2022, algorithm 1)"""
     times = falling_times(times)
     check_jumps(jump, repeats)
-    walk = times[:1]
+    out = times[:1]
     for i in range(0, len(times) - 1, jump):
         stretch = times[i:i + jump + 1]
-        walk += stretch[1:] + stretch * (repeats - 1)
-    return walk
+        out += stretch[1:] + stretch * (repeats - 1)
+    return out
 
 # %% ../nbs/13_editing.ipynb #a212c972
 class steered(nn.Module):
-    """A denoiser that steps down a loss, x0 - scale * Cov(x0 | x_t) grad loss(x0), by a
-    gradient through the denoiser (eq-steer, eq-steer-cov; Chung et al. 2023)"""
+    """A denoiser that moves its image down the gradient of a loss,
+    x0 - zeta * Cov(x0 | x_t) grad loss(x0), with a gradient through the denoiser
+    (eq-steer, eq-steer-cov; Chung et al. 2023)"""
     def __init__(self,
                  denoiser: nn.Module,
                  loss: Callable,          # images (B,...) -> (B,), differentiable
-                 scale: float | Callable, # the strength lambda, or level -> lambda
+                 scale: float | Callable, # the strength zeta, or level -> zeta
                  *,
                  least: float=0.05        # smallest signal to divide by; 0: any
                 ):
@@ -285,19 +287,19 @@ class steered(nn.Module):
             loss = self.loss(x0)
             check_loss(loss, x0)
             slope = gradient(loss.sum(), x)
-        if x is not x_t: x0 = x0.detach()  # nobody around us needs the graph
-        scale = self.scale(level) if callable(self.scale) else self.scale
+        if x is not x_t: x0 = x0.detach()  # the caller does not need the graph
+        zeta = self.scale(level) if callable(self.scale) else self.scale
         factor = level.noise**2 / level.signal.clamp(min=self.least)
-        factor = factor.nan_to_num(posinf=0.)  # no signal, no slope
-        [factor] = cast_like(x_t, scale * factor)
+        factor = factor.nan_to_num(posinf=0.)  # no signal: no steering
+        [factor] = cast_like(x_t, zeta * factor)
         x0 = x0 - factor * slope
         return Prediction(x0, x_t, level)
 
 # %% ../nbs/13_editing.ipynb #7eeed678
 class View(NamedTuple):
-    "What can be known of an image: a linear map A, and its pseudo-inverse"
-    measure: Callable  # A: images (B,C,H,W) -> what is known of them (B,...)
-    lift: Callable     # A^+: the smallest images of which that is known
+    "A linear map A of images, and its pseudo-inverse"
+    measure: Callable  # A: images (B,C,H,W) -> measurements (B,...)
+    lift: Callable     # A^+: the smallest images with these measurements
 
 def pooled(k: int  # the side of a block, in pixels
           ) -> View:
@@ -306,26 +308,26 @@ def pooled(k: int  # the side of a block, in pixels
     def measure(x):
         check_cut(x, k)
         return F.avg_pool2d(x, k)
-    def lift(y): return y.repeat_interleave(k, -2).repeat_interleave(k, -1)
+    def lift(known): return known.repeat_interleave(k, -2).repeat_interleave(k, -1)
     return View(measure, lift)
 
 def gray(weights: tuple=(0.299, 0.587, 0.114)  # of the colours (ITU-R 601)
         ) -> View:
     "Images without their colours (eq-view)"
     check_colour_weights(weights)
-    w = own_copy(weights).float().view(1, -1, 1, 1)
-    def measure(x): return (x * w.to(x)).sum(1, keepdim=True)
-    def lift(y): return y * (w / w.square().sum()).to(y)
+    a = own_copy(weights).float().view(1, -1, 1, 1)
+    def measure(x): return (x * a.to(x)).sum(1, keepdim=True)
+    def lift(known): return known * (a / a.square().sum()).to(known)
     return View(measure, lift)
 
 # %% ../nbs/13_editing.ipynb #868c057b
 class consistent(edited):
-    """A denoiser whose images agree with what is known of them, A x0 = known
+    """A denoiser whose images agree with a known measurement, A x0 = known
     (eq-view; Wang et al. 2023)"""
     def __init__(self,
                  denoiser: nn.Module,
-                 known: Tensor, # of each image (B,...), or the same of all (1,...)
-                 view: View     # how it is known: `pooled(k)`, `gray()` or another
+                 known: Tensor, # of each image (B,...), or one for all (1,...)
+                 view: View     # the measurement: `pooled(k)`, `gray()` or another
                 ):
         super().__init__(denoiser, self.agree)
         self.register_buffer('known', own_copy(known), persistent=False)
@@ -342,12 +344,12 @@ class consistent(edited):
 def invert(denoiser: nn.Module,
            schedule: Schedule,
            x0: Tensor,           # images (B,...)
-           times: list[int],     # of the walk down; the result is at times[0]
+           times: list[int],     # falling to 0; the result is at times[0]
            *,
-           step: Solver=ddim(),  # deterministic, one call of the denoiser a step
+           step: Solver=ddim(),  # deterministic, one denoiser call a step
            y: Tensor | None=None # labels (B,)
-          ) -> Tensor:           # x_T (B,...); the walk down leads back to about x0
-    "The deterministic walk, upwards (eq-invert; Song et al. 2021, section 4.3)"
+          ) -> Tensor:           # x_T (B,...); sampling from it returns about x0
+    "The noise of images: deterministic steps upwards (eq-invert; Song et al. 2021)"
     times, y = check_invertible(denoiser, step, schedule, times, x0, y)
     with evaluating(denoiser):
         level = schedule.at(1, x0)
@@ -364,17 +366,18 @@ def invert(denoiser: nn.Module,
     return x
 
 # %% ../nbs/13_editing.ipynb #3122a5c1
-def interpolate(a: Tensor,        # noise, such as `invert` finds (n,...) or (1,...)
+def interpolate(a: Tensor,        # noise, such as from `invert` (n,...) or (1,...)
                 b: Tensor,        # the same for the other end
                 w: Tensor | float # 0 is a, 1 is b: one number, or (n,)
                ) -> Tensor:       # (n,...)
-    "Between two noises on the circle through both (eq-slerp; Shoemake 1985)"
-    w = weights_between(a, b, w)
-    u, v = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
-    phi = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1))
+    "Noise on the arc between two noises (eq-slerp; Shoemake 1985)"
+    u = weights_between(a, b, w)
+    unit_a, unit_b = F.normalize(a.flatten(1)), F.normalize(b.flatten(1))
+    difference, total = (unit_a - unit_b).norm(dim=1), (unit_a + unit_b).norm(dim=1)
+    phi = 2 * torch.atan2(difference, total)  # exact for small angles too
     check_angle(phi, a, b)
-    def coefficient(w):
-        ratio = (w * phi).sin() / phi.clamp(min=1e-3).sin()
-        ratio = torch.where(phi < 1e-3, w, ratio)  # parallel: the straight line
+    def coefficient(u):
+        ratio = (u * phi).sin() / phi.clamp(min=1e-3).sin()
+        ratio = torch.where(phi < 1e-3, u, ratio)  # parallel: the straight line
         return ratio.view(-1, *[1] * (a.ndim - 1))
-    return coefficient(1 - w) * a + coefficient(w) * b
+    return coefficient(1 - u) * a + coefficient(u) * b

@@ -111,8 +111,8 @@ def save(denoiser: Denoiser,      # the denoiser itself, not a wrapper such as `
          *,
          dtype: torch.dtype | None=None # of the file, such as float16 (eq-half)
         ) -> Path:                # the folder
-    """Save a model as a folder: its weights (eq-file), the facts needed to use them, and
-    a page for people. Raises TypeError, ValueError or OSError"""
+    """Save a model as a folder: its weights (eq-file), the facts needed to use them,
+    and a page for people. Raises TypeError, ValueError or OSError"""
     net, folder = bare_network(denoiser), Path(folder).expanduser()
     weights = weights_on_cpu(net, dtype)
     blob = to_bytes(weights, {'format': 'pt'})
@@ -416,7 +416,7 @@ def diffusers_name(name: str # of a weight of our UNet
 # %% ../nbs/23_pretrained.ipynb #03b04f7a
 def to_diffusers(weights: dict[str, Tensor] # of our UNet, without labels
                 ) -> dict[str, Tensor]:
-    "The same weights with diffusers' names and shapes: attention is linear (eq-pointwise)"
+    "The weights with diffusers' names and shapes; attention is linear (eq-pointwise)"
     named = {diffusers_name(k): w for k, w in weights.items()}
     linear = lambda k, w: '.attentions.' in k and w.ndim == 4
     return {k: w.flatten(1) if linear(k, w) else w for k, w in named.items()}

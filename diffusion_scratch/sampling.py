@@ -95,7 +95,10 @@ def start_of_walk(denoiser: nn.Module, x_T, shape: tuple) -> Tensor | None:
 
 def check_variance(variance: Callable):
     "Refuse what is no variance of the reverse step"
-    check_callable('give fixed_small or fixed_large', variance=variance)
+    cure = 'give fixed_small, fixed_large or optimal(table)'
+    if isinstance(variance, type):
+        raise TypeError(f'variance = {brief(variance)} is a class: {cure}')
+    check_callable(cure, variance=variance)
 
 def whole_seed(seed: int | None, first: int) -> int:
     "The seed as a whole number, or a random one if it is None; refuse those out of range"
@@ -224,7 +227,7 @@ class Solver(ABC):
 @dataclass(frozen=True, repr=False)
 class ancestral(Solver):
     "The reverse step of DDPM (eq-ancestral; Ho et al. 2020, eq. 11 and algorithm 2)"
-    variance: Callable=fixed_small  # or fixed_large: x0, x_t, t, s -> Gaussian
+    variance: Callable=fixed_small  # or fixed_large, loss.optimal(table)
 
     def __post_init__(self): check_variance(self.variance)
 

@@ -262,9 +262,8 @@ class Schedule:
     def __init__(self,
                  betas  # variance added by each step (T,), in (0, 1); the last may be 1
                 ):
-        betas = betas_as_tensor(betas)
+        self.betas = betas = betas_as_tensor(betas)
         check_betas(betas)
-        self.betas = betas
         self.alpha_bar = torch.cat([torch.ones(1), (1 - betas).cumprod(0)])
         self.signal = self.alpha_bar.sqrt()
         self.noise = (1 - self.alpha_bar).sqrt()
@@ -274,7 +273,7 @@ class Schedule:
 
     def at(self,
            t: Tensor | int,  # timesteps (B,) or one for all, 0..T
-           like: Tensor      # a batch (B,...): tells the batch size and the shape
+           like: Tensor      # a batch (B,...), for the batch size and the shape
           ) -> Level:
         "The levels of the images of `like` at `t`; raises ValueError outside 0..T"
         t = as_timesteps(t, like)

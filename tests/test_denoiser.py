@@ -5,7 +5,8 @@ import torch
 from conftest import gen, randn, within
 from torch import nn
 
-from diffusion_scratch.denoiser import (EPS, PARAMETERIZATIONS, V, VELOCITY, X0, Denoiser, Parameterization,
+from diffusion_scratch.denoiser import (
+    EPS, PARAMETERIZATIONS, V, VELOCITY, X0, Denoiser, Parameterization,
     Prediction, clipped, evaluating)
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import v_weight
@@ -74,7 +75,8 @@ def test_v_is_the_speed_of_turning():
 
 def test_linear_fits_in_all_coordinates_are_one_and_equal_the_oracle():
     """An affine least-squares fit from x_t to each target, on one sample, gives the *same*
-    prediction in all; it is the oracle's up to sampling error, 1/sqrt(n) = 0.7% in the coefficients"""
+    prediction in all; it is the oracle's up to sampling error, 1/sqrt(n) = 0.7%, in the
+    coefficients"""
     mean, A = torch.tensor([0.5, -1]).double(), torch.tensor([[1, 0], [0.8, 0.3]]).double()
     n = 20_000
     x0, eps = mean + randn(n, 2) @ A.T, randn(n, 2, seed=1)

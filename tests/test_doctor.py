@@ -201,7 +201,7 @@ def test_the_oracle_as_a_network_has_plateaued_and_knows_all_by_heart(digits, or
     "eq-doctor-heart: it has gone the whole way; eq-doctor-agree: its loss is what it was"
     d = examined(Denoiser(Spoken(oracle, p), p), digits, its_losses(oracle, digits))
     assert d.verdict == 'plateaued as expected', str(d)
-    assert any('100% of the way' in r and '500 pictures' in r for r in d.reasons), str(d)
+    assert any('100% of the way' in r and '500 images' in r for r in d.reasons), str(d)
     assert_close(d.network.mean, d.optimum.mean, rtol=1e-3, atol=1e-5)
 
 def test_the_oracle_of_a_coin_has_plateaued_though_a_line_is_as_good_at_most_levels():
@@ -281,7 +281,7 @@ def test_the_wrong_coordinates_are_found(digits, refs, spoken, read):
 def test_a_timestep_off_by_100_is_found(digits, oracle, by):
     "eq-doctor-excess: the truth about t is best"
     d = examined(Denoiser(Spoken(oracle, V, by=by), V), digits)
-    assert d.verdict == 'broken' and f'Told t {-by:+}' in d.reasons[0], str(d)
+    assert d.verdict == 'broken' and f'With t {-by:+}' in d.reasons[0], str(d)
 
 def test_data_in_0_1_is_suspected(digits, oracle):
     with pytest.warns(UserWarning): wrong = ImageSet((digits[:][0] + 1) / 2, digits.labels)

@@ -559,7 +559,7 @@ def up(*times, x0=KNOWN, schedule=SHORT, **kw): return invert(D, schedule, x0, t
     (lambda: up(60, 0, y=Y[:2]), '2 labels y for 3 images'),
     (lambda: up(60, 30, 0, step=ancestral()), 'draws noise'),
     (lambda: up(60, 0, step=ddim(0.5)), 'draws noise'),
-    (lambda: up(60, 30, 0, step=heun()), 'asks more'),
+    (lambda: up(60, 30, 0, step=heun()), 'more than once'),
     (lambda: up(1000, 30, 0, schedule=DARK), 'at t = 1000 no signal is left .* start at 999'),
     (lambda: interpolate(ZERO[:2], ZERO, 0.5), 'not fit'),
     (lambda: interpolate(ZERO, ZERO[..., :2], 0.5), 'not fit'),

@@ -9,9 +9,10 @@ sys.path.insert(0, str(ROOT/'tools'))
 import chapter_map, english, exported
 from test_tools import notebook
 
-CODE = '''#| exports
+ONE, TWO = 'eq-' + 'one', 'eq-' + 'two'  # not in one word: these are no equations of the book
+CODE = f'''#| exports
 class Level(NamedTuple):
-    "A level: eq-one"
+    "A level: {ONE}"
     t: Tensor
     noise: Tensor = 1.
 
@@ -23,13 +24,13 @@ class Level(NamedTuple):
     def _hidden(self): return 1
 
 def f(x, /, y: int=2, *more, z='a default that is long', **options) -> torch.Tensor | None:
-    """What `f` does: x|y, [0, 1] (Ho et al. 2020; eq-one). More comes later.
+    """What `f` does: x|y, [0, 1] (Ho et al. 2020; {ONE}). More comes later.
 
     And here"""
 
 @patch
 def at(self: Level, t) -> Level:
-    "eq-two"
+    "{TWO}"
 
 HALF = .5  # a half
 def _private(): return 1'''
@@ -39,7 +40,7 @@ PLUMBING = ('#| exports\n#| code-fold: true\n#| code-summary: "Plumbing: why"\n'
 def book(root, *cells):
     (root/'_quarto.yml').write_text('book: {chapters: [01_one.ipynb]}')
     (root/'tests').mkdir(exist_ok=True)
-    equations = ('markdown', '$$\na\n$$ {#eq-one}\n\n$$\nb\n$$ {#eq-two}')
+    equations = ('markdown', f'$$\na\n$$ {{#{ONE}}}\n\n$$\nb\n$$ {{#{TWO}}}')
     return notebook(root/'nbs'/'01_one.ipynb', ('markdown', '# One'), equations,
                     '#| default_exp one', *cells)
 
@@ -53,9 +54,9 @@ def test_rows_say_what_the_code_says(tmp_path):
     rows = [line for line in section.splitlines() if line.startswith('| `')]
     assert rows == [
         '| `Level`<br>`(t, noise=1.0)`<br>`.snr`<br>`.over(rows=3, *, keep=True)`<br>'
-        '`-> list[Tensor]`<br>`.at(t) -> Level` | A level | [-@eq-one], [-@eq-two] |',
+        f'`-> list[Tensor]`<br>`.at(t) -> Level` | A level | [-@{ONE}], [-@{TWO}] |',
         '| `f`<br>`(x, y=2, *more, z=…, **options)`<br>`-> Tensor or None` | '
-        r'What `f` does: x\|y, \[0, 1\] (Ho et al. 2020) | [-@eq-one] |',
+        rf'What `f` does: x\|y, \[0, 1\] (Ho et al. 2020) | [-@{ONE}] |',
         '| `HALF`<br>`0.5` | a half |  |']
     assert section.endswith(
         ': The module `one`. {#tbl-one-exports}\n\n:::\n\nA note.\n\n## Exercises\n\nOne.')

@@ -74,8 +74,8 @@ def test_density_nll_is_scipys():
     np.testing.assert_allclose(nll, -norm.logpdf(x, m, s.exp()), rtol=1e-12)
 
 def test_bytes_of_a_known_pmf():
-    """Two gray values: L_t is their entropy and the stairs above it, below 0.1 bits; L_0, where all
-    is decided, the mass that the lent width leaves in a bin"""
+    """Two gray values: L_t is their entropy and the discretisation above it, below 0.1 bits; L_0,
+    where all is decided, the mass in a bin of a Gaussian with the last std"""
     two = torch.tensor([[60.], [200.]], dtype=torch.float64) / 127.5 - 1
     weights, times = torch.tensor([0.25, 0.75]), LINEAR.times(250, log_snr)
     x = two[torch.multinomial(weights, 4000, replacement=True, generator=gen())]
@@ -87,7 +87,7 @@ def test_bytes_of_a_known_pmf():
 
 @pytest.mark.parametrize('m', [1, 3, 17])
 def test_some_steps_stand_for_all(m):
-    """eq-slices, eq-standard-bill: integrated over u on a fine grid, any terms come out whole; and
+    """eq-slices, eq-standard-cost: integrated over u on a fine grid, any terms come out whole; and
     a step's share is its closed form"""
     times, n = LINEAR.times(100), 200_000
     share, ab = step_probabilities(LINEAR, times), LINEAR.alpha_bar.numpy()[times[:-1]]
@@ -98,7 +98,7 @@ def test_some_steps_stand_for_all(m):
     assert k.shape == w.shape == (m, n) and (k >= 0).all() and (k < 99).all()
     assert (w * terms[k]).sum(0).mean() == pytest.approx(terms.sum().item(), rel=1e-3)
 
-def test_the_cheap_estimate_is_unbiased_and_its_error_honest():
+def test_the_cheap_estimate_is_unbiased_and_its_error_correct():
     "eq-slices: against all steps on the same images, 4 standard errors of the difference"
     whole, some = (bound(PIXEL, SHORT, draws(3000, 2), draws=m, **DENSITY | dict(seed=seed))
                    for m, seed in ((None, 0), (4, 1)))

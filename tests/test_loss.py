@@ -10,8 +10,8 @@ from torch import nn
 
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
-from diffusion_scratch.loss import (decoder_nll, diffusion_loss, min_snr, uniform, v_weight,
-    vlb_terms, vlb_weight, x0_weight)
+from diffusion_scratch.loss import (decoder_nll, diffusion_loss, loss_at, min_snr, optimal,
+    uniform, v_weight, vlb_terms, vlb_weight, x0_variance, x0_weight)
 from diffusion_scratch.noising import Gaussian, q_posterior, q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
 from diffusion_scratch.sampling import fixed_large
@@ -65,6 +65,12 @@ def test_vlb_weight_in_any_order_and_shape():
     t, weight = torch.tensor([7, 1, 1000, 1]), vlb_weight(LINEAR)
     w = weight(LINEAR.at(t, torch.zeros(4, 3, 2, 2)))
     assert w.shape == (4, 1, 1, 1) and torch.equal(w.flatten(), weight(levels(LINEAR))[t - 1, 0])
+
+def test_vlb_weight_of_another_schedule():
+    "Without the check the weight of a cosine level would be below 0"
+    level = Schedule(cosine_betas(1000)).at(500, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match='t = 500 has signal 0.70.*vlb_weight has 0.28'):
+        vlb_weight(LINEAR)(level)
 
 def test_vlb_weight_needs_two_steps():
     with pytest.raises(ValueError, match='at least 2 steps'): vlb_weight(Schedule([0.5]))
@@ -128,6 +134,10 @@ def test_bytes_are_refused():
     with pytest.raises(TypeError, match='torch.uint8.*to_float'):
         diffusion_loss(Denoiser(Net()), LINEAR, torch.zeros(2, 1, 4, 4, dtype=torch.uint8))
 
+def test_single_numbers_need_a_dimension():
+    with pytest.raises(ValueError, match=r'x0 has shape \(8,\): .*\(B, 1\)'):
+        diffusion_loss(oracle(), LINEAR, torch.zeros(8))
+
 def test_zero_terminal_snr():
     S = Schedule(zero_terminal_snr(linear_betas(2)))
     loss = lambda p, weight: diffusion_loss(Denoiser(Net(), p), S, uniform_data(64, 2),
@@ -135,6 +145,13 @@ def test_zero_terminal_snr():
     for weight in (uniform, v_weight, min_snr(), vlb_weight(S)):
         assert loss(V, weight).isfinite().all()
     with pytest.raises(ValueError, match='predict V or X0'): loss(EPS, uniform)
+
+@pytest.mark.parametrize('p', [EPS, X0, V], ids=repr)
+def test_half_precision_is_finite_at_the_noisiest_level(p):
+    "Network and images in float16; signal_T = 5e-5 on the cosine schedule"
+    S, x0 = Schedule(cosine_betas(1000)), uniform_data(4, 1, 3, 3).half()
+    level, eps = S.at(1000, x0), randn(4, 1, 3, 3).half()
+    assert loss_at(Denoiser(Net().half(), p), x0, level, eps).isfinite().all()
 
 # The decoder
 @pytest.mark.parametrize('mean', [-1.3, -1., -0.2, 0.5, 0.999, 1.2])
@@ -148,6 +165,13 @@ def test_decoder_is_scipys_interval_probability(mean, std):
         nll = decoder_nll(GRAYS.to(dtype), Gaussian(*torch.tensor([mean, std], dtype=dtype)))
         np.testing.assert_allclose(nll, -np.log(np.maximum(p, 1e-12)), rtol, atol)
         if dtype == torch.float64: assert (-nll).exp().sum() == pytest.approx(1, abs=1e-9)
+
+def test_decoder_in_half_precision():
+    "A bin too far away costs the limit, 1e-12, which float16 does not have"
+    x0, p = torch.tensor([-1., 1.]).half(), Gaussian(torch.ones(2), torch.tensor(0.05))
+    half = decoder_nll(x0, Gaussian(p.mean.half(), p.std.half()))
+    torch.testing.assert_close(half, decoder_nll(x0.float(), p), rtol=1e-2, atol=1e-3)
+    assert half[0].item() == pytest.approx(-math.log(1e-12), rel=1e-5)
 
 def test_decoder_is_symmetric_in_float32():
     "Black on white costs what white on black costs: the upper tail is as exact as the lower"
@@ -178,6 +202,75 @@ def test_every_step_has_its_closed_form(posterior):
     for L, want in zip(terms[1:-1] * math.log(2), exact, strict=True):
         assert abs(L.mean() - want) < 5 * se(L)
 
+# The best variance of a step
+def mmse(schedule, sigma=0.5): return 1 / (1 / sigma**2 + levels(schedule).snr.flatten())
+
+def test_x0_variance_of_gaussian_data():
+    "Monte Carlo against the closed form (eq-optimal-variance); other times stay unmeasured"
+    times, n = [1000, 400, 30, 1, 0], 20_000
+    table = x0_variance(oracle(), LINEAR, gaussian_data(n), times=times, generator=gen(1))
+    assert table.shape == (1001,) and table[0] == 0 and table.isnan().sum() == 996
+    ratio = table[times[:-1]] / mmse(LINEAR)[torch.tensor(times[:-1]) - 1]
+    assert ((ratio - 1).abs() < 5 * math.sqrt(2 / n)).all()
+
+def test_x0_variance_leaves_no_footprints():
+    d, x0 = Denoiser(Net(p=0.5)).train(), uniform_data(4, 1, 3, 3)
+    a, b = (x0_variance(d, STEEP, x0, torch.ones(4), generator=gen()) for _ in range(2))
+    assert torch.equal(a, b) and a.isfinite().all() and all(m.training for m in d.modules())
+
+@every_schedule
+def test_optimal_is_the_variance_of_one_gaussian_given_another(schedule):
+    "Any s < t: Var(x_s | x_t) of Gaussian data from their joint covariance (eq-optimal-variance)"
+    t, s = torch.triu_indices(schedule.T, schedule.T, 1)[:, ::97].flip(0) + 1
+    x = torch.zeros(len(t), 1, dtype=torch.float64)
+    t, s, best = schedule.at(t, x), schedule.at(s, x), optimal([0, *mmse(schedule)])
+    p, var = best(x + 0.3, x - 1, t, s), lambda l: l.alpha_bar * 0.25 + l.noise**2
+    cov = t.signal / s.signal * var(s)
+    torch.testing.assert_close(p.std**2, var(s) - cov**2 / var(t), rtol=1e-7, atol=1e-12)
+    assert torch.equal(p.mean, q_posterior(x + 0.3, x - 1, t, s).mean)
+    assert not best(x, x, t, schedule.at(0, x)).std.any()
+
+@pytest.mark.parametrize('times', [None, [1000, 300, 100, 30, 5, 1, 0]])
+def test_optimal_costs_the_information_of_the_steps(times):
+    "eq-optimal-cost and eq-step-excess: for Gaussian data no excess, few steps or many"
+    n, snr = 5000, levels(LINEAR).snr.flatten()
+    terms = vlb_terms(oracle(), LINEAR, gaussian_data(n), posterior=optimal([0, *mmse(LINEAR)]),
+                      times=times, generator=gen(1))
+    cost = terms[1:-1].sum(0) * math.log(2)
+    assert abs(cost.mean() - 0.5 * math.log((4 + snr[0]) / (4 + snr[-1]))) < 5 * se(cost)
+
+def test_optimal_is_the_best_of_a_denoiser_that_errs():
+    """eq-optimal-cost: of a wrong denoiser too, each step costs log(1 + (SNR_s - SNR_t) MSE) / 2,
+    and another variance more"""
+    times, x0, d = [10, 6, 3, 2, 1, 0], gaussian_data(40_000), oracle(-0.3, 0.4)
+    snr = STEEP.alpha_bar[times] / (1 - STEEP.alpha_bar[times])
+    table = x0_variance(d, STEEP, x0, times=times, generator=gen(1))
+    def cost(posterior):
+        terms = vlb_terms(d, STEEP, x0, posterior=posterior, times=times, generator=gen(1))
+        return terms[1:-1].mean(1).flip(0) * math.log(2)
+    best = cost(optimal(table))
+    want = 0.5 * ((snr[1:-1] - snr[:-2]) * table[times[:-2]]).log1p()
+    torch.testing.assert_close(best, want, rtol=2e-2, atol=0)
+    for other in (q_posterior, fixed_large, optimal(0.7 * table), optimal(1.4 * table)):
+        assert (cost(other) > best).all()
+
+def test_optimal_is_data():
+    "Equal tables are equal solvers; unmeasured times are refused by name"
+    table = x0_variance(oracle(), LINEAR, gaussian_data(9), times=[1000, 30, 0])
+    assert optimal(table) == optimal(table) and hash(optimal(table)) == hash(optimal(table))
+    assert repr(optimal(table)) == 'optimal(2 timesteps)' and optimal(table) != optimal([0, 1])
+    x = torch.zeros(2, 1)
+    for t in (500, 1000):
+        with pytest.raises(ValueError, match=f't = {t} is not one of them.*x0_variance the times'):
+            optimal(table[:-1])(x, x, LINEAR.at(t, x), LINEAR.at(5, x))
+
+@pytest.mark.parametrize('table, error, says', [
+    (0.3, TypeError, r'table = 0.3: .*x0_variance\(denoiser'), (oracle(), TypeError, 'table = '),
+    ([0., 0.1, -0.2], ValueError, 'table holds -0.2 at t = 2'),
+    ([0., math.inf], ValueError, 'table holds inf at t = 1')], ids=str)
+def test_bad_tables(table, error, says):
+    with pytest.raises(error, match=says): optimal(table)
+
 def test_decoder_term_by_quadrature():
     "E L_0 of the exact Gaussian denoiser: integrate over x_1 | x_0 numerically (eq-decoder)"
     S, n = Schedule([0.02, 0.05, 0.3]), 20_000
@@ -207,7 +300,7 @@ def test_bound_is_the_entropy_plus_what_is_known_to_be_lost():
     assert abs(bound.mean() - entropy - lost) < 4 * se(bound)
 
 def test_skipping_steps_costs_more():
-    """Each stair that is cut in two becomes cheaper (the sum lies above an integral: eq-stairs);
+    """Each step that is cut in two costs less (the sum lies above an integral: eq-step-excess);
     L_0 and L_T stay"""
     few, more = (vlb_terms(oracle(), LINEAR, gaussian_data(4000), times=times, generator=gen())
                  for times in ([1000, 30, 10, 5, 0],

@@ -195,6 +195,8 @@ MISTAKES = {
     'sample: labels needed': (lambda: sample(Denoiser(Own()), S, SHAPE), 'Own|y|null_label_last'),
     'ancestral("large")': (lambda: sampling.ancestral('large'), "variance = 'large'|fixed_large"),
     'ancestral of a number': (lambda: sampling.ancestral(0.), 'variance = 0.0|fixed_large'),
+    'ancestral of a class': (lambda: sampling.ancestral(loss.optimal),
+                             'optimal|class|optimal(table)'),
     # solvers
     'ddim("0")': (lambda: solvers.ddim('0'), "eta = '0'|0..1"),
     'ddim(2)': (lambda: solvers.ddim(2), 'eta = 2|0..1'),

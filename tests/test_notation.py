@@ -35,7 +35,7 @@ def test_symbols_of_a_formula(formula, letters):
     assert set(notation.symbols(formula)) == letters
 
 def test_formulas_are_found_and_code_is_not():
-    text = 'With $a_t$ and\n$$\nb = c\n$$ {#eq-x}\n`$HOME`, costs \\$5.\n```\nx = "$z$"\n```\n'
+    text = 'With $a_t$ and\n$$\nb = c\n$$ {#eq-' 'x}\n`$HOME`, costs \\$5.\n```\nx = "$z$"\n```\n'
     assert [f.strip() for f in notation.formulas_of(text)] == ['a_t', 'b = c']
     code = '#| fig-cap: "Where $\\\\mu$ is"\nplt.plot(label=r"$\\bar\\alpha_t$"); cost = "$5 or $6"'
     assert list(notation.formulas_of_code(code)) == [r'\mu', r'\bar\alpha_t']

@@ -218,7 +218,7 @@ def test_gone_on_the_report_is_the_same(oracle, data, made, tmp_path):
     assert again.evaluation.protocol == made.evaluation.protocol
     for p in PICTURES: assert (again.folder/p).read_bytes() == (made.folder/p).read_bytes()
 
-def test_bits_are_the_bound_of_chapter_16(tmp_path):
+def test_bits_are_the_bound_of_chapter_17(tmp_path):
     "Of the package's own network: a mixture of points far apart has no bound to speak of"
     d = mnist_mini()
     digits = ImageSet(d.images[::50], d.labels[::50], d.classes)

@@ -7,6 +7,7 @@ from conftest import assert_gaussian, even_schedule, gen, within
 from torch import nn
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import V, X0, Denoiser, Prediction, clipped
+from diffusion_scratch.loss import optimal, x0_variance
 from diffusion_scratch.noising import Gaussian, q_posterior, q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
 from diffusion_scratch.sampling import (Coefficients, Frame, Noise, Solver, ancestral,
@@ -18,7 +19,8 @@ from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 LINEAR, SHORT = Schedule(linear_betas()), Schedule(linear_betas(10, 0.01, 0.6))
 ORACLE = MixtureOracle(torch.tensor([[-0.7, 0., 0.5], [0.4, 0.1, -0.5]]), 0.1,
                        torch.tensor([0.3, 0.7]))
-both_variances = pytest.mark.parametrize('variance', [fixed_small, fixed_large])
+every_variance = pytest.mark.parametrize(
+    'variance', [fixed_small, fixed_large, optimal([0.] + [0.1] * 1000)])
 
 def draw(denoiser, schedule=SHORT, shape=(4, 3), **kw):
     return sample(denoiser, schedule, shape, progress=False, **kw)
@@ -45,7 +47,7 @@ def test_the_two_variances_at_neighbouring_steps():
     within(large, LINEAR.betas.where(t > 1, 0.), 0, rtol=1e-9)
     within(small, LINEAR.betas * (1 - ab[:-1]) / (1 - ab[1:]), 0, rtol=1e-9)
 
-@both_variances
+@every_variance
 @pytest.mark.parametrize('betas', [
     linear_betas(), cosine_betas(20), zero_terminal_snr(linear_betas(50))])
 def test_the_last_step_is_the_prediction(variance, betas):
@@ -54,7 +56,7 @@ def test_the_last_step_is_the_prediction(variance, betas):
     c = ancestral(variance).coefficients(schedule.at(t, t), schedule.at(0, t))
     assert (c.x0 == 1).all() and not any(z.any() for z in (c.x_t, c.previous, c.std))
 
-@both_variances
+@every_variance
 def test_a_step_is_its_gaussian(variance):
     """eq-ancestral, eq-coefficients: for any image and any levels the table says what the
     posterior says"""
@@ -67,9 +69,9 @@ def test_a_step_is_its_gaussian(variance):
     within(c.std, p.std, 0)
 
 def test_the_true_step_is_a_mixture_that_becomes_gaussian():
-    """eq-reverse-mixture: for three points its density is that of Bayes' rule with the forward step,
-    the components' means are sqrt(SNR_s - SNR_t) of their std a unit apart, and as s approaches t
-    the whole has kurtosis 3"""
+    """eq-reverse-mixture: for three points its density is that of Bayes' rule with the forward
+    step, the components' means are sqrt(SNR_s - SNR_t) of their std a unit apart, and as s
+    approaches t the whole has kurtosis 3"""
     points, pi = torch.tensor([[-1., 0.2, 0.9], [0.3, 0.5, 0.2]], dtype=torch.float64)
     points, normal = points[:, None], torch.distributions.Normal
     oracle = MixtureOracle(points, 0., pi)
@@ -336,11 +338,8 @@ def test_global_randomness_gradients_and_arguments_are_untouched():
 def test_gaussian_moments_at_any_number_of_steps():
     """With the exact variance, by the law of total variance for N(0.3, 0.25), three steps suffice;
     with either of the paper's they do not"""
-    def exact_variance(x0, x_t, t, s):
-        r = 1 - t.snr / s.snr
-        var = s.noise**2 * r + s.alpha_bar * r**2 / (1 / 0.25 + t.snr)
-        std = var.where(s.t.view_as(r) > 0, 0.).sqrt()
-        return Gaussian(q_posterior(x0, x_t, t, s).mean, std.to(x_t))
+    snr = LINEAR.alpha_bar[1:] / (1 - LINEAR.alpha_bar[1:])
+    exact_variance = optimal([0, *1 / (1 / 0.25 + snr)])    # eq-optimal-variance
     oracle, n = GaussianOracle(torch.tensor([0.3]), torch.tensor([[0.25]])), 4000
     def moments(variance):
         x = draw(oracle, LINEAR, (n, 1), step=ancestral(variance), times=[1000, 500, 1, 0], seed=0)
@@ -348,6 +347,23 @@ def test_gaussian_moments_at_any_number_of_steps():
     mean, ratio = moments(exact_variance)
     assert abs(mean - 0.3) < 4 * 0.5 / math.sqrt(n) and abs(ratio - 1) < 4 * math.sqrt(2 / n)
     assert moments(fixed_small)[1] < 0.7 and moments(fixed_large)[1] > 1.2
+
+def test_one_step_with_the_best_variance_keeps_the_second_moment():
+    """By the law of total variance (eq-optimal-variance): from x_t of a mixture to x_s, for the
+    measured table, and with neither of the paper's variances"""
+    n, g = 40_000, gen(5)
+    k = torch.multinomial(torch.tensor([0.3, 0.7]), n, replacement=True, generator=g)
+    means = torch.tensor([[-0.7, 0., 0.5], [0.4, 0.1, -0.5]])
+    x0, eps, z = means[k] + 0.1 * torch.randn(n, 3, generator=g), *torch.randn(2, n, 3, generator=g)
+    t, s = LINEAR.at(600, x0), LINEAR.at(300, x0)
+    x_t = q_sample(x0, t, eps)
+    best = optimal(x0_variance(ORACLE, LINEAR, x0, times=[600, 300], generator=g))
+    def off(variance):
+        "In standard errors"
+        x_s = variance(ORACLE(x_t, t).x0, x_t, t, s).sample(z)
+        d = (x_s.square() - q_sample(x0, s, eps).square()).mean(1)
+        return abs(d.mean() / d.std() * math.sqrt(n))
+    assert off(best) < 4 < 10 < min(off(fixed_small), off(fixed_large))
 
 def test_correlated_gaussian_moments():
     "Draws of a 3-D Gaussian, 300 steps of an even schedule"

@@ -103,7 +103,8 @@ class Module:
             for node in cell.tree.body: self.add(node, cell)
 
     def add(self, node: ast.stmt, cell: reading.Cell):
-        if isinstance(node, ast.FunctionDef) and 'patch' in map(ast.unparse, node.decorator_list):
+        decorators = map(ast.unparse, getattr(node, 'decorator_list', []))
+        if isinstance(node, ast.FunctionDef) and any(d.startswith('patch') for d in decorators):
             owner = ast.unparse(node.args.args[0].annotation)
             if owner in self.all: self.all[owner].patched.append(node)
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
