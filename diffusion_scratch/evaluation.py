@@ -117,7 +117,7 @@ def _with_known_digits(value: float, low: float, high: float) -> str:
 # %% ../nbs/16_evaluation.ipynb #feb5c4d0
 def interval(statistic: Callable,  # of the sets -> a float, or a NamedTuple of floats
              *sets: Tensor,        # (N,...) each, of independent rows
-             pairs: int=100,       # of halves; relative error of the width: 1 / sqrt(2 pairs)
+             pairs: int=100,       # of halves; the width has error 1 / sqrt(2 pairs)
              level: float=0.95,
              within: tuple=(-math.inf, math.inf), # range of possible values; cut there
              seed: int=0
@@ -317,7 +317,7 @@ def _inside(b: Tensor, a: Tensor, k: int, block: int) -> float:
 
 # %% ../nbs/16_evaluation.ipynb #fcd70cf9
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    "|a|^2 + |b|^2 - 2 a b of all pairs; rounding errors are set to 0, so that copies are at 0"
+    "|a|^2 + |b|^2 - 2 a b of all pairs; mere rounding is set to 0, for copies are at 0"
     sizes = a.square().sum(1)[:, None] + b.square().sum(1)
     d2 = sizes - 2 * a @ b.T
     return d2.where(d2 > 1e-12 * sizes, 0.)
@@ -397,7 +397,7 @@ def memorised(fake: Tensor,       # images or features (N,...)
               held_out: Tensor | None=None, # unseen images; if none, each training row
               quantile: float=0.01 # of the distances of real ones, 0..1
              ) -> Estimate:       # about `quantile` if no nearer than real images are
-    "The share that is too near to a training image (eq-memorised), with its interval"
+    "The share that is too near to a training image (eq-memorised), with interval"
     _check_quantile(quantile)
     real = nearest(training) if held_out is None else nearest(held_out, training)
     threshold = real.distance.quantile(quantile)
@@ -477,7 +477,7 @@ def evaluate(real: Features,     # at least as many as generated ones, better ma
              pairs: int=100,     # of halves for each interval
              seed: int=0
             ) -> Evaluation:
-    "Every number of this chapter with its interval and its floor, or why it was refused"
+    "Every number of this chapter with interval and floor, or why it was refused"
     _check_both(real, fake)
     measures, refused = {}, {}
     for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake):

@@ -32,7 +32,7 @@ class Features(NamedTuple):
 # %% ../nbs/15_features.ipynb #d3596fd0
 @dataclass(frozen=True)
 class Extractor:
-    "A fixed function from images to features. Report its name and hash with every number"
+    "A fixed function from images to features. Report its name and hash"
     name: str
     hash: str               # 12 hex digits of the weights' SHA-256, or a version
     dim: int                # D, features of an image
