@@ -36,9 +36,11 @@ reproduce-mnist: env  ## Train the two MNIST networks of the package anew, hours
 	$(BIN)/python tools/mnist.py train
 	$(BIN)/python tools/mnist.py check
 
-test: dev  ## Sync, what a reader sees, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
+test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
 	$(BIN)/python tools/check.py
 	$(BIN)/python tools/reading.py
+	$(BIN)/python tools/english.py
+	$(BIN)/python tools/exported.py --check
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/ledger.py --check
 	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
@@ -57,6 +59,7 @@ serve:  ## Look at the site on http://127.0.0.1:8000
 
 notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/nbdev_export
+	$(BIN)/python tools/exported.py
 	$(BIN)/python tools/run_nbs.py
 	$(BIN)/python tools/build_docs.py --readme
 

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from .data import ImageSet
-from .denoiser import PARAMETERIZATIONS, Denoiser, Prediction
+from .denoiser import EPS, V, X0, Denoiser, Prediction
 from .denoiser import as_labels, check_prediction_input, evaluating
 from .loss import check_float_images, check_weight
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
 from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
-from .schedule import brief
+from .schedule import brief, check_variance_preserving
 
 # %% auto #0
 __all__ = ['MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend', 'trend',
@@ -385,7 +385,7 @@ def _misread(c: _Case, worse) -> list[str]:
     if not worse or not isinstance(c.denoiser, Denoiser): return []
     own, now = c.denoiser.parameterization, c.network.over()[0]
     found = {p: c.measure(Denoiser(c.denoiser.net, p)).over()[0]
-             for p in PARAMETERIZATIONS.values() if p is not own}
+             for p in (EPS, X0, V) if p is not own}
     best = min(found, key=found.get)
     if found[best] >= now / 2: return []
     return [f'Read as {best} instead of {own}, its loss would be {found[best]:.3g} '
@@ -632,6 +632,7 @@ def _pick(N: int, n: int, seed: int) -> Tensor:
 
 def _checked_losses(losses, n, steps_planned, schedule, data, weight) -> np.ndarray:
     check_schedule(schedule)
+    check_variance_preserving(schedule, 'diagnose', 'it reads the network as V too')
     check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
     check_weight(weight)
     check_whole(n=n)

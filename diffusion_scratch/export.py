@@ -25,7 +25,7 @@ __all__ = ['fold_label', 'scheduler_config', 'export_diffusers', 'export_onnx']
 def fold_label(weights: dict[str, Tensor], # of a UNet
                y: int | None               # the label to draw, if any
               ) -> dict[str, Tensor]:      # of a UNet without labels
-    "The vector of one label becomes part of a bias: eq-fold"
+    "Add the vector of one label to a bias (eq-fold)"
     weights = dict(weights)
     label = weights.pop('label.weight', None)
     if label is not None:
@@ -34,11 +34,11 @@ def fold_label(weights: dict[str, Tensor], # of a UNet
     return weights
 
 # %% ../nbs/24_export.ipynb #1072924e
-def scheduler_config(denoiser: Denoiser,     # tells what the network predicts
+def scheduler_config(denoiser: Denoiser,
                      schedule: Schedule,
                      sampling: SamplingConfig # of which variance and clip count
                     ) -> dict:
-    "The config of the DDPMScheduler that draws like ours"
+    "The config of a DDPMScheduler that takes the same steps"
     betas, T = schedule.betas, schedule.T
     first, last = betas[0].item(), betas[-1].item()
     straight = schedule.is_close(Schedule(linear_betas(T, first, last)))
@@ -54,18 +54,20 @@ def scheduler_config(denoiser: Denoiser,     # tells what the network predicts
 # %% ../nbs/24_export.ipynb #ceb3cc1d
 def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
                      schedule: Schedule,
-                     folder: str | Path,      # new, or one that was written by this
+                     folder: str | Path,      # new, or written by this function
                      about: dict | None=None, # shape of an image; sampling
                      *,
-                     y: int | None=None       # the label that it shall draw, if any
+                     y: int | None=None       # the label that it draws, if any
                     ) -> Path:                # the folder
     """A pipeline for diffusers' `DDPMPipeline.from_pretrained` that makes the same
     images (eq-fold). Raises TypeError, ValueError, FileExistsError or OSError"""
     net, folder, about = bare_network(denoiser), Path(folder).expanduser(), about or {}
     _check_export(net, about.get('shape') or (), y)
+    _check_predicts(denoiser)
     weights = to_diffusers(fold_label(weights_on_cpu(net, torch.float32), y))
-    told = about.get('sampling', {})
-    sampling = SamplingConfig(**{k: told[k] for k in ('variance', 'clip') if k in told})
+    given = about.get('sampling', {})
+    options = {k: given[k] for k in ('variance', 'clip') if k in given}
+    sampling = SamplingConfig(**options)
     scheduler = scheduler_config(denoiser, schedule, sampling)
     unet = dict(_class_name='UNet2DModel', sample_size=[*about['shape'][1:]])
     unet |= {k: values[0] for k, values in unet2d_values(**net.config).items()}
@@ -84,8 +86,14 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
 #| code-fold: true
 #| code-summary: "Plumbing: checksums, and what diffusers cannot express is refused"
 def _checksums(files: dict[str, bytes]) -> dict[str, str]:
-    "The SHA-256 of each file by its name: diffusers passes over a key that begins with _"
+    "The SHA-256 of each file by its name: diffusers ignores a key that begins with _"
     return {Path(k).name: hashlib.sha256(blob).hexdigest() for k, blob in files.items()}
+
+def _check_predicts(denoiser: Denoiser):
+    "Raise ValueError for a prediction that a DDPMScheduler cannot read"
+    if (name := denoiser.parameterization.name) in PREDICTION_TYPES.values(): return
+    raise ValueError(f'diffusers\' DDPMScheduler cannot read a prediction of {name}; allowed: '
+                     f'{", ".join(PREDICTION_TYPES.values())}')
 
 def _check_export(net: nn.Module, shape: tuple, y: int | None):
     "Raise ValueError for a network, a size or a label that a DDPMPipeline cannot have"
@@ -111,8 +119,8 @@ def export_onnx(denoiser: Denoiser,
                 file: str | Path,  # ends in .onnx
                 shape: tuple,      # of one image (C,H,W); H and W may differ later
                 *,
-                labels: bool | None=None,      # does it take y? Known of a UNet
-                schedule: Schedule | None=None # goes into the metadata
+                labels: bool | None=None,      # does it take y? Not needed for a UNet
+                schedule: Schedule | None=None # stored in the metadata
                ) -> Path:          # the file
     """The network as one ONNX file: x (B,C,H,W), t (B,) in 1..T and, if it takes
     labels, y (B,), -1 for none -> its output, as the parameterization has it.
@@ -133,11 +141,11 @@ def export_onnx(denoiser: Denoiser,
 #| code-fold: true
 #| code-summary: "Plumbing: PyTorch's exporter, called with sizes that may vary, or else fixed ones"
 def _traced(net: nn.Module, inputs: dict[str, Tensor]):
-    "What torch.onnx makes of a network; raises ValueError where it cannot"
+    "The ONNX program of a network; raises ValueError if torch.onnx cannot export it"
     for free in ({2: 'height', 3: 'width'} if inputs['x'].ndim == 4 else {}, {}):
         axes = [{0: 'batch'} | (free if k == 'x' else {}) for k in inputs]
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter('ignore')  # that x and t share the name of their first axis
+            warnings.simplefilter('ignore')  # x and t use one name for their first axis
             try:
                 return torch.onnx.export(net, tuple(inputs.values()), dynamo=True, verbose=False,
                                          input_names=[*inputs], output_names=['out'],
@@ -146,7 +154,7 @@ def _traced(net: nn.Module, inputs: dict[str, Tensor]):
     raise ValueError(f'{type(net).__name__} cannot be exported ({error})') from error
 
 def _check_onnx(file: Path):
-    "Refuse a name that is not that of an ONNX file, and to go on without the exporter's packages"
+    "Refuse a file name with another ending, and a missing exporter"
     if file.suffix != '.onnx' or file.is_dir():
         raise ValueError(f'{file} is not allowed; allowed: a file that ends in .onnx')
     try: import onnx, onnxscript

@@ -18,7 +18,7 @@ from .denoiser import evaluating
 from .noising import Gaussian, q_posterior
 from .sampling import Frame, Noise, fixed_large
 from .schedule import Level, Schedule, check_callable, check_number, check_tensor
-from .schedule import check_whole, whole_times
+from .schedule import check_variance_preserving, check_whole, whole_times
 
 # %% auto #0
 __all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'posteriors_of', 'bound', 'rademacher',
@@ -188,6 +188,7 @@ def _check_flow(denoiser, schedule, x0, y, times, batch_size, width, probes):
     check_callable(f'give rademacher({n}), gaussian({n}) or axes', probes=probes)
     if width is not None: check_number('or None', width=width)
     times = _checked_times(denoiser, schedule, x0, y, times, batch_size, width is not None, 1)
+    check_variance_preserving(schedule, 'flow_bits', 'bound takes any schedule')
     if width is not None and not width > 0:
         raise ValueError(f'width = {width} is not allowed; allowed: a number above 0, or None for '
                          'data that were not rounded')
@@ -221,7 +222,6 @@ def _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, step
                          f'steps, not {times[:3]} ... {times[-3:]}; Schedule.times(n) makes such a '
                          'list')
     return times
-
 
 # %% ../nbs/17_likelihood.ipynb #b72aaf54
 Probes = Callable[[Noise, tuple], Tensor]  # noise, shape of one image -> z (K,B,...)
@@ -488,6 +488,7 @@ def _code_grays(coder, p: Gaussian, x0: Tensor | None) -> Tensor:
 def _coded_walk(coder, denoiser, schedule, shape, times, posterior, seed,
                 x0=None, patience=math.inf) -> Iterator[Frame]:
     "The walk that sender (who has x0) and receiver make alike"
+    check_variance_preserving(schedule, 'the code', 'give the schedule of the training')
     zero = torch.zeros(shape, dtype=torch.float64)
     start, q = schedule.at(times[0], zero), None
     if x0 is not None:

@@ -12,11 +12,13 @@ from .denoiser import evaluating
 from .noising import Gaussian, q_posterior, q_sample
 from .schedule import Level, Schedule, cast_like, check_callable
 from .schedule import check_generator, check_schedule, check_tensor, whole_times
+from .schedule import check_variance_preserving, prior_std
 
 # %% auto #0
 __all__ = ['check_float_images', 'check_draw', 'check_weight', 'bound_times', 'check_bound_times', 'normal_like', 'uniform',
-           'x0_weight', 'v_weight', 'min_snr', 'vlb_weight', 'decoder_std', 'draw_level', 'loss_at', 'diffusion_loss',
-           'normal_cdf', 'decoder_nll', 'prior_gap', 'both_posteriors', 'bits_per_dimension', 'vlb_terms']
+           'x0_weight', 'v_weight', 'velocity_weight', 'min_snr', 'vlb_weight', 'decoder_std', 'draw_level', 'loss_at',
+           'diffusion_loss', 'normal_cdf', 'decoder_nll', 'prior_gap', 'both_posteriors', 'bits_per_dimension',
+           'vlb_terms']
 
 # %% ../nbs/06_loss.ipynb #66f73e85
 #| code-fold: true
@@ -80,7 +82,13 @@ def x0_weight(level: Level) -> Tensor:
 def v_weight(level: Level) -> Tensor:
     """Every level's error in v counts the same: SNR + 1
     (eq-error-weights; Salimans & Ho 2022, section 4)"""
+    check_variance_preserving(level, 'v_weight', 'give velocity_weight')
     return 1 / level.noise**2
+
+# %% ../nbs/06_loss.ipynb #fd633356
+def velocity_weight(level: Level) -> Tensor:
+    "Every level's error in eps - x0 counts the same (eq-velocity-weight, in chapter 11)"
+    return ((level.signal + level.noise) / level.noise)**2
 
 # %% ../nbs/06_loss.ipynb #ff2b78dc
 def min_snr(gamma: float = 5.  # the ceiling
@@ -169,7 +177,7 @@ def prior_gap(schedule: Schedule, x0: Tensor, t: int) -> Tensor:
     level = schedule.at(t, x0)
     signal, noise = cast_like(x0, level.signal, level.noise)
     q = Gaussian(signal * x0, noise)
-    p = Gaussian(torch.zeros_like(x0), torch.ones_like(x0))
+    p = Gaussian(torch.zeros_like(x0), *cast_like(x0, prior_std(level)))
     return q.kl(p)
 
 def both_posteriors(denoiser, x0, y, t: Level, s: Level, eps, posterior):

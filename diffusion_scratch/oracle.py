@@ -16,7 +16,7 @@ __all__ = ['as_rows', 'as_prediction', 'GaussianOracle', 'Mixture', 'MixtureOrac
 #| code-fold: true
 #| code-summary: "Plumbing: images as rows, and checks of a covariance"
 def as_rows(x_t: Tensor, level: Level, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "Images (B,D) with signal and noise (B,1), where and as precise as the tables `like` (...,D)"
+    "Images (B,D), signal and noise (B,1), with the device and precision of `like`"
     x = x_t.reshape(len(x_t), -1).to(like)
     if x.shape[1] != like.shape[-1]:
         raise ValueError(f'x_t has {x.shape[1]} numbers an image, but the oracle was made for '
@@ -29,7 +29,7 @@ def as_prediction(x0: Tensor, x_t: Tensor, level: Level) -> Prediction:
     return Prediction(x0, x_t, level)
 
 def _check_gaussian(mean: Tensor, cov: Tensor):
-    "Refuse what is no covariance of images like `mean`"
+    "Raise ValueError for a matrix that is not a covariance of images like `mean`"
     check_tensor(mean=mean, cov=cov)
     D = mean.numel()
     if cov.shape != (D, D):
@@ -41,13 +41,13 @@ def _check_gaussian(mean: Tensor, cov: Tensor):
         raise ValueError(f'cov differs from its transpose by {skew:.3g}; a covariance is symmetric')
 
 def _check_variances(variances: Tensor):
-    "Refuse a covariance with negative eigenvalues, but for rounding"
+    "Raise ValueError for a negative eigenvalue that is larger than rounding errors"
     if variances.min() < -1e-6 * variances.abs().max():
-        raise ValueError(f'cov has a negative eigenvalue, {variances.min():.3g}; a covariance has '
-                         'none')
+        raise ValueError(f'cov has a negative eigenvalue, {variances.min():.3g}; those of a '
+                         'covariance are 0 or positive')
 
 def _check_unlabelled(y):
-    if y is not None: raise ValueError('a GaussianOracle knows no labels; y must be None')
+    if y is not None: raise ValueError('a GaussianOracle takes no labels; y must be None')
 
 # %% ../nbs/04_oracle.ipynb #d2f9f1ec
 class GaussianOracle(nn.Module):
@@ -59,7 +59,7 @@ class GaussianOracle(nn.Module):
         super().__init__()
         _check_gaussian(mean, cov)
         cov = cov.double()
-        variances, axes = torch.linalg.eigh(cov)                  # lambda_i, u_i
+        variances, axes = torch.linalg.eigh(cov)                  # kappa_i, a_i
         _check_variances(variances)
         self.register_buffer('mean', mean.double().flatten())     # mu
         self.register_buffer('variances', variances.clamp(min=0))
@@ -68,24 +68,24 @@ class GaussianOracle(nn.Module):
     def forward(self, x_t: Tensor, level: Level, y: None=None) -> Prediction:
         _check_unlabelled(y)
         check_prediction_input(x_t, level)
-        mu, lam, u = self.mean, self.variances, self.axes
+        mu, kappa, a = self.mean, self.variances, self.axes
         x, signal, noise = as_rows(x_t, level, like=mu)
-        gain = signal * lam / (signal**2 * lam + noise**2)
-        x0 = mu + (gain * ((x - signal * mu) @ u)) @ u.T
+        gain = signal * kappa / (signal**2 * kappa + noise**2)
+        x0 = mu + (gain * ((x - signal * mu) @ a)) @ a.T
         return as_prediction(x0, x_t, level)
 
 # %% ../nbs/04_oracle.ipynb #469aa20c
 #| code-fold: true
 #| code-summary: "Plumbing: checks of a mixture and of labels"
 def _check_means(means: Tensor):
-    "Refuse modes that are no float images"
+    "Raise TypeError for modes that are not float images"
     check_tensor(means=means)
     if not means.is_floating_point():
         raise TypeError(f'means are {means.dtype}; they must be float, as data.to_float makes '
                         'images from bytes')
 
 def _check_mixture(means: Tensor, std: Tensor, weights: Tensor, labels: Tensor | None):
-    "Refuse what is no mixture"
+    "Raise ValueError for tables that do not describe a mixture"
     K = len(means)
     if K == 0: raise ValueError('means is empty; a mixture has at least one mode')
     if not means.isfinite().all(): raise ValueError('some means are not finite')
@@ -98,7 +98,7 @@ def _check_mixture(means: Tensor, std: Tensor, weights: Tensor, labels: Tensor |
         raise ValueError(f'labels has shape {tuple(labels.shape)}; {K} modes need ({K},)')
 
 def _check_labels(y: Tensor, labels: Tensor | None):
-    "Refuse a label that no mode has"
+    "Raise ValueError for a label that no mode has"
     if labels is None:
         raise ValueError('this MixtureOracle was made without labels; y must be None')
     y = y.to(labels)
@@ -108,11 +108,11 @@ def _check_labels(y: Tensor, labels: Tensor | None):
 
 # %% ../nbs/04_oracle.ipynb #5916c13a
 class Mixture(nn.Module):
-    "Round Gaussians, or with std 0 points, as tables in float64"
+    "A mixture of round Gaussians, or of points if std is 0, as tables in float64"
     def __init__(self,
-                 means: Tensor,               # one mode each (K,...)
-                 std: Tensor | float=0.,      # of every mode, or of each (K,)
-                 weights: Tensor | None=None, # of the modes (K,), positive; else equal
+                 means: Tensor,               # of the modes (K,...)
+                 std: Tensor | float=0.,      # sigma_k: one number, or (K,)
+                 weights: Tensor | None=None, # pi_k (K,), positive; None: equal
                  labels: Tensor | None=None   # class of each mode (K,), long
                 ):
         super().__init__()
@@ -120,30 +120,30 @@ class Mixture(nn.Module):
         std = torch.as_tensor(std, dtype=torch.float64)
         weights = torch.ones(len(means)) if weights is None else weights
         _check_mixture(means, std, weights, labels)
-        mu, w = means.double().reshape(len(means), -1), weights.double()
-        self.register_buffer('means', mu)                         # mu_k
-        self.register_buffer('squares', mu.square().sum(1))       # |mu_k|^2
-        self.register_buffer('var', std.expand(len(mu))**2)       # sigma_k^2
-        self.register_buffer('log_weights', (w / w.sum()).log())  # log w_k
+        mu, pi = means.double().reshape(len(means), -1), weights.double()
+        self.register_buffer('means', mu)                           # mu_k
+        self.register_buffer('squares', mu.square().sum(1))         # |mu_k|^2
+        self.register_buffer('var', std.expand(len(mu))**2)         # sigma_k^2
+        self.register_buffer('log_weights', (pi / pi.sum()).log())  # log pi_k
         self.register_buffer('labels', labels)
 
 # %% ../nbs/04_oracle.ipynb #b2b01dff
 class MixtureOracle(Mixture):
-    "The exact denoiser of a mixture, eq-mixture-oracle, or of a set, eq-finite-set"
+    "The exact denoiser of a mixture, eq-mixture-oracle; of a set, eq-finite-set"
     def responsibilities(self, x_t: Tensor, level: Level,
                          y: Tensor | None=None) -> Tensor:
-        "Which mode made x_t: the posterior over modes (B,K), eq-responsibility"
+        "Probability of each mode given x_t (B,K): eq-responsibility"
         check_prediction_input(x_t, level, y)
         x, signal, noise = as_rows(x_t, level, like=self.means)
-        v = signal**2 * self.var + noise**2
+        var_t = signal**2 * self.var + noise**2
         products, D = signal * (x @ self.means.T), x.shape[1]
         distance = x.square().sum(1, keepdim=True) - 2 * products
         distance = distance + signal**2 * self.squares
-        logits = self.log_weights - 0.5 * (distance / v + D * v.log())
+        logits = self.log_weights - 0.5 * (distance / var_t + D * var_t.log())
         return self.of_class(y, logits).softmax(1)
 
     def of_class(self, y: Tensor | None, logits: Tensor) -> Tensor:
-        "Only the modes of class y count, eq-label-oracle; where y is negative, all"
+        "Keep the modes of class y, or all where y is negative: eq-label-oracle"
         if y is None: return logits
         _check_labels(y, self.labels)
         y = y.to(self.labels).view(-1, 1)
@@ -152,7 +152,7 @@ class MixtureOracle(Mixture):
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         r, mu = self.responsibilities(x_t, level, y), self.means
         x, signal, noise = as_rows(x_t, level, like=mu)
-        v = signal**2 * self.var + noise**2
-        g = r * signal * self.var / v
+        var_t = signal**2 * self.var + noise**2
+        g = r * signal * self.var / var_t
         x0 = (r - signal * g) @ mu + g.sum(1, keepdim=True) * x
         return as_prediction(x0, x_t, level)

@@ -24,7 +24,7 @@ def grid(images: Tensor,  # float in [-1, 1], or uint8 (B,C,H,W), C = 1 or 3
          columns: int=8,
          scale: int=1     # repeat each pixel so many times
         ) -> Image.Image: # in colour
-    "A batch as one picture; raises ValueError for images neither gray nor in colour"
+    "A batch as one sheet; raises ValueError if images have neither 1 nor 3 channels"
     check_sheet(images, columns, scale)
     if images.dtype != torch.uint8: images = to_uint8(images)
     n, _, height, width = images.shape
@@ -43,12 +43,12 @@ def grid(images: Tensor,  # float in [-1, 1], or uint8 (B,C,H,W), C = 1 or 3
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def check_gray_or_colour(images: Tensor):
-    "Refuse what is no batch of gray or colour images"
+    "Refuse anything but a batch of gray or colour images"
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f'images must be (B,C,H,W) with C = 1 or 3, not {tuple(images.shape)}')
 
 def check_sheet(images: Tensor, columns: int, scale: int=1):
-    "Refuse images that make no sheet, or one that is larger than memory"
+    "Refuse images of size 0, and a sheet that is larger than memory"
     check_gray_or_colour(images)
     n, _, height, width = images.shape
     if min(n, height, width) < 1:
@@ -65,7 +65,7 @@ def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each mo
                    columns: int,
                    seconds: float=4.        # until the last, which stays for 2 more
                   ):
-    "Noise becoming images, as a GIF; raises OSError where the file cannot be written"
+    "Noise becoming images, as a GIF; raises OSError if the file cannot be written"
     file = check_animation(pictures, file, columns, seconds)
     gray = pictures[0].shape[1] == 1
     sheets = [grid(x, columns) for x in pictures]
@@ -78,12 +78,12 @@ def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each mo
 
 # %% ../nbs/25_pictures.ipynb #80a9152d
 #| code-fold: true
-#| code-summary: "Plumbing: what fits into a GIF"
+#| code-summary: "Plumbing: the limits of a GIF"
 GIF_SIDE = 65535  # pixels: 16 bits
-GIF_TIME = 600.   # seconds; 16 bits hold 655, and pictures that are alike become one
+GIF_TIME = 600.   # seconds; 16 bits allow 655 for one sheet, and equal sheets become one
 
 def check_ending(file: str | Path, *endings: str) -> Path:
-    "A file whose name tells which kind of picture it is to hold"
+    "The file, if its ending is one of those allowed"
     file = Path(file).expanduser()
     if file.suffix.lower() not in endings:
         raise ValueError(f'{printable(file)} must end in {" or ".join(endings)}')
@@ -91,7 +91,7 @@ def check_ending(file: str | Path, *endings: str) -> Path:
 
 def check_animation(pictures: list[Tensor], file: str | Path, columns: int,
                     seconds: float) -> Path: # the file
-    "Refuse what no GIF can hold"
+    "Refuse what does not fit into a GIF"
     if len(pictures) < 1: raise ValueError('an animation needs one batch of images or more, not 0')
     for x in pictures: check_sheet(x, columns)
     n, _, height, width = pictures[0].shape
@@ -122,7 +122,7 @@ def loss_curve(rows: list[Metrics]) -> Figure:
     return ax.figure
 
 def save_loss_curve(rows: list[Metrics], file: Path):
-    "The same, as a picture; raises OSError where the file cannot be written"
+    "Save this figure; raises OSError if the file cannot be written"
     file = check_ending(file, '.png', '.jpg', '.pdf', '.svg')
     with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
 
@@ -145,7 +145,7 @@ def as_text(images: Tensor,  # gray, in [-1, 1] (B,1,H,W)
 #| code-fold: true
 #| code-summary: "Plumbing: terminals"
 def terminal_text(images: Tensor) -> str:
-    "Images as text for a terminal; nothing where none is, or for coloured or wide images"
+    "Images as text; empty without a terminal, and for colour or wide images"
     terminal = sys.stdout.isatty() and 'utf' in sys.stdout.encoding.lower()
     fits = images.shape[1] == 1 and images.shape[3] <= 160
     return as_text(images) + '\n' if fits and terminal else ''

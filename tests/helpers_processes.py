@@ -1,6 +1,6 @@
 """The real commands in processes of their own, which cost little: a server imports the package once
 and forks"""
-import multiprocessing, os, sys, time
+import multiprocessing, os, signal, sys, time
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context('forkserver') if os.name != 'nt' else None
@@ -18,6 +18,7 @@ def _run(words, folder, before, environment):
     out = os.open(f'out_{os.getpid()}', os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2): os.dup2(out, stream)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     if before: before()
     sys.argv = ['diffusion-train', *words]
     if words[0] == 'evaluate': evaluate_command(words[1:])

@@ -115,7 +115,7 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--guidance 1e308': f'guidance: 1e+308 {ALLOWED} number >= -1 and <= 1000000',
         '--seed -1': f'--seed: -1 {ALLOWED} whole number >= 0 and < {2**63}',
         f'--seed {2**63}': f'--seed: {2**63} {ALLOWED}', '--n 1e3': f'--n: 1e3 {ALLOWED}',
-        '--n 1000000000000': '--n: 1000000000000 is not allowed, for so many images of (1, 8, 8) '
+        '--n 1000000000000': '--n: 1000000000000 is not allowed: so many images of (1, 8, 8) '
                              'do not fit into',
         '--out "~nosuchuser/a.png"': "--out: '~nosuchuser/a.png' is not allowed (there is no home",
         '--out folder.png': f'--out: folder.png {ALLOWED} a name that ends in .png',

@@ -77,7 +77,7 @@ REFUSED = [
     ('training.steps=1:30', "training.steps: '1:30' is not allowed"),
     ('.=3', "'': unknown key"), ('=3', "'': unknown key"), ('\x1b[2J=3', r"'\x1b[2J': unknown key"),
     ('schedule={T: 1, zero_terminal_snr: true}', 'T: 1 is not allowed with schedule.zero_terminal'),
-    ('schedule.T=100000', 'which then leaves no signal'),
+    ('schedule.T=100000', 'which then leaves a signal too small for a 64-bit number'),
     ('sampling={clip: false, guidance: 101}', 'allowed: at most 100, or clip true'),
     # paths that no file can have
     ('run=', "run: '' is not allowed (it is empty); allowed: path"),
@@ -105,6 +105,18 @@ def test_refused(override, message):
     "And in no words of pydantic's own"
     said = refusal({}, [override])
     assert message in said and 'Input should' not in said and 'pydantic' not in said
+
+@pytest.mark.parametrize('weight', ['eps', 'min_snr', 'x0', 'v', None])
+def test_zero_terminal_snr_needs_a_weight_that_trains_the_last_level(weight):
+    "With a weight of 0 at T, the first prediction of every sample would never be trained"
+    values = dict(schedule=dict(zero_terminal_snr=True, T=20), sampling=dict(steps=20),
+                  parameterization='v', training=dict(weight=weight))
+    if weight in ('eps', 'min_snr'):
+        assert f'training.weight: {weight} is not allowed with schedule' in refusal(values)
+    else:
+        config = parse_config(values)
+        level = make_schedule(config).at(20, torch.zeros(1, 1, 1, 1))
+        assert (make_fit_options(config)['weight'](level) > 0).all()
 
 def test_all_mistakes_at_once_and_the_same_wherever_they_come_from():
     said = refusal(dict(seed=-1, trainig={}, data=dict(name='x'),

@@ -120,6 +120,35 @@ def test_more_guidance_less_variety_and_further_out():
     assert heights[0] < heights[1] - 0.1 < heights[2] - 0.2
     assert spreads[0] > spreads[1] > spreads[2]
 
+class Partly(nn.Module):
+    "Guided while t is at most `last`; before, the labels as trained"
+    def __init__(self, oracle, y, scale, last):
+        super().__init__()
+        self.y, self.oracle, self.last = y, oracle, last
+        self.guided = guided(oracle, y, scale)
+
+    def forward(self, x_t, level, y=None):
+        if level.t.max() <= self.last: return self.guided(x_t, level)
+        return self.oracle(x_t, level, self.y)
+
+HEIGHTS = {100: 1.498, 80: 1.476, 60: 1.403, 40: 1.278, 30: 1.199}  # 20,000 samples, seed 0
+
+def test_guidance_at_high_noise_makes_the_overshoot():
+    """What solution 3 of chapter 12 reports: the mean height of the plane's samples, guided at
+    t <= last of 100, and that of the tilted density (eq-cfg-tilt) on a grid. Their standard error
+    is 0.007"""
+    corners, ticks = torch.tensor([90., 210., 330.]).deg2rad(), np.linspace(-5, 6, 551)
+    means = torch.stack([corners.cos(), corners.sin()], 1)
+    plane, top = MixtureOracle(means, 0.6, labels=torch.arange(3)), torch.zeros(5000).long()
+    def height(last):
+        denoiser = Partly(plane, top, 2., last)
+        return draw(denoiser, (5000, 2), Schedule(cosine_betas(100)), seed=0)[:, 1].mean().item()
+    X, Y = np.meshgrid(ticks, ticks)
+    each = [np.exp(-((X - a)**2 + (Y - b)**2) / (2 * 0.6**2)) for a, b in means.numpy()]
+    tilted = each[0]**3 / sum(each)**2
+    assert (tilted * Y).sum() / tilted.sum() == pytest.approx(1.223, abs=0.001)
+    for last, reported in HEIGHTS.items(): assert height(last) == pytest.approx(reported, abs=0.03)
+
 def test_sampling_through_guided_switches_dropout_off_and_leaves_the_mode():
     d = Denoiser(Labelled(2, dropout=0.5).double(), V).train()
     a, b = (draw(guided(d, [0, 1, 2], 2.), (3, 2), times=[60, 30, 0]) for _ in range(2))
@@ -130,7 +159,7 @@ class NoLabels(nn.Module):
 
 D, X, Y = Denoiser(Labelled(2), V), torch.zeros(2, 2), [0, 0]
 UNCLASSED = Denoiser(UNet(1, 8, (1,), 1, ()))
-TAKES_NONE = r'NoLabels takes no labels, as net\(x_t, t\): ask without y'
+TAKES_NONE = r'NoLabels takes no labels, as net\(x_t, t\): call it without y'
 def ask(d, x=X, *y): return d(x, SHORT.at(5, x), *y)
 
 @pytest.mark.parametrize('error, match, case', [

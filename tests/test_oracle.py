@@ -138,6 +138,36 @@ def test_tweedie(t):
         close(got.eps, -n * slope, 1e-5)
         close(got.x0 * s, x.numpy() + n**2 * slope, 1e-5)
 
+@pytest.mark.parametrize('t', [60, 300, 600])
+def test_regression_learns_the_marginal_score(t):
+    """eq-dsm: the loss against the conditional score exceeds that against the marginal score by the
+    same amount for every model. Scores by automatic differentiation of torch's densities"""
+    means, std, w = random_mixture()
+    x0, _ = draw_mixture(means, std, w)
+    level, s, n = at(t, x0)
+    x_t = q_sample(x0, level, randn(*x0.shape, seed=13))
+    normal = lambda m, d: torch.distributions.Independent(torch.distributions.Normal(m, d), 1)
+    def score(density):
+        x = x_t.clone().requires_grad_()
+        return torch.autograd.grad(density.log_prob(x).sum(), x)[0]
+    def mixture(wider=1):
+        width = (s**2 * (wider * std)**2 + n**2).sqrt()[:, None].expand(4, 3)
+        which = torch.distributions.Categorical(w)
+        return torch.distributions.MixtureSameFamily(which, normal(s * means, width))
+    marginal, conditional = score(mixture()), score(normal(s * x0, n))
+    loss = lambda f, target: (f - target).square().sum(1)
+    constant = loss(marginal, conditional)
+    close(constant, (s / n**2)**2 * loss(MixtureOracle(means, std, w)(x_t, level).x0, x0), 1e-8)
+    models = dict(zero=0 * x_t, exact=marginal, linear=-x_t, wave=torch.sin(3 * x_t) / n,
+                  wider=score(mixture(2)), swapped=marginal.roll(1, 1))
+    for what, f in models.items():
+        gap = loss(f, conditional) - loss(f, marginal) - constant
+        assert gap.mean().abs() <= 5 * error(gap), what
+    # teeth: with the score of a mixture too wide in the place of the marginal one, it fails
+    wrong = models['wider']
+    gap = loss(marginal, conditional) - loss(marginal, wrong) - loss(wrong, conditional)
+    assert gap.mean() < -5 * error(gap)
+
 def test_jacobian_is_the_posterior_covariance():
     "Exercise 1, eq-tweedie differentiated: the weighted covariance of points in 2-D"
     images, x = randn(7, 2), randn(1, 2, seed=4)
@@ -354,7 +384,7 @@ def test_images_and_levels_that_are_refused(oracle, D, t, rows, message):
     with pytest.raises(ValueError, match=message): oracle(x, level)
 
 @pytest.mark.parametrize('oracle, y, message', [
-    (GAUSSIAN, [0, 0], 'knows no labels'), (MIXTURE, [0, 7], 'made without labels'),
+    (GAUSSIAN, [0, 0], 'takes no labels'), (MIXTURE, [0, 7], 'made without labels'),
     (LABELLED, [0, 7], r'no mode has the label y = 7; there are \[0, 1\]'),
     (LABELLED, [0], r'y has shape \(1,\)')])
 def test_labels_that_are_refused(oracle, y, message):

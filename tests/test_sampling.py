@@ -66,6 +66,56 @@ def test_a_step_is_its_gaussian(variance):
     within(c.x0 * x0 + c.x_t * x_t, p.mean, 1e-12)
     within(c.std, p.std, 0)
 
+def test_the_true_step_is_a_mixture_that_becomes_gaussian():
+    """eq-reverse-mixture: for three points its density is that of Bayes' rule with the forward
+    step, the components' means are sqrt(SNR_s - SNR_t) of their std a unit apart, and as s approaches t
+    the whole has kurtosis 3"""
+    points, pi = torch.tensor([[-1., 0.2, 0.9], [0.3, 0.5, 0.2]], dtype=torch.float64)
+    points, normal = points[:, None], torch.distributions.Normal
+    oracle = MixtureOracle(points, 0., pi)
+    x_t = torch.full_like(points, 0.3)
+    grid = torch.linspace(-6, 6, 2001, dtype=torch.float64)
+    def marginal(x, l):
+        return sum(w * normal(l.signal[0] * m, l.noise[0]).log_prob(x).exp()
+                   for w, m in zip(pi, points))
+    excess = []
+    for i, j in ((400, 50), (400, 300), (400, 390), (900, 20)):
+        t, s = LINEAR.at(i, points), LINEAR.at(j, points)
+        r, (mean, std) = oracle.responsibilities(x_t, t)[0], q_posterior(points, x_t, t, s)
+        true = (r * normal(mean[:, 0], std[:, 0]).log_prob(grid[:, None]).exp()).sum(1)
+        scale = t.signal[0] / s.signal[0]
+        var = t.noise[0]**2 - scale**2 * s.noise[0]**2
+        forward = normal(scale * grid, var.sqrt()).log_prob(x_t[0]).exp()
+        within(true, forward * marginal(grid, s) / marginal(x_t[0], t), 1e-9)
+        within((mean[2] - mean[1]) / std[0], 0.7 * (s.snr - t.snr)[0].sqrt(), 1e-9)
+        m = (true * grid).sum() / true.sum()
+        moment = lambda k: (true * (grid - m)**k).sum() / true.sum()
+        excess.append(abs(moment(4) / moment(2)**2 - 3).item())
+    assert excess[0] > 0.5 and excess[1] < 0.2 and excess[2] < 1e-3, excess
+
+@pytest.mark.parametrize('eta', [0., 1.])
+def test_a_predicted_image_loses_variance_and_no_mean(eta):
+    """eq-lost-width, for the posterior and for DDIM, on a mixture: with the true image x_s has the
+    marginal's mean and variance, with the posterior mean in its place a^2 E Var(x0 | x_t) less"""
+    n, g = 200_000, gen(5)
+    means, std, pi = torch.tensor([[-0.8], [0.6]], dtype=torch.float64), 0.2, torch.tensor([.3, .7])
+    k = torch.multinomial(pi, n, replacement=True, generator=g)
+    x0, eps, z = torch.randn(3, n, 1, generator=g, dtype=torch.float64)
+    x0 = means[k] + std * x0
+    for i, j in ((600, 100), (400, 300), (300, 290)):
+        t, s = LINEAR.at(i, x0), LINEAR.at(j, x0)
+        x_t = q_sample(x0, t, eps)
+        c = ddim(eta).coefficients(LINEAR.at(i, x0[0]), LINEAR.at(j, x0[0]))
+        guess = MixtureOracle(means, std, pi)(x_t, t).x0
+        true, ours = (c.x0 * x + c.x_t * x_t + c.std * z for x in (x0, guess))
+        lost = (c.x0**2 * (x0 - guess).square().mean()).item()
+        ours, true = ours.flatten(), true.flatten()
+        within(true.mean(), s.signal[0, 0] * x0.mean(), 4 / math.sqrt(n))
+        within(ours.mean(), true.mean(), 4 * math.sqrt(lost / n))
+        within(true.var(), s.alpha_bar[0, 0] * x0.var() + s.noise[0, 0]**2, 4 * math.sqrt(2 / n))
+        within(ours.var() + lost, true.var(), 8 * math.sqrt(lost / n))
+    assert lost < 2e-3
+
 def test_a_table_has_a_row_for_each_step_down_and_up():
     "Down: the step of the solver; up: eq-step, with the variance that brings x_s to x_t"
     _, up, last = coefficient_table(ddim(), SHORT, [10, 4, 7, 0])

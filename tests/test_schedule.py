@@ -228,7 +228,8 @@ def test_no_spacing_takes_what_is_no_number_of_steps(spacing):
     for n in (0, -3, 11):
         with refused(rf'n = {n} steps are outside 1\.\.10'): TEN.times(n, spacing)
     for n in (2.5, 10., '10', None):
-        with refused(rf'n = {n!r} is no number of steps: give a whole one, 1\.\.10', TypeError):
+        message = rf'n = {n!r} is not a number of steps: give a whole number, 1\.\.10'
+        with refused(message, TypeError):
             TEN.times(n, spacing)
 
 # The makers

@@ -1,6 +1,7 @@
 "The book's own checks notice what they are there to notice"
 import json, subprocess, sys
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,13 +109,24 @@ def test_links_finds_what_is_broken(tmp_path):
     (tmp_path/'b.html').write_text('<p id="here"></p>')
     assert links.check(tmp_path) == []
     (tmp_path/'b.html').write_text('<a href="c.html">c</a><a href="a.html#nowhere">n</a>'
-        '<img src="no.png"><script src="https://cdn.example.org/x.js"></script>')
+        '<source srcset="no.svg"><img src="no.png">'
+        '<script src="https://cdn.example.org/x.js"></script>')
     assert links.check(tmp_path) == [
         'a.html links to b.html#here, but that page has no such place',
         'b.html asks another host for https://cdn.example.org/x.js',
         'b.html links to a.html#nowhere, but that page has no such place',
         'b.html links to c.html, which does not exist',
-        'b.html links to no.png, which does not exist']
+        'b.html links to no.png, which does not exist',
+        'b.html links to no.svg, which does not exist']
+
+def test_readme_finds_the_pictures_of_the_first_page():
+    "Paths are those from the top; other hosts and code stay as they are"
+    cfg = SimpleNamespace(nbs_path=Path('nbs'), readme_nb='index.ipynb')
+    text = ('## A {.unnumbered}\n<source srcset="assets/a.svg"><img src="assets/b.svg"> '
+            '![c](assets/c.png) <img src="https://d.org/d.svg">')
+    assert build_docs.readme_prose(dict(source=text), references.Book({}), cfg) == (
+        '## A\n<source srcset="nbs/assets/a.svg"><img src="nbs/assets/b.svg"> '
+        '![c](nbs/assets/c.png) <img src="https://d.org/d.svg">')
 
 PLUMBING = '#| exports\n#| code-fold: true\n#| code-summary: "Plumbing: checks of input"\n'
 LINES, LONG_NET = 'x = 1\n', 'class UNet:\n' + '    x = 1\n'*40

@@ -318,7 +318,7 @@ def test_a_network_and_a_loss_of_ones_own():
      'model: os:system is not a torch.nn.Module'),
     (['model=subprocess:run', 'model_args={args: [touch, owned]}'], 'model: subprocess:run is not'),
     (['data.flip=true'], 'data.flip: True is not allowed with data.name mnist_mini, '
-                         'for a mirrored digit is no digit'),
+                         'because a mirrored digit is not a digit'),
     (['model_args={width: 3}'], "model_args: {'width': 3} is not allowed with model unet"),
     (['training.weight=mine:none'], 'training.weight: mine:none cannot be imported'),
     (['model=os.system'], "model: 'os.system' is not allowed; allowed: unet, or module:name"),

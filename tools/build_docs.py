@@ -1,7 +1,7 @@
 """Build the site from the notebooks in `nbs/`. Nothing is run: outputs are those stored in them.
 
     python tools/build_docs.py [--out _site] [--strict]    # the site
-    python tools/build_docs.py --readme                    # only README.md
+    python tools/build_docs.py --readme                    # only README.md and the map of chapters
 
 nbdev turns each notebook into a page: hidden cells go, names in backticks become links. It prints
 no signature beside a definition, whose code is on the page (`skip_procs` in settings.ini). Where
@@ -18,7 +18,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import ledger, links
+import chapter_map, ledger, links
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
@@ -55,6 +55,7 @@ def readme_prose(cell, book: Book, cfg) -> str:
     s = re.sub(r'(?m)^(#.*?)\s*\{[^}\n]*\}[ \t]*$', r'\1', text(cell['source']).strip())
     s = prose(lambda part: book.cites(part, cfg.readme_nb, []), s)
     s = re.sub(r'\(#ref-([\w:-]+)\)', lambda m: f'({book.bib[m[1]].fields["url"]})', s)
+    s = re.sub(r'\b(src|srcset)="(?!\w+:|/)', lambda m: f'{m[0]}{cfg.nbs_path.name}/', s)
     return re.sub(r'\]\((?!\w+:|#|/)([^)]+)\)', lambda m: f']({cfg.nbs_path.name}/{m[1]})', s)
 
 def readme_code(cell) -> list[str]:
@@ -193,10 +194,11 @@ def main():
     ap.add_argument('--out', type=Path, help='where to put the site (default _site)')
     ap.add_argument('--strict', action='store_true',
                     help='fail on any warning, broken link or request to another host')
-    ap.add_argument('--readme', action='store_true', help='write only README.md')
+    ap.add_argument('--readme', action='store_true', help='write only README.md and the map')
     a = ap.parse_args()
     cfg = get_config()
     os.chdir(cfg.config_path)
+    chapter_map.write(cfg.config_path)
     readme(cfg)
     if a.readme: return
     out = a.out or cfg.config_path/'_site'

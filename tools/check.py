@@ -2,9 +2,9 @@
 
     python tools/check.py
 
-That is the library, clean metadata and README.md. And imports have cells of their own, so that a
-page can fold them away. The work is done in a copy: nothing here is changed, and the tree need be
-neither clean nor under git.
+That is the library, clean metadata, README.md and the map of chapters. And imports have cells of
+their own, so that a page can fold them away. The work is done in a copy: nothing here is changed,
+and the tree need be neither clean nor under git.
 """
 import ast, json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
@@ -56,7 +56,8 @@ def main():
     make_readme = [sys.executable, 'tools/build_docs.py', '--readme']
     steps = [('diffusion_scratch', '*.py', 'run nbdev_export'),
              ('nbs', '*.ipynb', 'run nbdev_clean'),
-             ('.', 'README.md', 'run python tools/build_docs.py --readme')]
+             ('.', 'README.md', 'run python tools/build_docs.py --readme'),
+             ('nbs/assets', 'map*.svg', 'run python tools/chapter_map.py')]
     problems = []
     with tempfile.TemporaryDirectory() as tmp:
         copy = Path(tmp)
@@ -70,7 +71,7 @@ def main():
     problems += [p for name, text in notebooks.items() for p in mixed(name, text)]
     for p in problems: print(p, file=sys.stderr)
     if problems: sys.exit(f'{len(problems)} problem(s)')
-    print('library, notebooks and README.md are in step', file=sys.stderr)
+    print('library, notebooks, README.md and the map of chapters are in step', file=sys.stderr)
 
 
 if __name__ == '__main__': main()

@@ -2,9 +2,9 @@
 
     python tools/english.py [PREFIX ...]          # phrases to replace, missing terms; fails if any
     python tools/english.py --long [PREFIX ...]   # also the sentences of more than 35 words
-    python tools/english.py --counts [PREFIX ...] # only the numbers, a line for each chapter
+    python tools/english.py --counts [PREFIX ...] # only numbers, a line for each chapter
 
-A PREFIX is the beginning of a chapter's file name, such as `07`. Without one, all chapters are read.
+A PREFIX is the beginning of a chapter's file name, such as `07`. Without one, all are read.
 Read are the prose, the captions, and the docstrings, comments and messages of the code.
 
 - phrase    A metaphor or a private word of ours where the field has a word of its own. The list,

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'), ('video', 'src'),
-         ('link', 'href')}
+LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'),
+         ('source', 'srcset'), ('video', 'src'), ('link', 'href')}
 NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # <link rel=...>
 OTHER_HOST = re.compile(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)')
 
