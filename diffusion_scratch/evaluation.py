@@ -91,7 +91,7 @@ def _check_more_than_one(x: Tensor):
 
 # %% ../nbs/16_evaluation.ipynb #321e595c
 class Estimate(NamedTuple):
-    "A number and its 95 % confidence interval"
+    "A number and its confidence interval, of 95 % by default"
     value: float
     low: float
     high: float
