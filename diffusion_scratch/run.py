@@ -58,7 +58,7 @@ def draw(denoiser: Denoiser,
          sampling: SamplingConfig=SamplingConfig(),
          *,
          seed: int=0,             # image i depends only on (seed, i)
-         moments: int=1,          # frames to keep, evenly spaced; the last is the result
+         moments: int=1,          # frames to keep, evenly spaced, with the result
          progress: bool=True      # show a progress bar
         ) -> list[Frame]:         # these frames, each with all n images, on the CPU
     "Draw images with the settings of a config, one batch at a time"
