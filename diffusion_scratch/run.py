@@ -233,7 +233,7 @@ class FolderLock:
         return False
 
     def renew(self):
-        "Take the lock of a folder that was removed again; raises the same errors"
+        "Create a removed folder again and take its lock; raises the same errors"
         self._close()
         self._take()
 
@@ -714,7 +714,7 @@ def _class_rows(images: Tensor, classes: int, columns: int) -> Tensor:
 # %% ../nbs/26_run.ipynb #f678f23e
 def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
                  data: ImageSet, progress: bool):
-    "Draw images of a finished run, classify them, write run.json, print where all is"
+    "Draw images of a finished run and classify them; write run.json; list the files"
     config, path, classes = run.config, run.path, min(data.num_classes, SHOWN)
     columns = 10 if classes else 8
     n = max(columns * (classes or columns), config.judge if classes else 0)
@@ -974,7 +974,7 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
 
 def _threads_of_run(run: RunFolder, state: TrainState, accelerator: Accelerator,
                     load: OtherLoad) -> int:
-    "The number in the config; or that of the first session; or as many as there are free cores"
+    "The number in the config; or that of the last session; or as many as there are free cores"
     if run.config.threads or accelerator.num_processes > 1: return torch.get_num_threads()
     before = run.sessions()[-1].get('threads') if state.step and run.sessions() else None
     if before and before <= usable_cores() and not os.environ.get('OMP_NUM_THREADS'): return before
