@@ -465,8 +465,9 @@ def test_no_file_of_a_run_is_believed_when_it_is_damaged():
         print(name, said)
     assert tried == {*READERS}
 
-@pytest.mark.fault('the same damage to the cache of decoded images',
-                   'the images are decoded again where the cache is damaged')
+@pytest.mark.fault('in the cache of decoded images: one bit is flipped (200 times), or the end is '
+                   'cut off (30 times)',
+                   'the images are decoded again and do not change, or an error names the file')
 def test_a_damaged_cache_is_made_again(finished):
     config = load_config('c.yaml')
     def images():
