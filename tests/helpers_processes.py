@@ -11,7 +11,7 @@ if CONTEXT: CONTEXT.set_forkserver_preload(['diffusion_scratch.cli', 'torch._dyn
 def _run(words, folder, before, environment):
     "What the process does: `before` may change the system around it"
     import torch
-    from diffusion_scratch.cli import evaluate_command, train_command
+    from diffusion_scratch.cli import evaluate_command, sample_command, train_command
     os.chdir(folder)
     sys.path.insert(0, str(folder))  # modules of the test
     os.environ.update(environment)
@@ -21,12 +21,14 @@ def _run(words, folder, before, environment):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
     if before: before()
     sys.argv = ['diffusion-train', *words]
-    if words[0] == 'evaluate': evaluate_command(words[1:])
+    others = dict(evaluate=evaluate_command, sample=sample_command)
+    if words[0] in others: others[words[0]](words[1:])
     else: train_command(words)
 
 
 class Command:
-    "`diffusion-train`, or after the word `evaluate` `diffusion-evaluate`, in the current folder"
+    """`diffusion-train`, or after the word `evaluate` or `sample` one of these commands, in the
+    current folder"""
     def __init__(self, *words, before=None, **environment):
         words = [str(w) for w in words]
         self.process = CONTEXT.Process(target=_run, args=(words, Path.cwd(), before, environment),

@@ -83,7 +83,7 @@ def test_stop_go_on_finish_and_sample(tmp_path):
 
 # ---- mistakes of all commands
 ALLOWED = 'is not allowed; allowed:'
-UNTAUGHT = 'for this model learned no classes'
+UNTAUGHT = 'because this model learned no classes'
 UNKNOWN = {'': 'nowhere is no path here and no name that is known'}
 CLASSES = f'grey {ALLOWED} dark, bright'
 REFUSED = {  # the line so far, what else is on it, and what is said
@@ -104,7 +104,8 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     'edit nowhere picture.png': UNKNOWN,
     'sample empty': {'': 'empty holds no model; allowed: a run of diffusion-train'},
     'sample text.safetensors': {'': 'text.safetensors is not a whole checkpoint'},
-    'sample foreign.safetensors': {'': 'foreign.safetensors does not say how large its images are'},
+    'sample foreign.safetensors': {
+        '': 'foreign.safetensors does not contain the size of its images'},
     'sample run': {
         '--n 0': f'--n: 0 {ALLOWED} whole number >= 1', '--class dark grey': f'--class: {CLASSES}',
         '--labels dark grey': f'--labels: {CLASSES}', '--device warp': "device: 'warp' is not here",
@@ -140,17 +141,17 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--mask c.yaml': '--mask: c.yaml cannot be read (it is in no format that Pillow knows)',
         '--strength 0': f'--strength: 0.0 {ALLOWED} number > 0 and <= 1',
         '--strength nan': '--strength: nan is not allowed',
-        '--mask pipe': 'pipe is no ordinary file',
+        '--mask pipe': 'pipe is not an ordinary file',
         '--mask b': '--mask: b is a folder; give an image file',
         '--repeats 0': f'--repeats: 0 {ALLOWED} whole number >= 1 and <= 1000',
         '--repeats 1000000000000': f'--repeats: 1000000000000 {ALLOWED}',
         '--n 0': '--n: 0 is not allowed', '--n 1000000000000': '--n: 1000000000000 is not allowed',
         '--solver euler': "solver: 'euler' is not allowed",
         '--class grey': f'--class: {CLASSES}', '--label grey': f'--label: {CLASSES}',
-        '--guidance 3': '--guidance: 3.0 goes with --class, the class to draw; allowed: dark, '
+        '--guidance 3': '--guidance: 3.0 needs --class, the class to draw; allowed: dark, '
                         'bright; give --class too, or leave --guidance out'},
-    'edit run pipe': {'': 'picture: pipe is no ordinary file; give an image file'},
-    'sample pipe': {'': 'model: pipe is no ordinary file; allowed: a run folder'},
+    'edit run pipe': {'': 'picture: pipe is not an ordinary file; give an image file'},
+    'sample pipe': {'': 'model: pipe is not an ordinary file; allowed: a run folder'},
     'sample huge.safetensors': {'': 'model: huge.safetensors holds 1,100 GB, and there are'},
     'edit plain picture.png': {'--guidance 3': f'--guidance: 3.0 {ALLOWED} 0, {UNTAUGHT}'},
     'evaluate mnist-mini --data mnist_mini': {
@@ -271,7 +272,7 @@ def paint(file, h, w, white=np.s_[:0], value=255, exif=b''):
 
 @pytest.fixture
 def picture():
-    "8 x 8 bytes, and a mask whose white half is to be drawn anew"
+    "8 x 8 bytes, and a mask whose white half is to be drawn again"
     a = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
     Image.fromarray(a).save('picture.png')
     paint('mask.png', 8, 8, np.s_[4:])
@@ -310,10 +311,10 @@ EXIF = Image.Exif()
 EXIF[0x0112] = 6
 ON_ITS_SIDE = (np.s_[:0], 255, EXIF)  # a black picture
 
-WHITE = 'white (128 to 255) is drawn anew, black is kept; paint white what is to change'
+WHITE = 'white (128 to 255) is drawn again, black is kept; paint the part white that is to change'
 NONE = f'--mask: m.png has no white; {WHITE}'
 LOST = ('--mask: m.png has no white left when it is cropped to its middle and resized to 28 x 28 '
-        f'pixels, as its picture is; {WHITE}')
+        f'pixels, like its picture; {WHITE}')
 def size(mask, picture):
     return (f'--mask: m.png is {mask} pixels and p.png {picture}; a mask must be as large as its '
             f'picture; give one of {picture} pixels')
@@ -335,7 +336,7 @@ def test_edit_command_refuses_a_mask_that_does_not_fit(picture, mask, message, c
     assert message in said and files() == before
 
 @pytest.mark.parametrize('picture, mask, kept', [
-    ((8, 8), (8, 8, np.s_[:]), np.s_[:0]),           # all is drawn anew
+    ((8, 8), (8, 8, np.s_[:]), np.s_[:0]),           # all is drawn again
     ((8, 8), (8, 8, np.s_[4:], 128), np.s_[:4]),
     ((8, 16), (8, 16, np.s_[:, 8:]), np.s_[:, :4]),  # both are cropped
     ((8, 16, *ON_ITS_SIDE), (16, 8, np.s_[8:]), np.s_[:4])])
@@ -344,7 +345,7 @@ def test_a_mask_as_large_as_its_picture(run, picture, mask, kept):
     paint('m.png', *mask)
     command('edit run p.png --mask m.png --n 1 --out o.png')
     original, drawn = cells('o.png', 2)
-    changed = original != drawn  # a few pixels that are drawn anew may come out black again
+    changed = original != drawn  # some pixels that are drawn again may be black again
     assert not changed[kept].any() and changed.sum() > 0.5 * (64 - original[kept].size)
 
 @pytest.mark.parametrize('out', [
@@ -412,7 +413,7 @@ def test_a_reader_who_leaves_takes_nothing_along(line, tmp_path):
     assert Path('run/run.json').is_file() == ('c.yaml' in line)
 
 @pytest.mark.parametrize('error, status, message', [
-    (KeyError('a\nb'), 1, "error: KeyError: 'a\\nb'\nThis is not what should be said of a mistake"),
+    (KeyError('a\nb'), 1, "error: KeyError: 'a\\nb'\nThis error was not expected"),
     (RecursionError('deep'), 1, 'error: RecursionError: deep\n'),
     (MemoryError(), 2, 'error: the memory of the accelerator or of this machine is full; lower '),
     (torch.OutOfMemoryError('CUDA'), 2, 'error: the memory of the accelerator or of this machine'),
@@ -447,7 +448,7 @@ def test_a_loose_end_in_the_words_is_named_in_one_line(capsys):
                        ('edit run a.png --s 1', 'ambiguous option: --s could match'),
                        ('train', 'give a config to train, or --diagnose RUN')):
         said = fails(line, capsys)
-        assert says in said and '--help shows what there is' in said and said.count('\n') == 1
+        assert says in said and '--help shows all options' in said and said.count('\n') == 1
 
 def test_evaluate_can_pass_over_what_its_error_says_can_be_passed_over(capsys, monkeypatch):
     Path('pictures').mkdir()

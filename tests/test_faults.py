@@ -81,8 +81,8 @@ def contents(folder='run'):
 def rows(): return Path('run/metrics.csv').exists() and len(read_metrics(Path('run/metrics.csv')))
 
 # ---------------------------------------------------------------- several processes
-@pytest.mark.fault('a second process starts in the folder while the first one still prepares',
-                   'it is refused and told who is there; nothing is changed')
+@pytest.mark.fault('a second process starts in a folder while the first one prepares its run',
+                   'it is refused in a line that names the first, and changes no file')
 def test_who_looks_first_owns_the_folder():
     first = slow_start()
     said = Command('c.yaml', 'training.lr=0.001', 'seed=5').ends(2)
@@ -94,8 +94,8 @@ def test_who_looks_first_owns_the_folder():
     assert load_config('run/config.yaml').seed == 0 and rows() == 30
     assert not Path('run/.lock').exists() and not list(Path('run').rglob('*.damaged'))
 
-@pytest.mark.fault('a start on a new folder fails, or is stopped by Ctrl-C, before its first step',
-                   'it removes what it made, and nothing else')
+@pytest.mark.fault('a start in a new folder fails, or is stopped by Ctrl-C, before its first step',
+                   'it removes the folders and files that it made, and nothing else')
 @pytest.mark.parametrize('failure', ['ctrl-c', 'batch'])
 @pytest.mark.parametrize('others', [False, True])
 def test_a_failed_start_removes_only_what_it_made(failure, others):
@@ -109,8 +109,8 @@ def test_a_failed_start_removes_only_what_it_made(failure, others):
             'c.yaml', 'run=deep/run', 'training.batch_size=6000').ends(2)
     assert not Path('deep/run').exists() and Path('deep').exists() == others
 
-@pytest.mark.fault('of three processes in one folder, one fails early and one would fail late',
-                   'both are refused; the first one learns what it learns alone')
+@pytest.mark.fault('two processes with other configs start in the folder of a run that starts',
+                   'both are refused; the first trains to the same weights as without them')
 def test_three_processes_one_fails_early_one_late(finished_run):
     first = slow_start('training.steps=30')
     early, late = Command('c.yaml', 'training.batch_size=6000'), Command('c.yaml', 'training.lr=1')
@@ -124,7 +124,7 @@ def test_three_processes_one_fails_early_one_late(finished_run):
     assert_same_run('run', finished_run/'run')
 
 @pytest.mark.fault('three processes start in one folder at the same moment',
-                   'one trains, the others are refused')
+                   'one trains; each of the others is refused, or finds the run finished')
 def test_three_at_once(finished_run):
     three = [Command('c.yaml') for _ in range(3)]
     for command in three: command.process.join(120)
@@ -135,14 +135,14 @@ def test_three_at_once(finished_run):
     assert_same_run('run', finished_run/'run')
 
 @pytest.mark.fault('the process that owns the folder is killed (SIGKILL)',
-                   'its lock is gone with it; the same command goes on')
+                   'the system releases its lock; the same command trains to the end')
 def test_a_lock_goes_with_its_process(finished_run):
     slow_start().kill(signal.SIGKILL)
     assert Path('run/.lock').exists()
     Command('c.yaml').ends()
     assert_same_run('run', finished_run/'run')
 
-@pytest.mark.fault('torchrun starts two processes in a folder that another process owns',
+@pytest.mark.fault('a run of two processes starts in a folder that another process owns',
                    'both are refused, and neither waits for the other')
 def test_processes_of_one_run_are_refused_together():
     first = slow_start()
@@ -152,14 +152,19 @@ def test_processes_of_one_run_are_refused_together():
     for command in two: assert 'another process is training in run' in command.ends(2)
     first.kill(signal.SIGKILL)
 
-@pytest.mark.fault('a run is looked at while it trains (--diagnose)',
-                   'it goes on; its files and its cache stay as they are')
-def test_looking_does_not_disturb():
-    first = Command('c.yaml', LONG)
+@pytest.mark.fault('a run is diagnosed, evaluated or drawn from while it trains',
+                   'training goes on; config, manifest and the cache of images do not change')
+@pytest.mark.parametrize('line, says', [
+    ('--diagnose run', 'run/diagnosis.png'), ('sample run --n 2', 'run/samples_seed0.png'),
+    ('evaluate run --n 8 --steps 2', 'run/evaluation_seed0/report.md')])
+def test_looking_does_not_disturb(line, says):
+    first = Command('c.yaml', LONG, 'data.size=28')
     first.wait_until(lambda: checkpoints('run'))
-    before = contents('run/data')
-    assert 'run/diagnosis.png' in Command('--diagnose', 'run').ends()
-    assert first.process.is_alive() and contents('run/data') == before
+    def kept(): return contents('run/data'), *(Path('run', name).read_bytes()
+                                               for name in ('config.yaml', 'manifest.json'))
+    before = kept()
+    assert says in Command(*line.split()).ends()
+    assert first.process.is_alive() and kept() == before
     first.kill(signal.SIGTERM).ends(130)
 
 # ---------------------------------------------------------------- folders and disks
@@ -184,21 +189,21 @@ def paused_run():
     command.wait_until(Path('paused').exists)
     return command
 
-@pytest.mark.fault('the folder of a run is removed under way',
-                   'it is made again, whole, at the next save')
+@pytest.mark.fault('the folder of a run is removed while it trains',
+                   'the next save creates it again, with all files but the image cache')
 def test_a_folder_that_is_removed_is_made_again(finished_run):
     first = paused_run()
     shutil.rmtree('run')
     Path('go').touch()
-    assert 'run was removed or replaced while the run went on; it is made again' in first.ends()
+    assert 'run was removed or replaced while the run went on; it is created again' in first.ends()
     assert_same_run('run', finished_run/'run')
     assert len(RunFolder(load_config('c.yaml')).sessions()) == 1
     names = lambda folder: {f.name for f in Path(folder).iterdir()}
     assert names('run') == names(finished_run/'run') - {'data'}
     Command('c.yaml', 'training.weight=pause:weight', 'training.steps=31').ends()
 
-@pytest.mark.fault('another run is put in the place of a folder under way',
-                   'the run stops with an error; the other one stays as it is')
+@pytest.mark.fault('the folder of a run is replaced by that of another run while it trains',
+                   'the run stops with an error; the other run does not change')
 def test_a_folder_that_is_replaced_is_left_alone(finished_run):
     first = paused_run()
     os.rename('run', 'moved')
@@ -206,11 +211,11 @@ def test_a_folder_that_is_replaced_is_left_alone(finished_run):
     before = contents()
     Path('go').touch()
     said = first.ends(2)
-    assert 'error: run was removed or replaced while the run went on: it holds another run' in said
+    assert 'error: run was removed or replaced while the run went on: it now holds' in said
     assert 'The run stopped after step 14' in said and contents() == before
 
-@pytest.mark.fault('a folder cannot be written any more under way',
-                   'the run stops at the next save and says how to go on')
+@pytest.mark.fault('the folder of checkpoints can no longer be written while the run trains',
+                   'the run stops at the next save and prints how to go on')
 def test_a_folder_that_cannot_be_written_any_more():
     first = paused_run()
     shutil.rmtree('run/checkpoints')
@@ -218,9 +223,10 @@ def test_a_folder_that_cannot_be_written_any_more():
     Path('go').touch()
     said = first.ends(2)
     assert 'error: cannot write run/checkpoints/step_00000014.safetensors' in said
-    assert 'Make room, or the folder writable, and give the same command' in said
+    assert 'Free some space or make the folder writable, then give the same command' in said
 
-@pytest.mark.fault('a folder cannot be made or written', 'it is refused in a line that names it')
+@pytest.mark.fault('a folder cannot be created or written',
+                   'the start is refused in one line that names the folder')
 @pytest.mark.parametrize('folder', ['/proc/run', 'c.yaml', 'c.yaml/run', 'nowhere'])
 def test_a_folder_that_cannot_be_written(folder, capsys):
     os.symlink('missing', 'nowhere')
@@ -236,8 +242,8 @@ def poor_file_system(error):
         real(descriptor)
     fcntl.flock, os.fsync = no_locks, fsync
 
-@pytest.mark.fault('a file system has no locks and cannot push folders to the disk',
-                   'it is said in a line; a file that names the process stands for the lock')
+@pytest.mark.fault('the file system has no locks, and cannot flush folders to the disk',
+                   'the command warns; a file that names the process is the lock')
 @pytest.mark.parametrize('error', [errno.ENOSYS, errno.ENOLCK])
 def test_a_file_system_without_locks(error, finished_run):
     poor = partial(poor_file_system, error)
@@ -245,7 +251,7 @@ def test_a_file_system_without_locks(error, finished_run):
     first.wait_until(Path('looking').exists)
     said = Command('c.yaml', before=poor).ends(2)
     assert f'another process is training in run (process {first.pid} on ' in said
-    assert 'If it is gone, remove run/.lock' in said
+    assert 'If that process has ended, remove run/.lock' in said
     first.kill(signal.SIGKILL)
     said = Command('c.yaml', before=poor).ends()
     assert f'run is on a file system without locks ({os.strerror(error)})' in said
@@ -273,9 +279,10 @@ def full_logs():
     subprocess.run(['umount', '-l', 'run/logs'], check=True)
 
 @pytest.mark.fault('the disk is full when TensorBoard opens its file',
-                   'it is refused in a line; the folder is as it was')
+                   'the start is refused in one line; no other file is written but the image cache')
 def test_a_full_disk_for_tensorboard(full_logs):
     said = Command('c.yaml', 'log=[tensorboard]').ends(2)
+    assert {f.name for f in Path('run').iterdir()} <= {'logs', 'data'}
     assert 'error: log: tensorboard cannot write to run/logs (' in said and 'log=[]' in said
     assert 'No space left' in said and not Path('run/config.yaml').exists()
 
@@ -285,7 +292,8 @@ def test_no_place_for_tensorboard():
     assert 'error: log: tensorboard cannot write to run/logs (' in said
     assert not Path('run/config.yaml').exists()
 
-@pytest.mark.fault('the place of the logs is removed under way', 'the run goes on without them')
+@pytest.mark.fault('the folder of the logs is removed while the run trains',
+                   'the run goes on without them, to the same weights')
 def test_logs_that_are_removed_under_way(finished_run):
     Path('pause.py').write_text(PAUSE)
     first = Command('c.yaml', 'training.weight=pause:weight', 'log=[tensorboard]', 'log_every=1')
@@ -299,8 +307,8 @@ def test_logs_that_are_removed_under_way(finished_run):
 def flipped(blob, at): return blob[:at] + bytes([blob[at] ^ 4]) + blob[at + 1:]
 def without_lines(blob): return b''.join(blob.splitlines(True)[:20])
 
-@pytest.mark.fault('metrics.csv is changed, cut, emptied or gone',
-                   'the run goes on; what can be believed stays; it is said how many rows are lost')
+@pytest.mark.fault('metrics.csv is changed, cut, emptied or removed',
+                   'the run goes on; valid rows are kept; the number of lost rows is printed')
 @pytest.mark.parametrize('damage, lost', [
     (lambda blob: flipped(blob, 1000), 1), (lambda blob: flipped(blob, blob.index(b'\n5,') + 1), 1),
     (lambda blob: flipped(blob, 3), 0), (lambda blob: blob.replace(b'\n', b'\xff'), 30),
@@ -331,8 +339,9 @@ def test_old_metrics_without_checksums_are_read_as_they_are(finished):
         train_command(['c.yaml', 'training.steps=31'])
     assert learned('run')[:-1] == whole[:4] + whole[5:] and len(read_metrics(file)) == 30
 
-@pytest.mark.fault('manifest.json is changed, cut or gone',
-                   'the run goes on with what its newest checkpoint says; the file is set aside')
+@pytest.mark.fault('manifest.json is changed, cut, emptied or removed',
+                   'the run goes on with the record in its newest checkpoint; a damaged file is '
+                   'renamed')
 @pytest.mark.parametrize('damage', [lambda blob: flipped(blob, 300), lambda blob: blob[:700],
                                     lambda blob: b'[]', lambda blob: b'', None])
 def test_a_damaged_manifest_never_stops_a_run(damage, finished):
@@ -347,8 +356,9 @@ def test_a_damaged_manifest_never_stops_a_run(damage, finished):
     before.pop('skipped')
     assert first == before and second['data_sha256'] == first['data_sha256']
 
-@pytest.mark.fault('config.yaml of a run is edited, changed, cut or gone',
-                   'the keys that differ are said; the config in the checkpoint counts')
+@pytest.mark.fault('config.yaml of a run is edited, cut, overwritten or removed',
+                   'the command warns and names the keys that differ; it uses the config in the '
+                   'checkpoint')
 @pytest.mark.parametrize('damage, message', [
     (lambda text: text.replace('steps: 2 ', 'steps: 5 '), 'sampling.steps: 2 there, 5 here'),
     (lambda text: text.replace('lr: 0.0002', 'lr: 0.5'), 'training.lr: 0.0002 there, 0.5 here'),
@@ -390,8 +400,8 @@ def test_a_run_of_an_older_version_goes_on(finished, capsys):
     refused('run: run holds a checkpoint, but not the config it was made with')
 
 # ---------------------------------------------------------------- other pictures
-@pytest.mark.fault('a run is diagnosed or evaluated where its data.root names other pictures',
-                   'it is refused; the cache of the run stays as it is')
+@pytest.mark.fault('a run is diagnosed or evaluated from a folder where data.root is other images',
+                   'it is refused; no file of the run changes')
 def test_the_data_of_a_run_are_its_own(finished, tmp_path, monkeypatch, capsys):
     write_pictures('elsewhere/pictures', seed=1)
     before = contents()
@@ -405,6 +415,8 @@ def test_the_data_of_a_run_are_its_own(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert contents() == before
 
+@pytest.mark.fault('the images change, and the run is to go on or to be drawn again',
+                   'it is refused; no file of the run changes but the image cache')
 def test_other_pictures_are_refused_before_anything_is_replaced(finished, capsys):
     shutil.rmtree('pictures'); write_pictures('pictures', seed=1)
     before = {f: blob for f, blob in contents().items() if 'data' not in f.parts}
@@ -434,9 +446,9 @@ DECIDE_NOTHING = {  # files that nobody reads again -> what they are
     'data/decoded*': 'decoded images, made again where they are damaged: the test below',
     'logs/training/events.out.tfevents.*': 'curves for TensorBoard, which are also in metrics.csv'}
 
-@pytest.mark.fault('one bit is flipped (200 times), or the end is cut off (30 times), in each file '
-                   'that a run leaves behind',
-                   'it is said, with the name of the file, or changes nothing')
+@pytest.mark.fault('in each checkpoint, config.yaml, manifest.json, metrics.csv and run.json: one '
+                   'bit is flipped (200 times), or the end is cut off (30 times)',
+                   'a warning or an error names the file, or the contents are read unchanged')
 def test_no_file_of_a_run_is_believed_when_it_is_damaged():
     words = dict(run='run', log=['tensorboard'], preview_every=15)
     config = parse_config(CONFIG | words)
@@ -453,6 +465,9 @@ def test_no_file_of_a_run_is_believed_when_it_is_damaged():
         print(name, said)
     assert tried == {*READERS}
 
+@pytest.mark.fault('in the cache of decoded images: one bit is flipped (200 times), or the end is '
+                   'cut off (30 times)',
+                   'the images are decoded again and do not change, or an error names the file')
 def test_a_damaged_cache_is_made_again(finished):
     config = load_config('c.yaml')
     def images():

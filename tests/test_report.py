@@ -378,5 +378,5 @@ def test_a_run_is_held_against_what_it_was_trained_on(elsewhere, capsys):
 
 def test_real_images_must_be_known(elsewhere, capsys):
     "Here the 5,000 digits that the network was trained on are not at hand"
-    said = '--data: mnist-mini does not say what it was trained on, or it is not at hand'
+    said = '--data: the images that mnist-mini was trained on are not known or not available'
     assert said in refused('mnist-mini --n 6 --steps 2', capsys)

@@ -142,6 +142,8 @@ def test_a_row_for_each_class():
     assert top.min() < 30 and bottom.max() > 220
     assert labels_in_turn(2, 5).tolist() == [0, 1, 0, 1, 0] and labels_in_turn(0, 5) is None
 
+@pytest.mark.fault('Ctrl-C comes in the middle of a step',
+                   'the step is finished and saved; the command prints how to go on')
 def test_ctrl_c_in_the_middle_of_a_step():
     "The step is finished, saved and said; handlers and threads are as they were"
     def handlers(): return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -178,8 +180,8 @@ def test_a_folder_with_another_run_is_left_alone():
         with pytest.raises(ConfigError, match=message): trained(*words)
     trained('run'); trained('cosine', 4, 'training.decay=cosine')
     before = contents()
-    refused('training.steps: 5 is not allowed; allowed: whole number >= 6, for so many are done '
-            'in run', 'run', 5)
+    refused('training.steps: 5 is not allowed; allowed: whole number >= 6, because so many '
+            'were done in run', 'run', 5)
     refused('training.steps: 4 there, 6 here', 'cosine', 6, 'training.decay=cosine')
     refused(r'run: run holds a run with another config \(parameterization: eps there, v here, '
             r'training.lr: 0.0002 there, 0.5 here\)', 'run', 6, 'training.lr=0.5',

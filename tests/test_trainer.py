@@ -78,6 +78,9 @@ def sessions(run): return json.loads(Path(run, 'manifest.json').read_text())['se
 def assert_says(pattern, text): assert re.search(pattern, text, re.S), text
 
 # ---------------------------------------------------------------- killed
+@pytest.mark.fault('a run is killed ten times (SIGKILL), once or more while it saves',
+                   'the same command goes on; weights and records equal those of a run that was '
+                   'never stopped')
 def test_killed_at_ten_moments_one_of_them_inside_a_checkpoint():
     """SIGKILL, ten times, at random moments and in the middle of writing a checkpoint; resumed by
     the same command each time: the run of one that was never stopped, to the last bit"""
@@ -120,6 +123,8 @@ def stopped(stopped_run, tmp_path, monkeypatch):
 
 def flipped(blob, at): return blob[:at] + bytes([blob[at] ^ 1]) + blob[at + 1:]
 
+@pytest.mark.fault('the newest checkpoint is changed, cut or emptied',
+                   'it is renamed; the run goes on from the one before, to the same weights')
 @pytest.mark.parametrize('damaged', [
     lambda blob: flipped(blob, len(blob) // 2), lambda blob: blob[:-100], lambda blob: b'',
     lambda blob: flipped(blob, blob.index(b'"step"') + 10)])
@@ -133,6 +138,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damaged, stopped):
     assert newest.with_suffix('.damaged').read_bytes() == blob
     assert_same_run(stopped/'run', 'run')
 
+@pytest.mark.fault('the disk is full when a checkpoint or a line of metrics.csv is written',
+                   'the run stops and prints how to go on; with more space it goes on to the same '
+                   'weights')
 def test_a_disk_that_fills_up_in_a_checkpoint_and_in_the_middle_of_a_line(stopped):
     """One line that says how to go on, all that was there is whole, and it goes on; a run that is
     made longer again and again is the longest one"""
@@ -140,15 +148,17 @@ def test_a_disk_that_fills_up_in_a_checkpoint_and_in_the_middle_of_a_line(stoppe
     _, err = finished('run=run', status=2, limit=60_000)
     assert_says(r'error: cannot write run/checkpoints/step_00000042.safetensors .*The run stopped '
                 r'after step 42; its last checkpoint is run/checkpoints/step_00000035.safetensors. '
-                r'Make room.*same command', err)
+                r'Free some space.*same command', err)
     assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('.part_*'))
     finished('run=run', 'training.steps=90', 'save_every=90')
     _, err = finished('run=run', status=2, limit=Path('run/metrics.csv').stat().st_size + 130)
     assert_says(r'error: .*The run stopped after step 9\d; its last checkpoint is '
-                r'run/checkpoints/step_00000090.safetensors. Make room', err)
+                r'run/checkpoints/step_00000090.safetensors. Free some', err)
     finished('run=run'); finished('run=whole')
     assert_same_run('whole', 'run')
 
+@pytest.mark.fault('the last line of metrics.csv is incomplete',
+                   'it is left out; the run goes on, and no row is lost')
 @pytest.mark.parametrize('end', ['36', '36,1,0.5', '36,1,0.123,0.001,1,600,0.1,0.2,0.3,0.4,0.01,40',
                                  '\0' * 50])
 def test_a_torn_line_of_records_is_left_out(end, stopped, capsys):
