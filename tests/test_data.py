@@ -426,7 +426,8 @@ def test_white_is_zero_where_a_tiff_says_so_and_transparent_gray_is_white(tmp_pa
 def test_numbers_of_which_nobody_says_what_white_is_are_refused(name, make, tmp_path):
     make(tmp_path/name)
     with Image.open(tmp_path/name) as im: assert im.size == (8, 8)  # it is a picture, to Pillow
-    with pytest.raises(ValueError, match=f'{name} is not an image.*does not say which value is white'):
+    message = f'{name} is not an image.*does not say which value is white'
+    with pytest.raises(ValueError, match=message):
         folder(tmp_path)
 
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'La', 'P', 'PA', 'RGB', 'RGBA', 'RGBa', 'RGBX',
