@@ -43,7 +43,7 @@ def check_parts(batch_size: int, accumulate: int, processes: int):
     if accumulate >= 1 and batch_size > 0 and batch_size % (processes * accumulate) == 0: return
     raise ValueError(
         f'batch_size = {batch_size} cannot be shared by {processes} process(es) '
-        f'in {accumulate} equal goes each; '
+        f'in {accumulate} equal micro-batches each; '
         f'it must be a multiple of {processes * max(1, accumulate)}')
 
 # %% ../nbs/20_engine.ipynb #900d58f6

@@ -39,7 +39,7 @@ def _check_embedding(t, dim):
 # %% ../nbs/05_unet.ipynb #218e7b5f
 def norm_groups(channels: int # at the first level, a multiple of 4
                ) -> int:      # groups of all norms of the network
-    "32 as in the paper, or as many as leave 4 channels in each (eq-deaf)"
+    "32 as in the paper, or fewer, with a multiple of 4 channels in each (eq-deaf)"
     return math.gcd(32, channels // 4)
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:

@@ -27,7 +27,7 @@ def test_every_image_belongs_to_one_part(processes, goes):
     (8, 3, 1, 3), (8, 16, 1, 16), (9, 1, 2, 2), (8, 2, 3, 6), (8, 0, 2, 2), (0, 1, 1, 1)])
 def test_a_batch_that_cannot_be_shared_is_refused(batch_size, goes, processes, multiple):
     message = (rf'batch_size = {batch_size} cannot be shared by {processes} process\(es\) '
-               f'in {goes} equal goes each; it must be a multiple of {multiple}')
+               f'in {goes} equal micro-batches each; it must be a multiple of {multiple}')
     with pytest.raises(ValueError, match=message): parts_of_batch(batch_size, goes, 0, processes)
     if processes > 1: return
     with pytest.raises(ValueError, match=message):
