@@ -449,7 +449,7 @@ class Protocol(NamedTuple):
 class Measured(NamedTuple):
     "A number and the value to compare it with"
     value: Estimate  # of the generated images
-    floor: Estimate  # of real images in their place: the best possible
+    floor: Estimate  # of real images in their place
 
 class Evaluation(NamedTuple):
     "All measures, and how they were made"
