@@ -571,7 +571,7 @@ def stop_signals():
     signals, handlers = [], {}
     def note(number, _):
         signals.append(number)
-        signal.signal(number, signal.default_int_handler)
+        for n in handlers: signal.signal(n, signal.default_int_handler)
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             handlers[number] = signal.signal(number, note)

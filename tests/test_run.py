@@ -156,11 +156,15 @@ def test_ctrl_c_in_the_middle_of_a_step():
             'the same command goes on from there')): trained('run', 6, net, 'threads=2')
     assert handlers() == before and torch.get_num_threads() == threads and lines('run') == 1 + 4
 
-def test_a_second_signal_stops_at_once():
+@pytest.mark.parametrize('first, second', [
+    (signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT),
+    (signal.SIGINT, signal.SIGTERM)])
+def test_a_second_signal_stops_at_once(first, second):
+    "Also one of the other kind: a scheduler's SIGTERM, then Ctrl-C"
     with pytest.raises(KeyboardInterrupt), stop_signals() as signals:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert signals == [signal.SIGINT]
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), first)
+        assert signals == [first]
+        os.kill(os.getpid(), second)
 
 def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
     trained('run')
