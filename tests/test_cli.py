@@ -84,7 +84,7 @@ def test_stop_go_on_finish_and_sample(tmp_path):
 # ---- mistakes of all commands
 ALLOWED = 'is not allowed; allowed:'
 UNTAUGHT = 'because this model learned no classes'
-UNKNOWN = {'': 'nowhere is no path here and no name that is known'}
+UNKNOWN = {'': 'nowhere is neither a path here nor a known name'}
 CLASSES = f'grey {ALLOWED} dark, bright'
 REFUSED = {  # the line so far, what else is on it, and what is said
     'train no.yaml': {'': 'no.yaml does not exist'},
@@ -396,7 +396,7 @@ def test_no_console_stops_a_run_or_a_command(encoding, picture):
     assert Path(name, 'run.json').is_file() and Path('\udcff\x1b[31m.png').is_file()
     assert rb'\xff\x1b[31m.png' in said[0] and rb'\x1b[31m/samples.png' in said[0]
     assert b'\x1b' not in said[0] + said[1]
-    assert rb'error: \x1b[31m is no path here' in said[1]
+    assert rb'error: \x1b[31m is neither a path here' in said[1]
 
 @pytest.mark.skipif(os.name == 'nt', reason='pipes of POSIX')
 @pytest.mark.parametrize('line', ['train --help', 'train c.yaml', 'train no.yaml'])

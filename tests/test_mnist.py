@@ -94,7 +94,7 @@ def test_a_class_asked_of_mnist_is_drawn_by_its_sister(monkeypatch, tmp_path, ca
     assert picture('edited_mnist') == picture('edited_mnist-conditional')
     save(*load('mnist'), tmp_path/'mnist', about('mnist'))
     with pytest.raises(SystemExit): sample_command('mnist --class 7'.split())
-    says = '--class: 7 is not allowed; allowed: none, for this model learned no classes'
+    says = '--class: 7 is not allowed; allowed: none, because this model learned no classes'
     assert says in capsys.readouterr().err
 
 @pytest.mark.parametrize('name', NAMES)

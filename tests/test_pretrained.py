@@ -188,13 +188,13 @@ WRONG = dict(
          "variance_type: 'learned_range' is not allowed; allowed: 'fixed_small'"),
         (dict(thresholding=True), 'thresholding: True'), (dict(invented=3), 'invented: 3'),
         (dict(clip_sample_range=2.), 'clip_sample_range: 2.0'), (dict(beta_end=1.5), 'beta_'),
-        (dict(steps_offset=1), 'steps_offset: 1'), (dict(trained_betas='x'), 'no betas'),
+        (dict(steps_offset=1), 'steps_offset: 1'), (dict(trained_betas='x'), 'betas are not valid'),
         (dict(beta_schedule='sigmoid'), "beta_schedule: 'sigmoid'"),
         (dict(_class_name='EulerDiscreteScheduler'), "_class_name: 'EulerDiscreteScheduler'"),
         (dict(trained_betas=[0.1, 0.2]), 'trained_betas: 2 numbers(.|\n)*1000'),
         (dict(prediction_type='flow'), "prediction_type: 'flow'"),
         (dict(rescale_betas_zero_snr=True), "prediction_type: 'epsilon'"),
-        (dict(num_train_timesteps='many'), 'no betas'),
+        (dict(num_train_timesteps='many'), 'betas are not valid'),
         (dict(set_alpha_to_one=False), 'set_alpha_to_one')]],
     *[(name, text, says) for name in ('config.json', 'scheduler_config.json', 'model_index.json')
       for text, says in (('{"a": 1', 'is not JSON'), ('[1, 2]', 'keys and values'),
@@ -252,7 +252,7 @@ def test_weights_of_others_become_a_folder(tmp_path, monkeypatch, name, kept):
 
 def test_what_cannot_be_converted_says_why(tmp_path):
     convert, net = pretrained.convert, nn.Linear(2, 2)
-    for name, held, says in (('a', dict(args=Parameterization), 'other things than numbers'),
+    for name, held, says in (('a', dict(args=Parameterization), 'more than numbers'),
                              ('b', dict(step=3), 'no weights'), ('c', net.state_dict(), 'net=')):
         torch.save(held, tmp_path/f'{name}.pt')
         with pytest.raises(ValueError, match=f'{name}.pt (.|\n)*{says}'):
@@ -733,7 +733,7 @@ def test_own_networks_of_a_run(tmp_path, own):
     config = parse_config(dict(model='own_nets:Net', model_args=dict(width=28)))
     (run/'config.yaml').write_text(dump_config(config))
     for place in (file, run):
-        with pytest.raises(ValueError, match='asks for the network own_nets:Net'): load(place)
+        with pytest.raises(ValueError, match='names the network own_nets:Net'): load(place)
         for net in ('own_nets:Net', own.Net): assert same(load(place, net=net)[0], state.ema)
         assert same(load(place, ema=False, net=own.Net)[0], state.denoiser)
 
@@ -762,7 +762,7 @@ def test_shipped_weights_are_a_listing(tmp_path, monkeypatch):
     ('DDPM-EMA-celeba', 'google/ddpm-ema-celebahq-256'),
     ('runs/x/checkpoints/step_1.safetensors', None)])
 def test_unknown_names_are_told_what_is_known(name, near):
-    with pytest.raises(FileNotFoundError, match=f'{name} is no path') as e: load(name)
+    with pytest.raises(FileNotFoundError, match=f'{name} is neither a path') as e: load(name)
     assert (f'Did you mean {near}?' in str(e.value)) if near else 'Did you mean' not in str(e.value)
     assert all(n in str(e.value) for n in PUBLISHED)
 
@@ -807,9 +807,9 @@ found = find(net)
 assert not asked and found.about['source'] == net and not found.about['ema']
 assert found.about['sampling']['variance'] == 'fixed_large'
 folder = folder.with_name('own')
-refused('me/net', 'ValueError: ', 'asks for the network helper:Net')
+refused('me/net', 'ValueError: ', 'names the network helper:Net')
 folder = folder.with_name('nothing')
-missing = 'FileNotFoundError', 'is no path here, and cannot be fetched from the Hugging Face'
+missing = 'FileNotFoundError', 'is no path here, and cannot be downloaded from the Hugging Face'
 refused(net[:-3], *missing, 'RepositoryNotFound', f'Did you mean {net}?')
 folder, began = None, time.monotonic()
 assert 'Did you mean' not in refused('google/ddpm-ema-cat-256', *missing, 'imeout')
