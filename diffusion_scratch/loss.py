@@ -69,12 +69,11 @@ def check_bound_times(times: list[int]):
 def check_level_of(schedule: Schedule, level: Level):
     "Refuse a level of another schedule"
     ours = schedule.at(level.t, level.signal)
-    across = (ours.signal * level.noise - ours.noise * level.signal).abs()  # 0: equal SNR
-    if not (across <= 1e-5 * (level.signal**2 + level.noise**2).sqrt()).all():
-        i = int(across.flatten().argmax())
+    if not torch.allclose(ours.signal, level.signal.to(ours.signal), atol=1e-5):
+        i = int((ours.signal - level.signal).abs().flatten().argmax())
         raise ValueError(
-            f'the level at t = {int(level.t[i])} has SNR {level.snr.flatten()[i]:.4g}, but'
-            f' the schedule of vlb_weight has {ours.snr.flatten()[i]:.4g} there: give'
+            f'the level at t = {int(level.t[i])} has signal {level.signal.flatten()[i]:.4g}, but'
+            f' the schedule of vlb_weight has {ours.signal.flatten()[i]:.4g} there: give'
             ' vlb_weight(schedule) the schedule of the levels'
         )
 
