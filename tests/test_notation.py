@@ -1,5 +1,5 @@
 "The notation table has each symbol of the book once, and its check notices what is missing"
-import sys
+import json, sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +74,6 @@ def test_a_symbol_has_one_row(row, double):
     (r'b_{\text{noise}}', None), ('s_t', 'banned'), ('a s_{t}', 'banned')])
 def test_what_a_chapter_may_write(tmp_path, formula, rule):
     nb = dict(cells=[dict(cell_type='markdown', source=f'so ${formula}$')])
-    (tmp_path/'01_one.ipynb').write_text(notation.json.dumps(nb))
+    (tmp_path/'01_one.ipynb').write_text(json.dumps(nb))
     _, found = notation.check(notation.rows(TABLE), [tmp_path/'01_one.ipynb'])
     assert [f.rule for f in found] == ([rule] if rule else [])

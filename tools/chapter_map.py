@@ -9,7 +9,7 @@ each below all that it builds on; long arrows have a place in the rows that they
 rows are sorted so that few arrows cross. The site and README.md show the wide picture, and on a
 narrow screen the other one. `build_docs.py` writes both, and `check.py` fails where they are stale.
 """
-import argparse, html, json, re, textwrap
+import argparse, html, re, textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -12,9 +12,11 @@ Read are the prose, the captions, and the docstrings, comments and messages of t
 - term      A standard term that the chapter which introduces the idea must name: `TERMS`.
 - long      A sentence of more than 35 words. It is listed, and fails nothing: some must be long.
 """
-import argparse, io, json, re, sys, tokenize
+import argparse, re, sys
 from pathlib import Path
 from typing import Iterator, NamedTuple
+
+import ledger, reading
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 35
@@ -136,27 +138,14 @@ def prose(source: str) -> str:
     return re.sub(r'<[^>]+>', ' ', s)
 
 
-def texts_of_code(source: str) -> Iterator[tuple[str, str]]:
-    "(kind, words) of captions, comments and strings of a code cell"
-    for line in source.splitlines():
-        m = re.match(r'#\|\s*(fig-cap|tbl-cap|code-summary):\s*(.*)', line)
-        if m: yield 'caption', prose(m[2].strip('"\''))
-    try: tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (tokenize.TokenError, IndentationError, SyntaxError): return
-    for token in tokens:
-        if token.type == tokenize.COMMENT and not token.string.startswith('#|'):
-            yield 'comment', prose(token.string.lstrip('# '))
-        elif token.type == tokenize.STRING and ' ' in token.string:
-            yield 'string', prose(token.string)
-
-
-def texts(notebook: dict) -> Iterator[Text]:
+def texts(file: Path) -> Iterator[Text]:
     "All that is read of a chapter"
-    for i, cell in enumerate(notebook['cells']):
-        source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': yield Text(i, 'prose', prose(source))
-        elif cell['cell_type'] == 'code':
-            for kind, words in texts_of_code(source): yield Text(i, kind, words)
+    for i, (cell, source) in enumerate(ledger.cells(file)):
+        if cell == 'markdown': yield Text(i, 'prose', prose(source))
+        if cell != 'code': continue
+        for kind, words in reading.words_of_code(source):
+            if kind == 'caption': words = words.strip('"\'')
+            if kind != 'string' or ' ' in words: yield Text(i, kind, prose(words))
 
 
 def sentences(words: str) -> Iterator[str]:
@@ -174,7 +163,7 @@ def around(words: str, m: re.Match) -> str:
 
 def problems(path: Path, long: bool = False) -> Iterator[Problem]:
     "What is to be mended in one chapter"
-    found = list(texts(json.loads(path.read_text())))
+    found = list(texts(path))
     for t in found:
         for pattern, instead in PHRASES.items():
             for m in re.finditer(pattern, t.words, flags=re.I):

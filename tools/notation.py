@@ -19,10 +19,12 @@ the letter stands in the table. Words in roman type, $\mathrm{signal}$, explain 
 - twice     A Greek letter, a capital or a letter with a font which has two rows in the table in
             the same form. $L$, $L_T$ and $\pi$, $\pi_k$ are different forms; $x_t$, $x_s$ are not.
 """
-import argparse, io, json, re, sys, tokenize
+import argparse, re, sys
 from collections import Counter
 from pathlib import Path
 from typing import Iterator, NamedTuple
+
+import ledger, reading
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,21 +93,18 @@ def formulas_of(markdown: str) -> Iterator[str]:
 
 def formulas_of_code(source: str) -> Iterator[str]:
     "The formulas in captions and in strings of a code cell"
-    for line in re.findall(r'(?m)^#\|\s*(?:fig-cap|tbl-cap|code-summary):(.*)', source):
-        yield from formulas_of(line.replace('\\\\', '\\'))
-    try: tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
-    except (tokenize.TokenError, IndentationError, SyntaxError): return
-    for token in tokens:
-        if token.type != tokenize.STRING or re.match(r'\w*[fF]', token.string): continue
-        for formula in formulas_of(token.string):
+    for kind, text in reading.words_of_code(source):
+        if kind == 'caption': yield from formulas_of(text.replace('\\\\', '\\'))
+        if kind != 'string' or re.match(r'\w*[fF]', text): continue
+        for formula in formulas_of(text):
             if re.search(r'[\\_^]|^\s*\w\s*$', formula): yield formula
 
 
-def formulas(notebook: dict) -> Iterator[str]:
-    for cell in notebook['cells']:
-        source = ''.join(cell['source'])
-        if cell['cell_type'] == 'markdown': yield from formulas_of(source)
-        elif cell['cell_type'] == 'code': yield from formulas_of_code(source)
+def formulas(file: Path) -> Iterator[str]:
+    "All the formulas of a chapter"
+    for kind, source in ledger.cells(file):
+        if kind == 'markdown': yield from formulas_of(source)
+        elif kind == 'code': yield from formulas_of_code(source)
 
 
 # ---------------------------------------------------------------- symbols
@@ -183,12 +182,11 @@ def head(formula: str) -> str | None:
 
 
 # ---------------------------------------------------------------- the table
-def section(notebook: dict) -> str:
+def section(file: Path) -> str:
     "The text of the section `{#sec-notation}`, up to the next heading"
-    for cell in notebook['cells']:
-        text = ''.join(cell['source'])
-        m = re.search(r'(?ms)^##[^\n]*\{#sec-notation\}(.*?)(?=^## |\Z)', text)
-        if cell['cell_type'] == 'markdown' and m: return m[1]
+    for kind, source in ledger.cells(file):
+        m = re.search(r'(?ms)^##[^\n]*\{#sec-notation\}(.*?)(?=^## |\Z)', source)
+        if kind == 'markdown' and m: return m[1]
     return ''
 
 
@@ -239,7 +237,7 @@ def bare(symbol: str) -> str:
 # ---------------------------------------------------------------- the book
 def problems(file: Path, known: set[str]) -> Iterator[Found]:
     "What is wrong with the formulas of a chapter"
-    for formula in formulas(json.loads(file.read_text(encoding='utf-8'))):
+    for formula in formulas(file):
         shown = ' '.join(formula.split())
         for pattern, instead in BANNED.items():
             for m in re.finditer(pattern, formula):
@@ -257,7 +255,7 @@ def chapters(root: Path) -> list[Path]:
 def read_table(root: Path) -> list[list[Entry]]:
     "The rows of the notation table, wherever in the book it is"
     for file in chapters(root):
-        if text := section(json.loads(file.read_text(encoding='utf-8'))): return rows(text)
+        if text := section(file): return rows(text)
     return []
 
 

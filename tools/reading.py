@@ -28,7 +28,7 @@ The table measures lines of code, without blank lines, comments and docstrings. 
 indentation. A node is a statement or an expression of the syntax tree. A guard is a `raise`, an
 `assert`, or an `if` that does nothing but raise; guards are counted in lines and in statements.
 """
-import argparse, ast, builtins, json, re, statistics, sys
+import argparse, ast, builtins, io, json, re, statistics, sys, tokenize
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -176,6 +176,18 @@ def bound(tree: ast.AST) -> Iterator[str]:
         if is_stored(node): yield node.id
         elif isinstance(node, ast.arg): yield node.arg
         elif isinstance(node, DEFINITIONS) and node not in methods: yield node.name
+
+
+def words_of_code(source: str) -> Iterator[tuple[str, str]]:
+    "(kind, text) of the captions, comments and strings of a code cell; strings with their quotes"
+    for line in re.findall(r'(?m)^#\|\s*(?:fig-cap|tbl-cap|code-summary):\s*(.*)', source):
+        yield 'caption', line
+    try: tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (tokenize.TokenError, IndentationError, SyntaxError): return
+    for token in tokens:
+        if token.type == tokenize.STRING: yield 'string', token.string
+        elif token.type == tokenize.COMMENT and not token.string.startswith('#|'):
+            yield 'comment', token.string.lstrip('# ')
 
 
 class Chapter:
