@@ -8,7 +8,7 @@ from torch import nn
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import V, X0, Denoiser, Prediction, clipped
 from diffusion_scratch.loss import optimal, x0_variance
-from diffusion_scratch.noising import Gaussian, q_posterior, q_sample
+from diffusion_scratch.noising import q_posterior, q_sample
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
 from diffusion_scratch.sampling import (Coefficients, Frame, Noise, Solver, ancestral,
                                         coefficient_table, first_stream, fixed_large, fixed_small,
