@@ -434,6 +434,7 @@ class RunFolder:
         self.config, self.path = config, config.run.expanduser()
         self.metrics_file, self.log = self.path/'metrics.csv', None
         self.lock, self.texts, self.record, self.last = None, {}, {}, None
+        self.opened = False
 
     @cached_property
     def kept(self) -> dict:
@@ -488,6 +489,7 @@ class RunFolder:
         self.texts = {'config.yaml': dump_config(self.config).encode(),
                       'manifest.json': json_with_checksum(self.record)}
         self.write_texts()
+        self.opened = True
 
     def write_texts(self):
         "Create the subfolders; write config.yaml and manifest.json of this session"
@@ -552,13 +554,16 @@ class RunFolder:
                           'are lost; the same command trains them again')
 
     def close(self):
-        "Release the lock; if `open` was not reached, leave nothing in a new folder"
+        "Release the lock; if `open` did not end, leave nothing in a folder made for it"
         if self.log: self.log.close()
         self.log = None
         if not self.lock: return
-        if not self.texts and self.path in self.lock.made:
-            for file in (self.path/'data').glob('decoded*'): file.unlink(missing_ok=True)
-            with suppress(OSError): (self.path/'data').rmdir()
+        if not self.opened and self.path in self.lock.made:
+            made = 'data/decoded*', 'logs/**/*', 'config.yaml', 'manifest.json'
+            for file in (f for names in made for f in self.path.glob(names)):
+                if not file.is_dir(): file.unlink(missing_ok=True)
+            for folder in sorted(self.path.glob('*/**/'), reverse=True):  # the innermost first
+                with suppress(OSError): folder.rmdir()  # only if it is empty
         self.lock.release()
         self.lock = None
 

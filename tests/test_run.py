@@ -192,6 +192,15 @@ def test_a_folder_with_another_run_is_left_alone():
             'parameterization=v')
     assert before == contents()
 
+@pytest.mark.parametrize('existed', (False, True))
+def test_a_start_that_fails_after_the_loggers_were_opened(existed, monkeypatch):
+    def full(file): raise OSError(28, 'No space left on device')
+    if existed: Path('run').mkdir()
+    monkeypatch.setattr('diffusion_scratch.run.dump_config', full)
+    with pytest.raises(OSError, match='No space'):
+        train(tiny('run', 6, 'log=[tensorboard]'), progress=False)
+    assert Path('run').exists() == existed
+
 def test_a_folder_where_nothing_was_saved_is_free_for_another_config():
     "Nothing to lose there: a run killed before its first checkpoint does not stand in the way"
     first = RunFolder(tiny('run'))
