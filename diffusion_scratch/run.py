@@ -824,7 +824,7 @@ def load_to_draw(model: str | Path,
 def check_labels(labels: list[int], classes: list[str]) -> Tensor:
     "The labels as a tensor; ValueError if the model did not learn them"
     if labels and all(y in range(len(classes)) for y in labels): return torch.tensor(labels)
-    allowed = f'0 to {len(classes) - 1}, one or more' if classes else 'None: no classes were learned'
+    allowed = f'numbers from 0 to {len(classes) - 1}' if classes else 'None: it learned no classes'
     raise ValueError(f'labels = {labels!r} is not allowed; allowed: {allowed}')
 
 def image_shape(model: str | Path, about: dict) -> tuple:
