@@ -13,7 +13,7 @@ ENV VIRTUAL_ENV=/home/diffusion/venv PATH=/home/diffusion/venv/bin:$PATH
 RUN python -m venv $VIRTUAL_ENV && pip install --no-cache-dir -U pip setuptools wheel \
  && pip install --no-cache-dir 'torch>=2.9' 'torchvision>=0.24' --index-url $TORCH_INDEX
 COPY --chown=diffusion . .
-RUN pip install --no-cache-dir -e '.[dev]' jupyterlab \
+RUN pip install --no-cache-dir -e '.[dev,lab]' \
  && python -m ipykernel install --sys-prefix --name diffusion_scratch --display-name "diffusion_scratch"
 
 EXPOSE 8888

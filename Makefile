@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist test faults docs serve notebooks bench clean
+.PHONY: help env dev quickstart reproduce-mnist test faults docs serve notebooks notebooks-lab bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -43,7 +43,7 @@ test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter,
 	$(BIN)/python tools/exported.py --check
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/ledger.py --check
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2
+	OMP_NUM_THREADS=1 $(BIN)/python tools/run_nbs.py --test --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 	ATEN_CPU_CAPABILITY=default OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m any_processor tests
 
@@ -62,6 +62,10 @@ notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/python tools/exported.py
 	$(BIN)/python tools/run_nbs.py
 	$(BIN)/python tools/build_docs.py --readme
+
+notebooks-lab: dev  ## Install JupyterLab and open the notebooks in it
+	$(BIN)/pip install -q -e '.[lab]'
+	$(BIN)/python -m jupyterlab nbs
 
 bench: dev  ## Measure speed beside bare networks and diffusers, and write the pages in benchmarks/
 	$(BIN)/python benchmarks/trainer.py

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from .config import Config, ConfigError, SamplingConfig, check_drawable
 from .config import checked_path, dump_config, in_words, load_config
-from .config import make_fit_options, make_section, shown
+from .config import make_fit_options, make_section, shipped_configs, shown
 from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
 from .data import OBEYED, memory_here, printable, read_image, to_float
 from .data import upright_size
@@ -26,7 +26,7 @@ from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx
 from .report import Report, evaluate_model
 from .run import RunFolder, check_writable, conditioned, cpu_threads, draw
-from .run import find_device, free_threads
+from .run import find_device, free_threads, image_shape
 from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
 from .schedule import Schedule
@@ -177,13 +177,15 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
         'Train a diffusion model as a config says, then draw images and print where they are.\n'
         'If a run was stopped, the same command goes on with it.',
         'examples:\n'
-        '  diffusion-train configs/quickstart.yaml\n'
-        '  diffusion-train configs/quickstart.yaml run=runs/short training.steps=500\n'
+        '  diffusion-train quickstart\n'
+        '  diffusion-train quickstart run=runs/short training.steps=500\n'
         '  diffusion-train --diagnose runs/short\n'
-        '  accelerate launch --num_processes 4 examples/train.py configs/cifar10.yaml\n'
-        '  torchrun --nproc-per-node 4 examples/train.py configs/cifar10.yaml\n\n'
+        '  diffusion-train my_own.yaml\n'
+        '  accelerate launch --num_processes 4 examples/train.py cifar10\n'
+        '  torchrun --nproc-per-node 4 examples/train.py cifar10\n\n'
         f'every key of a config, with its default:\n\n{dump_config(Config())}')
-    p.add_argument('config', nargs='?', help='a YAML file, such as configs/quickstart.yaml')
+    p.add_argument('config', nargs='?', help='a YAML file, or the name of a config that comes '
+                   f'with the package: {", ".join(shipped_configs())}')
     p.add_argument('overrides', nargs='*', metavar='key=value',
                    help='changes to the config, such as training.steps=500')
     p.add_argument('--diagnose', metavar='RUN', type=_path,
@@ -306,7 +308,7 @@ def _save_samples(args: argparse.Namespace) -> Path:
     y = wanted[torch.arange(args.n) % len(wanted)] if model.classes else None
     frames = draw(model.denoiser.to(device), model.schedule, model.shape, args.n, y,
                   sampling, seed=args.seed, moments=moments)
-    columns = len(wanted) if 1 < len(wanted) <= 16 else math.ceil(math.sqrt(args.n))
+    columns = _count_columns(args.n, len(wanted))
     _save_sheet(out, frames[-1].x, columns)
     if args.animation:
         save_animation([f.x for f in frames], out.with_suffix('.gif'), columns)
@@ -327,7 +329,7 @@ def _load_model(name: str, raw: bool=False, network: str | None=None) -> _Model:
     "Find a model by its name, folder or file, and load it for sampling"
     found = _find_model(name)
     denoiser, schedule = found.load(ema=not raw, net=network)
-    shape = _image_shape(name, found.about)
+    shape = image_shape(name, found.about)
     return _Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
 
 def _find_model(name: str) -> Found:
@@ -346,13 +348,6 @@ def _check_own_weight(config: Config, path: Path, network: str | None):
     if own and module != (network or '').partition(':')[0]:
         raise ConfigError(f'{path} names training.weight {module}:{own}; no code runs because a '
                           f'file names it. If you trust it, give --model {module}:CLASS')
-
-def _image_shape(name: str, about: dict) -> tuple:
-    "The size of a model's images; ConfigError if it is not known"
-    if 'shape' not in about:
-        raise ConfigError(f'{name} does not contain the size of its images; allowed: weights '
-                          f'of diffusion-train, of diffusion-export or of diffusers')
-    return tuple(about['shape'])
 
 def _class_index(name: str, classes: list[str], option: str) -> int:
     "The number of a class; ConfigError if there is no such class"
@@ -391,6 +386,12 @@ def _check_png(out: Path):
     "Refuse a name that does not end in .png, and a folder"
     if out.suffix != '.png' or out.is_dir():
         raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
+
+def _count_columns(n: int, classes: int) -> int:
+    "The columns of a nearly square sheet; images of one class stand below each other"
+    side = math.sqrt(n)
+    if not 1 < classes <= 16: return math.ceil(side)
+    return classes * max(1, round(side / classes))
 
 def _save_sheet(out: Path, images: Tensor, columns: int):
     "Write a grid; create its folder if it is missing"
@@ -440,10 +441,10 @@ def _export_model(args: argparse.Namespace) -> Path:
     if args.to == 'folder':
         half = torch.float16 if args.half else None
         return save(denoiser, schedule, args.out, about, dtype=half)
-    shape = _image_shape(args.model, about)
+    shape = image_shape(args.model, about)
     if args.to == 'onnx':
         check_writable(args.out.parent, 'out')
-        return export_onnx(denoiser, args.out, shape, schedule=schedule)
+        return export_onnx(denoiser, args.out, shape, schedule=schedule, progress=True)
     label, classes = args.label, about.get('classes', [])
     y = None if label is None else _class_index(label, classes, '--label')
     return export_diffusers(denoiser, schedule, args.out, about, y=y)
@@ -457,9 +458,10 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
         'diffusion-edit', 'Draw a part of an image again, or add noise to all of it and remove '
         'the noise again.',
         'examples:\n'
+        '  diffusion-sample mnist-conditional --n 1 --class 7 --out seven.png\n'
         '  diffusion-edit mnist-conditional seven.png --strength 0.8 --class 9\n'
-        '  diffusion-edit mnist-conditional seven.png --mask top_half.png --solver dpm++ '
-        '--steps 20 --repeats 5')
+        '  diffusion-edit mnist-conditional seven.png --mask top --solver dpm++ --steps 20 '
+        '--repeats 5')
     p.add_argument('model', type=_model_name, help=_MODEL)
     p.add_argument('--model', **_OWN)
     p.add_argument('picture', type=_path,
@@ -467,7 +469,8 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
                         'centre and resized')
     p.add_argument('--mask', type=_path,
                    help='an image file as large as the picture: the white part is drawn again, '
-                        'the black part is kept')
+                        'the black part is kept. Or top, bottom, left or right: this half is '
+                        'drawn again')
     p.add_argument('--strength', type=_REAL,
                    help='add noise up to this fraction of T, above 0 and at most 1 (default: 1 '
                         'with a mask, else 0.7)')
@@ -567,8 +570,19 @@ def _read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
         raise ConfigError(f'{option}: {file} cannot be read ({pixels}); give an image file')
     return torch.tensor(pixels)[None]
 
+_HALVES = 'top', 'bottom', 'left', 'right'
+
+def _keep_the_rest(half: str, shape: tuple) -> Tensor:
+    "Where a picture is kept if one half of it is drawn again (1,1,H,W)"
+    _, height, width = shape
+    rows, columns = torch.arange(height)[:, None], torch.arange(width)
+    first = rows < height // 2 if half in ('top', 'bottom') else columns < width // 2
+    kept = ~first if half in ('top', 'left') else first
+    return kept.expand(1, 1, height, width)
+
 def _read_mask(mask: Path, picture: Path, shape: tuple) -> Tensor:
     "Where a mask keeps its image: True, as in `inpaint` (1,1,H,W)"
+    if not mask.exists() and str(mask) in _HALVES: return _keep_the_rest(str(mask), shape)
     def black(h, w): return _read_pixels(mask, (1, h, w), '--mask') < 128
     kept, (w, h), (W, H) = black(*shape[1:]), upright_size(mask), upright_size(picture)
     if (w, h) != (W, H):
@@ -643,7 +657,7 @@ def evaluate_command(argv: list[str] | None=None # words; default: those of this
     with _plain_errors(argv, 'stopped; the same command goes on from here'):
         args = _evaluate_arguments(argv)
         with cpu_threads(free_threads()): report = _evaluate_named_model(args)
-        print(f"\n{report.evaluation}\n{printable(report.folder/'report.md')}")
+        print(f"\n{report.evaluation}\n{printable(report.folder/'report.html')}")
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e4
 def _evaluate_named_model(args: argparse.Namespace) -> Report:

@@ -15,6 +15,7 @@ import torch
 import yaml
 from pydantic import (
     BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator)
+import diffusion_scratch
 from . import data as datasets
 from .data import DATA, ImageSet, memory_here
 from .denoiser import PARAMETERIZATIONS, Denoiser
@@ -26,9 +27,9 @@ from .unet import UNet
 
 # %% auto #0
 __all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
-           'ConfigError', 'make_section', 'shown', 'in_words', 'Config', 'make_schedule', 'parse_config', 'load_config',
-           'dump_config', 'flat_config', 'make_data', 'check_drawable', 'check_net_memory', 'make_denoiser',
-           'import_named', 'in_a_line', 'make_fit_options']
+           'ConfigError', 'make_section', 'shown', 'in_words', 'Config', 'make_schedule', 'shipped_configs',
+           'parse_config', 'load_config', 'dump_config', 'flat_config', 'make_data', 'check_drawable',
+           'check_net_memory', 'make_denoiser', 'import_named', 'in_a_line', 'make_fit_options']
 
 # %% ../nbs/22_config.ipynb #e210b3a5
 class _Section(BaseModel):
@@ -463,17 +464,28 @@ def _check_some_keys(file, values: dict | None):
         raise ConfigError(f'{file} holds no keys, so that it says nothing of a run; write at least '
                           'one, such as run: runs/first. What is left out has its default')
 
-def _read_yaml(file: str | Path) -> dict | None:
-    "The keys and values of a YAML file; raises ConfigError"
-    try: file = checked_path(file).expanduser()
+def shipped_configs() -> dict[str, Path]:
+    "Name -> file of the configs that come with the package, or that lie in its repository"
+    package = Path(diffusion_scratch.__file__).parent
+    folder = next((f for f in (package/'configs', package.parent/'configs') if f.is_dir()), package)
+    return {file.stem: file for file in sorted(folder.glob('*.yaml'))}
+
+def _find_config(file: str | Path) -> Path:
+    "The file, or the shipped config of this name; raises ConfigError"
+    try: path = checked_path(file).expanduser()
     except ValueError as e:
         raise ConfigError(f'{shown(str(file))} is no file ({e}); give a YAML file') from None
-    wrong = 'is a folder' if file.is_dir() else 'is no ordinary file'
-    if not file.exists(): wrong = 'does not exist'
-    if not file.is_file():
-        configs = ', '.join(str(f) for f in sorted(Path('configs').glob('*.yaml')))
-        at_hand = f'are {configs}' if configs else 'is none'
-        raise ConfigError(f'{file} {wrong}; give a YAML file; in ./configs there {at_hand}')
+    if path.is_file(): return path
+    name, known = str(file).replace('-', '_'), shipped_configs()
+    if name in known: return known[name]
+    wrong = 'is a folder' if path.is_dir() else 'is no ordinary file'
+    if not path.exists(): wrong = 'does not exist'
+    raise ConfigError(f'{path} {wrong}; give a YAML file, or the name of a config that comes with '
+                      f'the package: {", ".join(known)}')
+
+def _read_yaml(file: str | Path) -> dict | None:
+    "The keys and values of a YAML file; raises ConfigError"
+    file = _find_config(file)
     try: values = _yaml(_read_start(file).decode(), file)
     except UnicodeDecodeError: raise ConfigError(f'{file} is not text; give a YAML file') from None
     except OSError as e: raise ConfigError(f'{file} cannot be read ({e.strerror})') from None
@@ -514,7 +526,7 @@ def parse_config(values: dict,           # nested, as in YAML
     for item in overrides: _override(values, item)
     return make_section(Config, {str(k): v for k, v in values.items()})
 
-def load_config(file: str | Path,        # YAML
+def load_config(file: str | Path,        # YAML, or the name of a shipped config
                 overrides: list[str]=()  # 'section.key=value'
                ) -> Config:
     "A config from a YAML file; raises ConfigError"

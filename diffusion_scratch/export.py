@@ -4,7 +4,8 @@
 
 # %% ../nbs/24_export.ipynb #180f1c87
 from __future__ import annotations
-import copy, hashlib, json, warnings
+import copy, hashlib, json, sys, warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 import torch
 from safetensors.torch import save as to_bytes
@@ -119,8 +120,9 @@ def export_onnx(denoiser: Denoiser,
                 file: str | Path,  # ends in .onnx
                 shape: tuple,      # of one image (C,H,W); H and W may differ later
                 *,
-                labels: bool | None=None,      # does it take y? Not needed for a UNet
-                schedule: Schedule | None=None # stored in the metadata
+                labels: bool | None=None,       # does it take y? Not needed for a UNet
+                schedule: Schedule | None=None, # stored in the metadata
+                progress: bool=False            # print each stage to stderr
                ) -> Path:          # the file
     """The network as one ONNX file: x (B,C,H,W), t (B,) in 1..T and, if it takes
     labels, y (B,), -1 for none -> its output, as the parameterization has it.
@@ -130,7 +132,7 @@ def export_onnx(denoiser: Denoiser,
     inputs = dict(x=torch.zeros(2, *shape), t=torch.ones(2, dtype=torch.long))
     if labels is None: labels = getattr(net, 'num_classes', 0) > 0
     if labels: inputs['y'] = torch.zeros(2, dtype=torch.long)
-    program = _traced(copy.deepcopy(net).eval().float().cpu(), inputs)
+    program = _traced(copy.deepcopy(net).eval().float().cpu(), inputs, progress)
     notes = dict(parameterization=denoiser.parameterization.name)
     if schedule is not None: notes['betas'] = json.dumps(schedule.betas.tolist())
     program.model.metadata_props.update(notes)
@@ -140,16 +142,17 @@ def export_onnx(denoiser: Denoiser,
 # %% ../nbs/24_export.ipynb #86e1a099
 #| code-fold: true
 #| code-summary: "Plumbing: PyTorch's exporter, called with sizes that may vary, or else fixed ones"
-def _traced(net: nn.Module, inputs: dict[str, Tensor]):
+def _traced(net: nn.Module, inputs: dict[str, Tensor], progress: bool):
     "The ONNX program of a network; raises ValueError if torch.onnx cannot export it"
+    if progress: print('PyTorch traces the network; this takes a minute or more', file=sys.stderr)
     for free in ({2: 'height', 3: 'width'} if inputs['x'].ndim == 4 else {}, {}):
         axes = [{0: 'batch'} | (free if k == 'x' else {}) for k in inputs]
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), redirect_stdout(sys.stderr):
             warnings.simplefilter('ignore')  # x and t use one name for their first axis
             try:
-                return torch.onnx.export(net, tuple(inputs.values()), dynamo=True, verbose=False,
-                                         input_names=[*inputs], output_names=['out'],
-                                         dynamic_shapes=axes)
+                return torch.onnx.export(net, tuple(inputs.values()), dynamo=True,
+                                         verbose=progress, input_names=[*inputs],
+                                         output_names=['out'], dynamic_shapes=axes)
             except torch.onnx.OnnxExporterError as e: error = e
     raise ValueError(f'{type(net).__name__} cannot be exported ({error})') from error
 

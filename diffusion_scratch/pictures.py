@@ -7,7 +7,6 @@ from __future__ import annotations
 import math, sys
 from pathlib import Path
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -108,6 +107,7 @@ def check_animation(pictures: list[Tensor], file: str | Path, columns: int,
 # %% ../nbs/25_pictures.ipynb #ff31c41a
 def loss_curve(rows: list[Metrics]) -> Figure:
     "Loss against step: each batch, and the mean of a fiftieth of the run"
+    from matplotlib.figure import Figure  # here: it takes a second to import
     steps = torch.tensor([m.step for m in rows])
     loss = torch.tensor([m.loss for m in rows], dtype=torch.float64)
     window = max(1, len(loss) // 50)

@@ -4,14 +4,13 @@
 
 # %% ../nbs/18_report.ipynb #8a88f049
 from __future__ import annotations
-import hashlib, io, math, re, warnings
+import base64, hashlib, html, io, math, re, warnings
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from numbers import Integral
 from pathlib import Path
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 import diffusion_scratch
@@ -31,7 +30,7 @@ from .evaluation import (Estimate, Evaluation, Measured, Protocol, evaluate,
 from .likelihood import Bound, bound
 
 # %% auto #0
-__all__ = ['MEANING', 'random_labels', 'generate', 'model_hash', 'reference', 'Report', 'evaluate_model']
+__all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'generate', 'model_hash', 'reference', 'Report', 'evaluate_model']
 
 # %% ../nbs/18_report.ipynb #e78b0444
 def random_labels(shares: list[float], # of the classes (K,)
@@ -221,6 +220,12 @@ MEANING = dict(
     memorised='share nearer to a real image than 1 % of the real ones are to another',
     label_accuracy='share classified as the requested class')
 
+CAPTIONS = dict(  # of the figures
+    samples='Generated images',
+    measures='Generated images (blue, with 95 % intervals) and real ones in their place (green)',
+    nearest='Generated images, and the real images that are nearest to each',
+    classes='Share of each class among generated and among real images')
+
 # %% ../nbs/18_report.ipynb #e2de90b2
 @dataclass(frozen=True)
 class Report:
@@ -277,7 +282,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    cache: str | Path=DATA/'features', # folder for features of the real images
                    progress: bool=True        # show progress bars
                   ) -> Report:
-    "Draw, extract features, measure, and write report.md, report.json and figures"
+    "Draw, extract features, measure, and write report.html, report.md, report.json and figures"
     eye, folder = extractor or digit_classifier(), Path(folder).expanduser()
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
@@ -306,6 +311,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)
     _write(folder/'report.json', json_with_checksum(report.plain()))
     _write(folder/'report.md', str(report).encode())
+    _write(folder/'report.html', _html_page(report).encode())
     return report
 
 def _check_evaluation(data: ImageSet, n: int, classes: int, bits: int):
@@ -330,20 +336,67 @@ def _shares(data: ImageSet, classes: int):
 
 def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parameters()), 'cpu')
 
-def _page(report: Report) -> str:
-    def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
-    found = report.evaluation
-    lines = [f'# {in_markdown(found.protocol.weights)}', '', f'{in_markdown(found.protocol)}.', '',
-             row('measure', 'generated [95 % interval]', 'real images in their place', 'images',
-                 'meaning'), row(*['---'] * 5)]
+_HEAD = 'measure', 'generated [95 % interval]', 'real images in their place', 'images', 'meaning'
+
+def _rows(found: Evaluation) -> list[tuple]:
+    "The table of the measures, under its head"
+    rows = []
     for k, (value, floor) in found.measures.items():
         fewer = f' ({floor.n:,} images)' if floor.n != value.n else ''
-        lines.append(row(k, value, f'{floor}{fewer}', f'{value.n:,}', MEANING[k]))
-    lines += [f'\n{k} is missing: {in_markdown(why)}' for k, why in found.refused.items()]
-    if report.bits: lines.append(f'\nReal images cost at most {report.bits}')
-    pictures = [f'![]({f.name})' for f in sorted(report.folder.glob('*.png'))]
-    made = in_markdown(', '.join(f'{k} {v}' for k, v in report.made.items()))
-    return '\n'.join([*lines, '', *pictures, '', made, ''])
+        rows.append((k, value, f'{floor}{fewer}', f'{value.n:,}', MEANING[k]))
+    return rows
+
+def _remarks(report: Report) -> list[str]:
+    "What stands below the table"
+    missing = [f'{k} is missing: {why}' for k, why in report.evaluation.refused.items()]
+    return missing + [f'Real images cost at most {b}' for b in [report.bits] if b]
+
+def _made_in_words(report: Report) -> str:
+    return ', '.join(f'{k} {v}' for k, v in report.made.items())
+
+def _page(report: Report) -> str:
+    "The page in Markdown, beside its pictures"
+    def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
+    protocol = report.evaluation.protocol
+    lines = [f'# {in_markdown(protocol.weights)}', '', f'{in_markdown(protocol)}.', '',
+             row(*_HEAD), row(*['---'] * 5), *(row(*cells) for cells in _rows(report.evaluation)),
+             *(f'\n{in_markdown(remark)}' for remark in _remarks(report))]
+    pictures = [f'![{CAPTIONS[f.stem]}]({f.name})' for f in _pictures(report)]
+    return '\n'.join([*lines, '', *pictures, '', in_markdown(_made_in_words(report)), ''])
+
+def _pictures(report: Report) -> list[Path]:
+    return [f for f in (report.folder/f'{name}.png' for name in CAPTIONS) if f.exists()]
+
+_STYLE = '''
+:root { color-scheme: light dark }
+body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+h1, p { overflow-wrap: anywhere }
+.wide { overflow-x: auto }
+table { border-collapse: collapse }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid gray; text-align: left }
+figure { margin: 2rem 0 }
+img { max-width: 100%; background: white }
+'''
+
+def _html_page(report: Report) -> str:
+    "The page as one HTML file, with its pictures in it"
+    def text(value) -> str: return html.escape(printable(value))
+    def row(tag, cells): return '<tr>' + ''.join(f'<{tag}>{text(c)}</{tag}>' for c in cells)
+    protocol, rows = report.evaluation.protocol, _rows(report.evaluation)
+    table = '\n'.join([row('th', _HEAD), *(row('td', cells) for cells in rows)])
+    figures = []
+    for file in _pictures(report):
+        caption, code = CAPTIONS[file.stem], base64.b64encode(file.read_bytes()).decode()
+        figures.append(f'<figure><img src="data:image/png;base64,{code}" alt="{caption}">'
+                       f'<figcaption>{caption}</figcaption></figure>')
+    return '\n'.join([
+        '<!doctype html>', '<html lang="en">', '<meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f'<title>{text(protocol.weights)}</title>', f'<style>{_STYLE}</style>', '<main>',
+        f'<h1>{text(protocol.weights)}</h1>', f'<p>{text(protocol)}.',
+        f'<div class="wide" tabindex="0"><table>{table}</table></div>',
+        *(f'<p>{text(remark)}' for remark in _remarks(report)), *figures,
+        f'<p><small>{text(_made_in_words(report))}</small>', '</main>', '</html>', ''])
 
 # %% ../nbs/18_report.ipynb #1a3ca839
 #| code-fold: true
@@ -361,18 +414,22 @@ def _write_png(file: Path, figure: Figure):
     figure.savefig(buffer, dpi=120, facecolor='white')
     _write(file, buffer.getvalue())
 
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # here: it takes a second to import
+    return Figure(figsize=(width, height), layout='constrained')
+
 def _show(ax, images: Tensor, columns: int):
     ax.imshow(grid(images, columns), interpolation='nearest', cmap='gray'); ax.axis('off')
 
 def _samples(report: Report) -> Figure:
-    fig, first = Figure(figsize=(5, 5), layout='constrained'), report.images[:100]
+    fig, first = _figure(5, 5), report.images[:100]
     if report.labels is not None: first = first[report.labels[:100].argsort(stable=True)]
     _show(fig.subplots(), first, 10)
     return fig
 
 def _bars(found: Evaluation) -> Figure:
     "A panel for each measure: its value and interval, and the range of real images in their place"
-    fig = Figure(figsize=(6.5, 0.55 * len(found.measures) + 0.4), layout='constrained')
+    fig = _figure(6.5, 0.55 * len(found.measures) + 0.4)
     axes = fig.subplots(len(found.measures), 1, squeeze=False)[:, 0]
     for ax, (name, (m, floor)) in zip(axes, found.measures.items()):
         ax.axvspan(floor.low, floor.high, color='C2', alpha=0.3)
@@ -393,7 +450,7 @@ def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) 
     found = {'generated': few,
              'nearest in features': data.images[nearest(fake.x[:m], real.x).index],
              'nearest in pixels': data.images[apart.argmin(1)]}
-    fig = Figure(figsize=(6.5, 2.2), layout='constrained')
+    fig = _figure(6.5, 2.2)
     ax, H = fig.subplots(), data.shape[1] + 1
     _show(ax, torch.cat(list(found.values())), m); ax.axis('on')
     ax.set_yticks([H / 2 + i * H for i in range(3)], list(found), fontsize=8); ax.set_xticks([])
@@ -401,7 +458,7 @@ def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) 
 
 def _histogram(fake: Tensor, real: Tensor) -> Figure:
     "How often each class is the likeliest, among generated images and among real ones"
-    fig, K = Figure(figsize=(5, 2.6), layout='constrained'), fake.shape[1]
+    fig, K = _figure(5, 2.6), fake.shape[1]
     ax = fig.subplots()
     for i, (name, p) in enumerate((('generated', fake), ('real', real))):
         shares = (p.argmax(1).bincount(minlength=K) / len(p)).tolist()

@@ -6,8 +6,8 @@
 from __future__ import annotations
 try: import fcntl
 except ImportError: fcntl = None  # Windows
-import base64, ctypes, errno, importlib.util, io, json, math, os, platform, re, shutil, signal
-import socket, subprocess, sys, tempfile, threading, time, warnings, zlib
+import base64, ctypes, errno, importlib.util, io, json, math, os, platform, re, shlex, shutil
+import signal, socket, subprocess, sys, tempfile, threading, time, warnings, zlib
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -21,17 +21,19 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 import diffusion_scratch
-from .config import Config, ConfigError, SamplingConfig
-from .config import dump_config, flat_config, load_config, parse_config
+from .config import Config, ConfigError, SamplingConfig, check_drawable
+from .config import dump_config, flat_config, load_config, make_section
+from .config import parse_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, fingerprint, memory_here
 from .denoiser import Denoiser, clipped
 from .guidance import guided
 from .pictures import grid, loss_curve, save_animation, save_loss_curve
 from .pictures import terminal_text
+from .pretrained import find
 from .sampling import Frame, Solver, ancestral, fixed_large, fixed_small
 from .sampling import trajectory
-from .schedule import Schedule
+from .schedule import Schedule, check_whole
 from .solvers import ddim, dpm_solver_pp, heun
 from .engine import parts_of_batch
 from .training import Metrics, TrainState, fit
@@ -45,9 +47,10 @@ from .checkpoint import save_checkpoint
 # %% auto #0
 __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
-           'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'find_device', 'cpu_threads', 'keep_freed_memory',
-           'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'free_threads', 'train', 'together',
-           'owned_folder', 'processor_name', 'describe_session', 'LiveView']
+           'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'draw_images', 'load_to_draw', 'check_labels',
+           'image_shape', 'find_device', 'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'OtherLoad',
+           'usable_cores', 'threads_beside', 'free_threads', 'train', 'together', 'owned_folder', 'processor_name',
+           'describe_session', 'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -735,6 +738,7 @@ def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
     if config.judge and classes: facts |= _judge(images[:config.judge], data)
     with atomic(path/'run.json') as part: part.write_bytes(json_with_checksum(facts))
     print('\nLook at', *_where_to_look(path, bool(classes)), sep='\n')
+    print('\nNow try', *_what_to_try(config, data), sep='\n  ')
 
 # %% ../nbs/26_run.ipynb #4f696d09
 #| code-fold: true
@@ -772,6 +776,68 @@ def _where_to_look(path: Path, classes: bool) -> list[str]:
                 'run.json': 'times, results'}
     there = {name: what for name, what in meanings.items() if (path/name).exists()}
     return [f'  {str(path/name):45} {what}' for name, what in there.items()]
+
+def _what_to_try(config: Config, data: ImageSet) -> list[str]:
+    "Commands that use a finished run, as they can be typed in this folder"
+    run, own = shlex.quote(str(config.run)), ''
+    if config.model != 'unet': own = f' --model {shlex.quote(config.model)}'
+    some = ' '.join(shlex.quote(c) for c in data.classes[3:9:5] or data.classes[:1])
+    lines = [f'sample {run}{own} --n 64' + (f' --labels {some}' if some else '') + ' --animation',
+             f'train --diagnose {run}{own}']
+    if data.shape == (1, 28, 28): lines.append(f'evaluate {run}{own}')
+    return [_command_here(line) for line in [*lines, f'export {run}{own} --to folder my_model']]
+
+def _command_here(line: str) -> str:
+    "A command of the package by its name, or by its path if the shell does not find the name"
+    name, _, words = f'diffusion-{line}'.partition(' ')
+    typed, file = shutil.which(name), shutil.which(name, path=str(Path(sys.executable).parent))
+    if not file or typed and os.path.samefile(typed, file): return f'{name} {words}'
+    if Path(file).is_relative_to(Path.cwd()): file = Path(file).relative_to(Path.cwd())
+    return f'{shlex.quote(str(file))} {words}'
+
+# %% ../nbs/26_run.ipynb #ce48b0e8
+def draw_images(model: str | Path,   # as for `load`: a name, a run or a folder
+                n: int=16,
+                *,
+                labels: list[int] | None=None, # in turn; every class if none
+                seed: int=0,         # image i depends on (seed, i) alone
+                progress: bool=True  # show a progress bar
+               ) -> Tensor:          # (n,C,H,W), in [-1, 1]
+    "Images of a trained model; raises ValueError, OSError or ImportError"
+    denoiser, schedule, found = load_to_draw(model, n)
+    quick = dict(solver='ddim', steps=min(50, schedule.T))
+    sampling = make_section(SamplingConfig, quick | found.get('sampling', {}))
+    y = labels_in_turn(len(found['classes']), n)
+    if labels: y = check_labels(labels, found['classes'])[torch.arange(n) % len(labels)]
+    frames = draw(denoiser, schedule, found['shape'], n, y, sampling,
+                  seed=seed, progress=progress)
+    return frames[-1].x
+
+# %% ../nbs/26_run.ipynb #c69e53c7
+#| code-fold: true
+#| code-summary: "Plumbing: a model that is found by its name"
+def load_to_draw(model: str | Path,
+                 n: int # images that will be drawn
+                ) -> tuple[Denoiser, Schedule, dict]: # and the facts about it
+    "Load a model; ValueError if the size of its images is not known, or if n do not fit"
+    check_whole(1, n=n)
+    found = find(model)
+    shape = image_shape(model, found.about)
+    check_drawable('n', n, shape)
+    return *found.load(), dict(classes=[]) | found.about | dict(shape=shape)
+
+def check_labels(labels: list[int], classes: list[str]) -> Tensor:
+    "The labels as a tensor; ValueError if the model did not learn them"
+    if labels and all(y in range(len(classes)) for y in labels): return torch.tensor(labels)
+    allowed = f'numbers from 0 to {len(classes) - 1}' if classes else 'None: it learned no classes'
+    raise ValueError(f'labels = {labels!r} is not allowed; allowed: {allowed}')
+
+def image_shape(model: str | Path, about: dict) -> tuple:
+    "The size of a model's images; ConfigError if it is not known"
+    if 'shape' not in about:
+        raise ConfigError(f'{model} does not contain the size of its images; allowed: weights '
+                          f'of diffusion-train, of diffusion-export or of diffusers')
+    return tuple(about['shape'])
 
 # %% ../nbs/26_run.ipynb #7567bf99
 #| code-fold: true

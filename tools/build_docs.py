@@ -39,7 +39,7 @@ def readme(cfg):
     for cell in nb['cells']:
         if cell['cell_type'] == 'raw': parts += readme_title(cell)
         elif cell['cell_type'] == 'markdown': parts.append(readme_prose(cell, book, cfg))
-        else: parts += readme_code(cell)
+        else: parts += readme_code(cell, cfg)
     note = (f'<!-- Written by tools/build_docs.py from {cfg.nbs_path.name}/{cfg.readme_nb}; '
             'edit that notebook. -->')
     whole = '\n\n'.join([note, *parts]) + '\n'
@@ -58,8 +58,8 @@ def readme_prose(cell, book: Book, cfg) -> str:
     s = re.sub(r'\b(src|srcset)="(?!\w+:|/)', lambda m: f'{m[0]}{cfg.nbs_path.name}/', s)
     return re.sub(r'\]\((?!\w+:|#|/)([^)]+)\)', lambda m: f']({cfg.nbs_path.name}/{m[1]})', s)
 
-def readme_code(cell) -> list[str]:
-    "The code, if it is not hidden, and its outputs that are text"
+def readme_code(cell, cfg) -> list[str]:
+    "The code, if it is not hidden, its outputs that are text, and a picture that is kept"
     s = text(cell['source']).strip()
     if re.search(r'(?m)^#\|\s*(hide|default_exp|include:\s*false)\b', s): return []
     code = re.sub(r'(?m)^#\|.*\n?', '', s).strip()
@@ -70,6 +70,8 @@ def readme_code(cell) -> list[str]:
         if 'image/png' in data or not shown.rstrip(): continue
         indent = '' if 'text/markdown' in data else '    '
         parts.append('\n'.join(indent + line for line in shown.rstrip().split('\n')))
+    if kept := opts(s).get('keep'):
+        parts.append(f'![{opts(s)["fig-cap"]}]({cfg.nbs_path.name}/{kept})')
     return parts
 
 @contextmanager

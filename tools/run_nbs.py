@@ -1,13 +1,18 @@
 """Run the notebooks and keep their outputs, or check that the outputs kept are not stale.
 
-    python tools/run_nbs.py [NAME ...]  # run, store the outputs and a stamp of their code, clean
-    python tools/run_nbs.py --check     # run nothing: fail where the code has changed since
+    python tools/run_nbs.py [NAME ...]         # run, store outputs and a stamp of the code, clean
+    python tools/run_nbs.py --test [NAME ...]  # run, store nothing: fail where a cell fails, or
+                                               # where a file was changed or left behind
+    python tools/run_nbs.py --check            # run nothing: fail where code has changed since
 
-The stamp covers a notebook's own code and the modules of the library that it imports, without
-comments and docstrings. The library is the one of this checkout. The same code gives the same file,
-but for what it draws at random.
+Every cell runs, in the folder of the notebooks, as with Run All of Jupyter. The stamp covers a
+notebook's own code and the modules of the library that it imports, without comments and
+docstrings. The library is the one of this checkout. The same code gives the same file, but for
+what it draws at random.
 """
 import argparse, ast, base64, hashlib, io, json, os, re, sys, time, tokenize
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from nbdev.clean import nbdev_clean
@@ -16,8 +21,11 @@ from nbdev.config import get_config
 
 def source(cell: dict) -> str: return ''.join(cell['source'])
 
-def runs(cell: dict) -> bool:
-    return cell['cell_type'] == 'code' and not re.search(r'(?m)^#\|\s*eval:\s*false', source(cell))
+def is_code(cell: dict) -> bool: return cell['cell_type'] == 'code'
+
+def not_for_jupyter(cell: dict) -> bool:
+    "Does a cell ask not to be run? Quarto and nbdev obey, Jupyter does not"
+    return is_code(cell) and bool(re.search(r'(?m)^#\|\s*eval:\s*false', source(cell)))
 
 
 def modules(code: str, lib: Path, seen: set) -> set[Path]:
@@ -46,7 +54,7 @@ def meaning(code: str) -> str:
 
 
 def stamp(nb: dict, lib: Path) -> str:
-    cells = [source(c) for c in nb['cells'] if runs(c)]
+    cells = [source(c) for c in nb['cells'] if is_code(c)]
     files = sorted(modules('\n'.join(cells), lib, set()))
     texts = [*cells, *(f.read_text(encoding='utf-8') for f in files)]
     whole = '\n'.join(map(meaning, texts))
@@ -81,18 +89,23 @@ def keep_pictures(nb: dict, folder: Path):
         (folder/named[1]).write_bytes(base64.b64decode(png))
 
 
-def run(file: Path, lib: Path):
-    "Execute a notebook from top to bottom and store its outputs and its stamp in it"
-    import nbformat
+def execute(nb, file: Path, lib: Path):
+    "Run every cell of a notebook from top to bottom, with the library of this checkout"
     from nbclient import NotebookClient
-    before, began = file.read_text(encoding='utf-8'), time.time()
-    nb = nbformat.reads(before, 4)
-    cells, nb.cells = nb.cells, [c for c in nb.cells if runs(c)]
-    path = os.pathsep.join([str(lib.parent), *filter(None, [os.environ.get('PYTHONPATH')])])
+    def first(place, name): return os.pathsep.join(filter(None, [str(place), os.environ.get(name)]))
+    env = {**os.environ, 'PYTHONPATH': first(lib.parent, 'PYTHONPATH'),
+           'PATH': first(Path(sys.executable).parent, 'PATH')}
     where = {'metadata': {'path': str(file.parent)}}
     client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where)
-    client.execute(env={**os.environ, 'PYTHONPATH': path})
-    nb.cells = cells
+    client.execute(env=env)
+
+
+def run(file: Path, lib: Path):
+    "Execute a notebook and store its outputs and its stamp in it"
+    import nbformat
+    before, began = file.read_text(encoding='utf-8'), time.time()
+    nb = nbformat.reads(before, 4)
+    execute(nb, file, lib)
     settle(nb)
     nb.metadata['ran'] = stamp(nb, lib)
     if file.read_text(encoding='utf-8') != before:
@@ -101,6 +114,38 @@ def run(file: Path, lib: Path):
     keep_pictures(nb, file.parent)
     nbdev_clean.__wrapped__(str(file))
     print(f'{file.name} {time.time() - began:.1f} s')
+
+
+def fails(file: Path, lib: Path) -> list[str]:
+    "Execute a notebook and store nothing: the error, if there is one"
+    import nbformat
+    from nbclient.exceptions import CellControlSignal, CellExecutionError, CellTimeoutError
+    began = time.time()
+    try: execute(nbformat.read(file, 4), file, lib)
+    except (CellExecutionError, CellTimeoutError, CellControlSignal) as e:
+        return [f'{file.name}: {str(e)[-3000:]}']
+    print(f'{file.name} {time.time() - began:.1f} s', flush=True)
+    return []
+
+
+def snapshot(root: Path, folders: list[Path]) -> dict[str, str]:
+    "File -> hash of what lies in these folders, and at the top of the repository"
+    there = [f for f in root.iterdir() if f.is_file()]
+    there += [f for folder in folders for f in folder.rglob('*') if f.is_file()]
+    passing = {'__pycache__', '.ipynb_checkpoints'}
+    return {str(f.relative_to(root)): hashlib.sha256(f.read_bytes()).hexdigest()
+            for f in there if not passing & set(f.parts)}
+
+
+def test(files: list[Path], cfg, workers: int) -> list[str]:
+    "What is wrong if all these notebooks run: errors, and files that they change or leave behind"
+    look = partial(snapshot, cfg.config_path, [cfg.nbs_path, cfg.lib_path])
+    before = look()
+    with ProcessPoolExecutor(workers) as pool:
+        found = sum(pool.map(partial(fails, lib=cfg.lib_path), files), [])
+    after = look()
+    changed = sorted(k for k in before | after if before.get(k) != after.get(k))
+    return found + [f'{k} was changed, removed or left behind by a notebook' for k in changed]
 
 
 def problems(file: Path, lib: Path) -> list[str]:
@@ -118,6 +163,8 @@ def problems(file: Path, lib: Path) -> list[str]:
         found.append('a stored output is an error')
     if re.search(here, words):
         found.append('a stored output names a path of the machine that it ran on')
+    if any(map(not_for_jupyter, nb['cells'])):
+        found.append('Jupyter runs a cell with `eval: false` too: make it text, or let it run')
     return [f'{file.name}: {what}' for what in found]
 
 
@@ -127,11 +174,15 @@ def main():
                     help='notebooks whose names start so; all if none')
     ap.add_argument('--check', action='store_true',
                     help='run nothing; fail if stored outputs are stale or errors')
+    ap.add_argument('--test', action='store_true',
+                    help='run and store nothing; fail if a cell fails, or a file was changed')
+    ap.add_argument('--workers', type=int, default=1, metavar='N',
+                    help='with --test: so many notebooks at once')
     args, cfg = ap.parse_args(), get_config()
     wanted = tuple(args.names) or ''
     files = [f for f in sorted(cfg.nbs_path.glob('*.ipynb')) if f.name.startswith(wanted)]
-    found = []
-    for f in files:
+    found = test(files, cfg, args.workers) if args.test else []
+    for f in [] if args.test else files:
         if args.check: found += problems(f, cfg.lib_path)
         else: run(f, cfg.lib_path)
     for p in found: print(p, file=sys.stderr)
