@@ -1,6 +1,6 @@
 """Checkpoints: runs that go on, files cut, changed and refused. Runs that are killed, ten times and
 while they write: test_trainer.py"""
-import copy, json, math, os, random, subprocess, sys
+import copy, json, os, random, subprocess, sys
 
 import pytest
 import torch
@@ -13,10 +13,9 @@ from diffusion_scratch.checkpoint import (about_checkpoint, atomic, checkpoints,
                                           save_checkpoint)
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
-from diffusion_scratch.loss import v_weight
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
-from diffusion_scratch.training import TrainState, fit
-from helpers_training import OPTIONS, SCHEDULE, Coin, everything, images, same, start, train
+from diffusion_scratch.training import TrainState
+from helpers_training import SCHEDULE, Coin, everything, same, start, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
