@@ -42,6 +42,7 @@ test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter,
 	$(BIN)/python tools/english.py
 	$(BIN)/python tools/exported.py --check
 	$(BIN)/python tools/run_nbs.py --check
+	$(BIN)/python tools/trainings.py --check
 	$(BIN)/python tools/ledger.py --check
 	OMP_NUM_THREADS=1 $(BIN)/python tools/run_nbs.py --test --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests

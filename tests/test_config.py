@@ -70,6 +70,10 @@ REFUSED = [
     *((f'data.{key}={value}', f'data.{key}: {value} is not allowed with data.name mnist_mini')
       for key, value in dict(size=32, channels=1, root='/tmp').items()),
     ('data.name=folder', 'data.root: the folder of your images is missing'),
+    ('data.flip=true',
+     'flip: True is not allowed with data.name mnist_mini, because a mirrored digit is not a digit'),
+    ('model_args={width: 3}', "model_args: {'width': 3} is not allowed with model unet"),
+    ('model=os.system', "model: 'os.system' is not allowed; allowed: unet, or module:name"),
     # overrides that are none
     ('training.steps', "'training.steps' is not an override; write section.key=value"),
     ('training.lr=[1', 'training.lr=[1 is not YAML'), ('seed=', 'seed: null is not allowed'),

@@ -24,7 +24,9 @@ WORDS = ['', 'null', '~', 'yes', 'no', 'x', 'é', '日本', '\u202etxt', 'a b', 
          ': :', '? ?', '- -', '2024-05-01', '<<', '=', 'a' * 300, 'a' * 5000, '[' * 400,
          '{a: ' * 400, '[' + '1, ' * 20_000 + '1]', '{1: 2}', '{[1]: 2}', '[null]', '[[1]]',
          '{a: {a: {a: 1}}}',
-         '{a: 1, a: 2}', '!!timestamp x', '!!set {a, b}', '---', '...', 'a: b']
+         '{a: 1, a: 2}', '!!timestamp x', '!!set {a, b}', '---', '...', 'a: b', '!!map [1]',
+         '!!map [[a, b]]', '!!set [a]', '!!int ""', '!!bool q', '2026-99-99',
+         '!!python/object/apply:os.system [touch owned]']
 PATHS = ['~nosuchuser', '~nosuchuser/x', '/dev/zero', '/dev/null', '/proc/self/mem', '/proc', '/',
          '.', '..', 'fifo', 'file', 'file/x', 'huge', 'empty', 'a\0b', 'x' * 300, '/dev/full',
          '\udcff/x', 'loop', 'runs/try #2', '/proc/self/fd/x']
@@ -57,7 +59,8 @@ def odd_text(rng):
         lines += [f'{section}:', f'  {name}: {value}'] if section else [f'{name}: {value}']
     lines += rng.choice([[], [], [], BOMB, ['model_args:', *('  ' + b for b in BOMB)],
                          lines, ['  ' * i + 'a:' for i in range(500)], ['# only words'],
-                         ['[' * 1000], ['&a a: *a'], ['\ttabs: 1'], ['run: x', 'run: x']])
+                         ['[' * 1000], ['&a a: *a'], ['\ttabs: 1'], ['run: x', 'run: x'],
+                         ['- a'], ['"text"'], ['? [a, b]', ': c'], ['? {a: b}', ': c']])
     text = '\n'.join(lines)
     return rng.choice([text.encode('utf-8', 'replace')] * 8 + [
         text.encode('utf-16', 'replace'), b'', b'\0' * 10,
@@ -122,6 +125,8 @@ def test_bad_configs_are_refused_in_a_few_words(odd_files, monkeypatch):
     monkeypatch.setattr(cli, 'train', prepare)  # what comes after is training
     monkeypatch.setattr(cli, 'keep_freed_memory', lambda: None)
     monkeypatch.setattr('sys.stdin', open(os.devnull))
+    Path('c.yaml').touch()
+    before = sorted(os.listdir())
     for i in range(CONFIGS):
         number = rng.choice([0, 1, 1, 1, 2, 3])
         changes = [f'{odd_key(rng)}={odd_value(rng)}' for _ in range(number)]
@@ -134,7 +139,7 @@ def test_bad_configs_are_refused_in_a_few_words(odd_files, monkeypatch):
             raise AssertionError(f'{i}: {words!r:.2000} {Path("c.yaml").read_bytes()!r:.2000} '
                                  f'{status} {text:.3000}') from None
         refused += status == 2
-    assert refused > 0.8 * CONFIGS
+    assert refused > 0.8 * CONFIGS and sorted(os.listdir()) == before  # nor was a file made
 
 OPTIONS = dict(
     train=['--diagnose'],

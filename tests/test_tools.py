@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import build_docs, check, ledger, links, reading, references, run_nbs
+import build_docs, check, ledger, links, reading, references, run_nbs, trainings
 
 ONE = 'eq-one'  # the label of an equation of the book below
 
@@ -208,3 +208,17 @@ def test_reading_as_a_command(tmp_path):
     assert run('02').returncode == 0 and run('01').returncode == 1
     rows = [line.split()[:3] for line in run('--table', 'a').stdout.splitlines()[1:]]
     assert rows == [['a', '1', '5.0'], ['chosen', '1', '5.0'], ['all', '1', '5.0']]
+
+def test_trainings_take_a_function_with_what_it_uses(tmp_path):
+    "And another comment is the same code; another definition is not, and two of them are refused"
+    def taken(*cells):
+        notebook(tmp_path/'01_one.ipynb', 'import math', *cells)
+        return trainings.program(tmp_path/'01_one.ipynb', 'run')
+    cells = 'n, unused = 3, 4\nother = 5', '@cache\ndef half(x): return x / n', 'y = half(1)', (
+        'def run():\n    n = 2\n    return [half(math.pi)]')
+    imports, code = taken(*cells)
+    assert imports == 'import math' and code == '\n'.join(['n, unused = 3, 4', cells[1], cells[3]])
+    same, changed = (trainings.code_hash(taken(first, *cells[1:])[1])
+                     for first in ('n, unused = 3, 4  # three', 'n, unused = 2, 4'))
+    assert same == trainings.code_hash(code) != changed
+    with pytest.raises(SystemExit, match="defined twice: .'n'"): taken(*cells, 'n = 7')

@@ -1,6 +1,7 @@
 """A trainer that can be trusted, from outside: real runs of the command line, killed, cut, shared
 among processes and given nonsense"""
-import json, math, os, random, re, resource, shutil, signal, subprocess, sys, time
+import json, math, os, random, re, resource, shutil, signal, subprocess, sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffusion_scratch.cli import train_command
 from diffusion_scratch.config import parse_config
 from diffusion_scratch.run import train
 from diffusion_scratch.training import TrainState
+from helpers_processes import Command
 from helpers_training import assert_same_run, learned, tensors
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
@@ -34,21 +36,12 @@ def elsewhere(tmp_path, monkeypatch, one_thread):
     monkeypatch.chdir(tmp_path)
     write_config(SMALL)
 
-def command(*words, launcher=(), limit=None, cwd=None):
-    "The real command, in a process of its own; `limit` is the largest file it may write"
-    env = os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1',
-                            MASTER_PORT=str(random.randint(20_000, 60_000)))
-    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-    def lower(): resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    words = [*launcher, BIN/'diffusion-train', 'c.yaml', *words]
-    return subprocess.Popen([*map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=env, preexec_fn=lower if limit else None, cwd=cwd)
+def no_file_above(limit):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-def finished(*words, status=0, **k):
-    p = command(*words, **k)
-    out, err = p.communicate(timeout=120)
-    assert p.returncode == status and 'Traceback' not in err, (out, err)
-    return out, err
+def finished(*words, status=0, limit=None):
+    "What the command says in a process of its own; `limit` is the largest file it may write"
+    return Command('c.yaml', *words, before=limit and partial(no_file_above, limit)).ends(status)
 
 def samples_from(run, *own):
     words = [BIN/'diffusion-sample', run, '--n', '2', '--steps', '2', *own]
@@ -65,55 +58,58 @@ def lines(run):
     try: return Path(run, 'metrics.csv').read_bytes().count(b'\n')
     except FileNotFoundError: return 0
 
-def wait_for(ready, process, seconds=60):
-    end = time.time() + seconds
-    while time.time() < end and process.poll() is None:
-        if ready(): return True
-        time.sleep(0.0005)  # the run needs this core more
-    return False
-
 def losses(run): return [float(row['loss']) for row in learned(run)]
 def sessions(run): return json.loads(Path(run, 'manifest.json').read_text())['sessions']
 
 def assert_says(pattern, text): assert re.search(pattern, text, re.S), text
 
 # ---------------------------------------------------------------- killed
+DEADLY = '''
+import os, signal, sys
+from diffusion_scratch.loss import v_weight
+left = {what: int(os.environ.get(what, 0)) for what in ('STEP', 'FILE')}
+def count(what):
+    left[what] -= 1
+    if left[what] == 0: os.kill(os.getpid(), signal.SIGKILL)
+def weight(level): count('STEP'); return v_weight(level)
+def look(event, args):
+    if event in ('open', 'os.rename') and 'checkpoints/.part_' in str(args[0]): count('FILE')
+sys.addaudithook(look)
+'''
+# the n-th loss that a process computes, or the n-th time that it opens or renames a new checkpoint
+MOMENTS = [dict([moment]) for moment in (
+    ('STEP', '2'), ('STEP', '9'), ('STEP', '30'), ('FILE', '2'), ('FILE', '3'), ('STEP', '11'),
+    ('FILE', '5'), ('FILE', '1'), ('FILE', '6'), ('STEP', '25'))]
+
 @pytest.mark.fault('a run is killed up to ten times (SIGKILL), once or more while it saves',
                    'the same command goes on; weights and records equal those of a run that was '
                    'never stopped')
 def test_killed_at_ten_moments_one_of_them_inside_a_checkpoint():
-    """SIGKILL at random moments and in the middle of writing a checkpoint; resumed by the same
-    command each time: the run of one that was never stopped, to the last bit. On a busy machine
-    the run may end before the tenth kill"""
-    whole, moments, inside, chance = command('run=whole'), [], 0, random.Random(time.time_ns())
-    def unfinished(): return any(f.startswith('.part_') for f in os.listdir('killed/checkpoints'))
-    for i in range(10):
-        p, before = command('run=killed'), lines('killed')
-        if i % 3 < 2 or inside:
-            wait_for(lambda: lines('killed') > max(before, 1), p)
-            end = time.time() + chance.random() * 0.25 * (i > 0)  # at first before step 7
-            while time.time() < end and lines('killed') < 360: time.sleep(0.0005)
-        else: wait_for(unfinished, p)
-        if p.poll() is not None: break
-        p.send_signal(signal.SIGKILL); p.communicate()
-        moments.append(lines('killed') - 1)
-        inside += unfinished()
-    assert inside >= 1 and len(moments) >= 3, (inside, moments)
-    out, _ = p.communicate() if p.returncode == 0 else finished('run=killed')
-    assert 'going on after step' in out and not list(Path('killed').rglob('*part*')), (out, moments)
-    whole.communicate(timeout=120)
-    assert len(learned('whole')) == 400
+    """From within, in the middle of a step and between the writing of a checkpoint and its name;
+    the same command each time: the run of one that was never stopped, to the last bit"""
+    Path('deadly.py').write_text(DEADLY)
+    words = 'c.yaml judge=0 training.steps=80 training.weight=deadly:weight'.split()
+    unfinished = 0
+    for moment in MOMENTS:
+        killed = Command(*words, 'run=killed', **moment)
+        killed.process.join(120)
+        assert killed.process.exitcode == -signal.SIGKILL, (moment, killed.said())
+        unfinished += any(Path('killed').rglob('.part_*'))
+    assert unfinished >= 3 and 'going on after step' in Command(*words, 'run=killed').ends()
+    Command(*words, 'run=whole').ends()
+    assert len(learned('whole')) == 80 and not list(Path('killed').rglob('*part*'))
     assert_same_run('whole', 'killed')
     assert Path('whole/samples.png').read_bytes() == Path('killed/samples.png').read_bytes()
     told = sessions('killed')
-    assert len(told) >= 2 and told[-1]['after_step'] > 0
+    assert len(told) > 5 and told[-1]['after_step'] > 40
     assert len({s['data_sha256'] for s in told}) == 1
 
 @pytest.fixture(scope='module')
 def stopped_run(tmp_path_factory):
     "A folder with a run of 35 steps, with checkpoints at 21, 28 and 35 left"
     folder = tmp_path_factory.mktemp('stopped')
-    write_config(small(35), folder); finished('run=run', cwd=folder)
+    write_config(small(35), folder)
+    with pytest.MonkeyPatch.context() as patch: patch.chdir(folder); finished('run=run')
     return folder
 
 @pytest.fixture
@@ -134,9 +130,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damaged, stopped):
     newest, older, *_ = checkpoints('run')
     blob = damaged(newest.read_bytes())
     newest.write_bytes(blob)
-    out, err = finished('run=run')
-    assert f'{newest} is not a whole checkpoint' in err and f'going back to {older.name}' in err
-    assert 'going on after step 28 of 35' in out
+    said = finished('run=run')
+    for words in (f'{newest} is not a whole checkpoint', f'going back to {older.name}',
+                  'going on after step 28 of 35'): assert words in said
     assert newest.with_suffix('.damaged').read_bytes() == blob
     assert_same_run(stopped/'run', 'run')
 
@@ -147,13 +143,13 @@ def test_a_disk_that_fills_up_in_a_checkpoint_and_in_the_middle_of_a_line(stoppe
     """One line that says how to go on, all that was there is whole, and it goes on; a run that is
     made longer again and again is the longest one"""
     write_config(small(100))
-    _, err = finished('run=run', status=2, limit=60_000)
+    err = finished('run=run', status=2, limit=60_000)
     assert_says(r'error: cannot write run/checkpoints/step_00000042.safetensors .*The run stopped '
                 r'after step 42; its last checkpoint is run/checkpoints/step_00000035.safetensors. '
                 r'Free some space.*same command', err)
     assert newest_checkpoint('run')[1]['step'] == 35 and not list(Path('run').rglob('.part_*'))
     finished('run=run', 'training.steps=90', 'save_every=90')
-    _, err = finished('run=run', status=2, limit=Path('run/metrics.csv').stat().st_size + 130)
+    err = finished('run=run', status=2, limit=Path('run/metrics.csv').stat().st_size + 130)
     assert_says(r'error: .*The run stopped after step 9\d; its last checkpoint is '
                 r'run/checkpoints/step_00000090.safetensors. Free some', err)
     finished('run=run'); finished('run=whole')
@@ -170,16 +166,6 @@ def test_a_torn_line_of_records_is_left_out(end, stopped, capsys):
     assert 'going on after step 35' in capsys.readouterr().out
     assert learned('run') == learned(stopped/'run')
 
-def test_one_process_at_a_time():
-    first = command('run=busy', 'training.steps=100000')
-    assert wait_for(lambda: lines('busy') > 2, first)
-    _, err = finished('run=busy', 'training.steps=100000', status=2)
-    assert 'error: run: another process is training in busy' in err and first.poll() is None
-    first.send_signal(signal.SIGKILL); first.communicate()
-    again, before = command('run=busy', 'training.steps=100000'), lines('busy')
-    assert wait_for(lambda: lines('busy') > max(3, before), again)  # the lock went with the process
-    again.send_signal(signal.SIGTERM); again.communicate()
-
 def test_a_lone_checkpoint_knows_no_config(stopped_run):
     "A config that happens to lie about is not read, and nothing that it names is imported"
     Path('config.yaml').write_text('model: os:system\nfoo: 3\n'); Path('a').mkdir()
@@ -195,10 +181,11 @@ def test_two_processes_learn_what_one_learns():
     for run, dropout in dict(one=plain, alone=half).items(): finished(f'run={run}', dropout, *words)
     one, files = tensors('one'), sorted(f.name for f in Path('one').iterdir())
     for run, more in dict(two=[plain], goes=[plain, 'training.accumulate=2'], both=[half]).items():
-        p = command(f'run={run}', *words, *more, launcher=TORCHRUN)
-        out, err = p.communicate(timeout=180)
-        if p.returncode: pytest.fail(f'{out}\n{err}')  # the whole text, should it happen
-        assert out.count('Look at') == 1
+        command = [*TORCHRUN, BIN/'diffusion-train', 'c.yaml', f'run={run}', *words, *more]
+        env = dict(OMP_NUM_THREADS='1', MASTER_PORT=str(random.randint(20_000, 60_000)))
+        p = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
+        if p.returncode: pytest.fail(f'{p.stdout}\n{p.stderr}')  # all of it, should it happen
+        assert p.stdout.count('Look at') == 1
         assert sessions(run)[0]['processes'] == 2 and len(losses(run)) == 30
         assert sorted(f.name for f in Path(run).iterdir()) == files
         if half in more: break
@@ -209,12 +196,6 @@ def test_two_processes_learn_what_one_learns():
     np.testing.assert_allclose(losses('both'), losses('alone'), rtol=0.2)
     both, alone = tensors('both'), tensors('alone')  # other masks for half of each batch
     assert any((both[k] - w).abs().max() > 1e-3 for k, w in alone.items() if w.is_floating_point())
-
-def test_a_batch_that_two_processes_cannot_share():
-    p = command('run=odd', 'training.batch_size=9', launcher=TORCHRUN)
-    _, err = p.communicate(timeout=120)
-    assert p.returncode and 'error: batch_size = 9 cannot be shared by 2 process(es)' in err
-    assert not Path('odd').exists()
 
 # ---------------------------------------------------------------- what a run says of itself
 def save_noise(file, height, width, seed):
@@ -231,10 +212,10 @@ def test_a_folder_with_classes_and_bad_files_from_the_command_line():
     Path('pictures/cats/broken.jpg').write_bytes(b'no picture')
     data = ('data={name: folder, root: pictures, size: 16, subfolders: true, corrupt: skip, '
             'flip: true}')
-    _, err = finished('run=run', data.replace('skip', 'refuse'), status=2)
+    err = finished('run=run', data.replace('skip', 'refuse'), status=2)
     assert 'broken.jpg' in err and not Path('run').exists()
     words = 'run=run', data, 'training.steps=6'
-    out, _ = finished(*words)
+    out = finished(*words)
     assert '2 classes' in out and '1 files were skipped, such as cats/broken.jpg' in out
     [session] = sessions('run')
     assert session['data_skipped'] == 1 and 'broken.jpg' in session['skipped'][0]
@@ -245,22 +226,20 @@ def test_a_folder_with_classes_and_bad_files_from_the_command_line():
     finished(*words, 'sampling.steps=3')
     assert cache() == before and before
     save_noise('pictures/dogs/new.png', 8, 8, 99)
-    _, err = finished(*words, 'training.steps=9', status=2)
+    err = finished(*words, 'training.steps=9', status=2)
     assert_says('error: data: the images are not those that run was trained on .*24 images', err)
     assert '25 images' in err and newest_checkpoint('run')[1]['step'] == 6
 
 def test_the_budget_is_said_and_warned_of():
-    out, _ = finished('run=run', 'training.steps=7')
+    out = finished('run=run', 'training.steps=7')
     out = '\n'.join(l for l in out.split('\n') if 'other programs' not in l)  # the tests' own
     assert_says(r'budget: about 0 min of training at [\d,]+ images/s; memory .* of .* GB '
                 r'.*checkpoints \d+ MB of .* free', out)
-    assert 'warning' not in out
-    p = command('run=huge', 'training.steps=1000000000', 'keep=100000000')
-    assert wait_for(lambda: lines('huge') > 2, p)
-    p.send_signal(signal.SIGTERM); out, err = p.communicate(timeout=60)
-    assert p.returncode == 130
+    assert 'warning: ' not in out
+    p = Command('c.yaml', 'run=huge', 'training.steps=1000000000', 'keep=100000000')
+    p.wait_until(lambda: lines('huge') > 2)
     assert_says(r'about [\d,.]+ days of training.*warning: the checkpoints will not fit on the disk'
-                '.*warning: that is long', out)
+                '.*warning: that is long', p.kill(signal.SIGTERM).ends(130))
 
 def test_the_doctor_from_the_command_line(stopped, capsys):
     train_command(['--diagnose', 'run'])
@@ -310,7 +289,6 @@ class MyNet(torch.nn.Module):
         self.b = torch.nn.Conv2d(width, 1, 3, padding=1)
     def forward(self, x, t, y=None): return self.b(torch.tanh(self.a(x)))
 def my_weight(level): return 2 * torch.ones_like(level.snr)
-NotANet = dict
 '''
 
 def test_a_network_and_a_loss_of_ones_own():
@@ -320,59 +298,3 @@ def test_a_network_and_a_loss_of_ones_own():
     assert tensors('own')['ema.a.weight'].shape == (6, 1, 3, 3)
     assert samples_from('own', '--model', 'mine:MyNet') == 'own/samples_seed0.png\n'
 
-@pytest.mark.parametrize('words, message', [
-    (['model=nowhere:Net'], 'model: nowhere:Net cannot be imported (No module named'),
-    (['model=mine:Other'], "model: mine:Other cannot be imported (module 'mine' has no attribute"),
-    (['model=mine:MyNet', 'model_args={depth: 3}'],
-     "model_args: {'depth': 3} is not allowed for mine:MyNet"),
-    (['model=mine:NotANet'], 'model: mine:NotANet is not a torch.nn.Module'),
-    (['model=os:system', 'model_args={command: "echo > owned"}'],
-     'model: os:system is not a torch.nn.Module'),
-    (['model=subprocess:run', 'model_args={args: [touch, owned]}'], 'model: subprocess:run is not'),
-    (['data.flip=true'], 'data.flip: True is not allowed with data.name mnist_mini, '
-                         'because a mirrored digit is not a digit'),
-    (['model_args={width: 3}'], "model_args: {'width': 3} is not allowed with model unet"),
-    (['training.weight=mine:none'], 'training.weight: mine:none cannot be imported'),
-    (['model=os.system'], "model: 'os.system' is not allowed; allowed: unet, or module:name"),
-    (['log=[wandb]'], 'log: wandb is not installed'),
-    (['run=home'], 'run: home is not empty and holds no run (there is letter.txt)')])
-def test_what_cannot_be_made_is_refused(words, message, capsys):
-    Path('mine.py').write_text(MINE)
-    Path('home').mkdir(); Path('home/letter.txt').write_text('dear')
-    def files(): return {p for p in Path('.').rglob('*') if '__pycache__' not in str(p)}
-    before = files()
-    assert message in refused(capsys, 'c.yaml', 'run=bad', *words) and files() == before
-
-# ---------------------------------------------------------------- nonsense
-VALUES = ['', 'null', '[]', '{}', '-1', '0', '1e999', '.nan', 'yes', 'text', '[1, 2, 3]', '{a: 1}',
-          '"\\0"', '99999999999999999999', '!!python/object/apply:os.system [touch owned]',
-          '&a [*a]', "'\N{SNOWMAN}'", '2026-11-25']
-ODD = ['[' * 3000, 'a: !!map [1]', '!!map [[a, b]]', '!!set [a]', 'seed: !!int ""', 'x: !!bool q',
-       'x: !!timestamp z', 'x: 2026-99-99', '? [a, b]\n: c', '- a', '"text"', '? {a: b}\n: c']
-ENDS = ['{', '[', '"', '\t- x', '@x', '\x00', 'bad']
-SECTIONS = ['training', 'network', 'sampling', 'schedule', 'data']
-KEYS = [*SECTIONS, 'seed', 'threads', 'keep', 'log', 'model']
-
-def malformed(n=100):
-    "YAML that is cut, twisted and mistyped, and well-formed YAML with wrong keys, types and sizes"
-    chance = random.Random(0)
-    pick, whole = chance.choice, yaml.safe_dump(parse_config(SMALL).model_dump(mode='json'))
-    keys = [line.split(':')[0].strip() for line in whole.splitlines()]
-    for i in range(n):
-        if i % 4 == 0: yield whole[:chance.randrange(len(whole))] + '\n' + pick(ENDS)
-        elif i % 4 == 1: yield f'{pick(keys)}x{i}: {pick(VALUES)}\n' + whole
-        elif i % 4 == 2:
-            rows = [f'{k}: {pick(VALUES)}' for k in chance.sample(KEYS, 4)]
-            yield '\n'.join(rows) + '\nsave_every: -3'
-        elif i % 8 == 3: yield pick(ODD)
-        else:
-            rows = ', '.join(f'k{j}: {pick(VALUES)}' for j in range(3))
-            yield f'{pick(SECTIONS)}: {{{rows}}}'
-
-def test_a_hundred_malformed_configs(capsys):
-    "Each gets a message and status 2; none a traceback, a file or a command that it smuggled in"
-    for i, text in enumerate(malformed()):
-        Path('bad.yaml').write_text(text, encoding='utf-8')
-        before = sorted(os.listdir())
-        err = refused(capsys, 'bad.yaml', 'run=bad', 'training.steps=1')
-        assert err.startswith('error: ') and sorted(os.listdir()) == before, (i, text, err)

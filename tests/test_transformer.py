@@ -1,11 +1,10 @@
-"""The transformer from outside: numpy, torch's and torchvision's own layers, published sizes, and
-the two commands. What it shares with the UNet (shapes, labels, refusals) is in test_networks"""
+"""The transformer from outside, against numpy and torch's own layers. What it shares with the UNet
+(shapes, labels, refusals) is in test_networks; torchvision's block and published sizes: chapter 28"""
 import csv, json, math, re
 from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from helpers_networks import T2, make, numpy, randn, size, wake
 from PIL import Image
 from scipy.special import softmax
@@ -13,8 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.models.vision_transformer import EncoderBlock
-from diffusion_scratch import cli
 from diffusion_scratch.checkpoint import load_checkpoint, resume, save_checkpoint
 from diffusion_scratch.config import load_config, make_data, make_denoiser
 from diffusion_scratch.data import mnist_mini
@@ -22,7 +19,6 @@ from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.export import export_onnx
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.loss import v_weight
-from diffusion_scratch.pictures import grid
 from diffusion_scratch.pretrained import load, save
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -79,7 +75,8 @@ def test_places_are_their_formula(rows, columns, width):  # eq-places
     assert np.abs(e.numpy() - want).max() < 1e-5
     assert len(e.round(decimals=4).unique(dim=0)) == rows * columns
 
-def test_a_fresh_block_is_the_identity_to_the_last_bit():  # eq-adaln-zero
+def test_a_fresh_block_is_the_identity_and_a_fresh_network_is_zero():  # eq-adaln-zero
+    assert (make(DiT, awake=False)(randn(2, 1, 8, 8), T2) == 0).all()
     for seed in range(3):
         assert torch.equal(DiTBlock(24, 3)(x := randn(2, 9, 24, seed=seed), 100 * randn(2, 24)), x)
 
@@ -94,20 +91,6 @@ def test_block_is_its_formula():
     h = numpy(x) + a1 * numpy(block.attention(told))
     want = h + a2 * dense(gelu(dense((1 + g2) * norm(h) + b2, block.mlp[0])), block.mlp[2])
     np.testing.assert_allclose(numpy(block(x, c)), want, atol=2e-5)
-
-def test_block_is_torchvision_s():  # eq-adaln-zero: constants told, gates open
-    theirs, ours, one = EncoderBlock(4, 32, 128, 0., 0.).eval(), DiTBlock(32, 4), torch.ones(32)
-    g = torch.Generator().manual_seed(0)
-    for p in theirs.parameters(): nn.init.normal_(p, std=0.2, generator=g)
-    theirs.mlp[1] = nn.GELU(approximate='tanh')  # the paper's; torchvision's is exact
-    s = theirs.state_dict()
-    names = {'attention.qkv': 'self_attention.in_proj_', 'mlp.0': 'mlp.0.', 'mlp.2': 'mlp.3.',
-             'attention.out': 'self_attention.out_proj.'}
-    told = [s['ln_1.bias'], s['ln_1.weight'] - 1, one, s['ln_2.bias'], s['ln_2.weight'] - 1, one]
-    ours.load_state_dict({'ada.weight': torch.zeros(192, 32), 'ada.bias': torch.cat(told)} | {
-        f'{a}.{k}': s[b + k] for a, b in names.items() for k in ('weight', 'bias')})
-    x = randn(2, 49, 32)
-    assert (ours(x, randn(2, 32)) - theirs(x)).abs().max() < 1e-5
 
 def test_block_s_gradient():  # against finite differences
     block, x, c = wake(DiTBlock(8, 2)).double(), randn(1, 3, 8).double(), randn(1, 8).double()
@@ -128,21 +111,6 @@ def test_network_is_its_parts_written_out():
     want = unpatchify(dense(h, 'head'), 4, 2, 3)
     assert want.std() > 0.1
     torch.testing.assert_close(net(x, t, y), want, atol=1e-9, rtol=0)
-
-def test_the_first_answer_is_zero_and_three_steps_wake_everything():
-    net, x = make(DiT, awake=False, num_classes=4).train(), randn(3, 1, 8, 8)
-    t, y, alive = torch.tensor([1, 10, 1000]), torch.tensor([0, 1, -1]), []
-    assert (net(x, t, y) == 0).all()
-    for _ in range(3):
-        net.zero_grad()
-        (net(x, t, y) - randn(3, 1, 8, 8, seed=1)).square().mean().backward()
-        alive.append({n for n, p in net.named_parameters() if p.grad.abs().max() > 0})
-        with torch.no_grad():
-            for p in net.parameters(): p -= 0.1 * p.grad
-    assert alive[0] == {'head.weight', 'head.bias'}
-    assert {n.split('.')[0] for n in alive[1]} == {'head', 'ada', 'stem', 'blocks'}
-    assert all('.ada.' in n for n in alive[1] if n.startswith('blocks'))
-    assert alive[2] == {n for n, _ in net.named_parameters()}
 
 def test_every_pixel_hears_every_other():
     net, x = make(DiT, depth=1), randn(1, 1, 16, 16).requires_grad_()
@@ -168,16 +136,6 @@ def test_size_and_cost_are_their_formulas(options, H, W):  # eq-dit-size, eq-dit
     assert size(net) == depth * block + ends + (classes > 0) * (classes + 1) * D
     work = N * (4*D*D + 8*D*D) + 2*N*N*D + 6*D*D
     assert cost(net, C, H, W) == depth * work + 2*D*D + 2*D*D + 2*N*D*pixels
-
-@pytest.mark.parametrize('width, depth, heads, millions, billions', [
-    (384, 12, 6, 33, 6.06), (768, 12, 12, 130, 23.01), (1024, 24, 16, 458, 80.71),
-    (1152, 28, 16, 675, 118.64)])
-def test_published_sizes(width, depth, heads, millions, billions):  # eq-dit-size, eq-dit-cost
-    """DiT-S, B, L and XL with patches of 2 on 4 x 32 x 32 (Peebles & Xie 2023, tables 1 and 4);
-    theirs return a variance too, count their places, and embed the time with 256 numbers"""
-    with torch.device('meta'): net = DiT(4, 2, width, depth, heads, 1000)
-    assert abs(size(net) / 1e6 / millions - 1) < 0.01
-    assert abs(cost(net, 4, 32, 32) / 1e9 / billions - 1) < 0.001
 
 def test_default_arguments_are_the_paper_s_small_network():
     with torch.device('meta'): config = DiT().config
@@ -254,39 +212,3 @@ def test_the_stored_run_is_of_the_book_s_config():
         assert [int(row['step']) for row in csv.DictReader(f)] == list(range(1, last + 1))
     assert (result['steps'], result['seed'], result['parameters']) == (last, config.seed, 710_800)
     with Image.open(asset/'samples.png') as picture: assert picture.width == picture.height
-
-# The two commands, from outside: on real digits, with the config of the book and a small width
-TINY = ['model_args={in_channels: 1, patch: 7, width: 16, depth: 1, heads: 2, num_classes: 10}',
-        'training.batch_size=16', 'training.warmup=2', 'training.decay=constant',
-        'training.ema=0.9', 'sampling.steps=4', 'judge=0', 'save_every=5', 'preview_every=1000',
-        'threads=1', 'device=cpu', 'log=[]']
-
-def command(run, steps, *words):
-    cli.train_command([str(CONFIG), *TINY, f'run={run}', f'training.steps={steps}', *words])
-
-def test_both_commands_and_a_run_that_goes_on(tmp_path, monkeypatch, capsys):
-    """A run that goes on from its last checkpoint (test_trainer kills it) ends with the weights of
-    one that was left in peace; then diffusion-sample draws from it"""
-    monkeypatch.chdir(tmp_path)
-    command('stopped', 10)
-    assert 'diffusion_scratch.transformer:DiT of' in capsys.readouterr().out
-    command('stopped', 20)
-    assert 'going on after step 10 of 20' in capsys.readouterr().out
-    command('peace', 20)
-    net = lambda: DiT(**yaml.safe_load(TINY[0].partition('=')[2]))
-    stopped, peace = (load_checkpoint(run, net()) for run in ('stopped', 'peace'))
-    assert all(torch.equal(p, q) for p, q in zip(stopped[0].parameters(), peace[0].parameters()))
-    cli.sample_command('stopped --n 6 --labels 3 8 --guidance 1 --seed 5'.split())
-    with Image.open('stopped/samples_seed5.png') as picture: drawn = np.asarray(picture)
-    assert np.array_equal(drawn, np.asarray(grid(draw(*peace, [3, 8] * 3, 4, 5), 2, scale=2)))
-
-@pytest.mark.parametrize('change, message', [
-    ('model_args.heads=5', 'width = 16 must be .* of 4, for the positions, and of heads = 5'),
-    ('model_args.sides=4', r"model_args: .*'sides': 4.* is not allowed for "
-     r"diffusion_scratch\.transformer:DiT"),
-    ('model_args.num_classes=0', 'num_classes=0: it takes no labels'),
-    ('model_args.in_channels=3', r'x has shape \(2, 1, 28, 28\); this network takes \(B,3,H,W\)')])
-def test_mistakes_in_the_config_are_said_plainly(change, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as e: command('run', 5, change)
-    assert e.value.code == 2 and re.search(message, capsys.readouterr().err)
