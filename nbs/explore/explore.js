@@ -58,19 +58,19 @@ function mount(place, controls, presets, draw) {
   form.append(element('div', {class: 'explore-buttons'}, ...buttons))
   form.addEventListener('submit', event => event.preventDefault())
   form.addEventListener('change', () => speak())
-  place.replaceChildren(form, figures, legend, state, spoken)
+  place.replaceChildren(figures, legend, state, form, spoken)
   place.classList.add('explore')
 
   const speak = () => { spoken.textContent = state.textContent }
   let drawn
   const render = () => { drawn = draw({...values}, place.dataset); show() }
   const show = () => {
-    const images = drawn.figures.every(f => f.pixels), gap = 16
-    const columns = images || figures.clientWidth >= 560 ? drawn.figures.length : 1
+    const images = drawn.figures.every(f => f.pixels), gap = 16, n = drawn.figures.length
+    const columns = images || figures.clientWidth >= 560 ? n : 1
     const width = Math.floor((figures.clientWidth - gap * (columns - 1)) / columns)
-    const about = drawn.state.join(' ')
+    const about = drawn.state.join(' '), height = columns === n ? 250 - 15 * (n - 1) : 150
     figures.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`
-    figures.replaceChildren(...drawn.figures.map(f => f.pixels ? image(f) : plot(f, width, about)))
+    figures.replaceChildren(...drawn.figures.map(f => f.pixels ? image(f) : plot({...f, height}, width, about)))
     legend.replaceChildren(...(drawn.legend ?? []).map(([kind, text]) => key(kind, text)))
     state.replaceChildren(...drawn.state.map(text => element('li', {}, text)))
   }
@@ -121,9 +121,10 @@ export function number(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? '∞' : '−∞'
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−')
   const size = Math.abs(value)
-  const text = size < 1e-3 || size >= 1e5 ? value.toExponential(digits - 1)
-    : String(Number(value.toPrecision(digits)))
-  return text.replace(/-/g, '−')
+  if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(digits))).replace('-', '−')
+  const [factor, power] = value.toExponential(digits - 1).split('e')
+  const raised = [...String(Number(power))].map(c => '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'['-0123456789'.indexOf(c)]).join('')
+  return (Number(factor) === 1 ? '' : `${factor.replace('-', '−')} · `) + `10${raised}`
 }
 
 // ---------------------------------------------------------------- images: {title, side, pixels}
@@ -139,12 +140,12 @@ function image({title, side, pixels}) {  // gray: black is -1.5 or less, white i
 }
 
 // ---------------------------------------------------------------- plots
-// {title, x, y, lines, areas, points, marks, height}; an axis is {label, min, max, log}; a line is
+// {title, x, y, lines, areas, points, marks}; an axis is {label, min, max, log, ticks}; a line is
 // {kind, x, y} (two lists), an area too; a point is {kind, x, y}; a mark is {kind, x}, a vertical
 // line. `kind` is a class of explore.css: its colour and dashes. A plot is SVG in the text's colour.
-export function plot({title, x, y, lines = [], areas = [], points = [], marks = [], height = 210},
+export function plot({title, x, y, lines = [], areas = [], points = [], marks = [], height},
                      width, about) {
-  const left = 46, top = 26, right = 10, bottom = 40
+  const left = 46, top = 26, right = 18, bottom = 40
   const w = Math.max(width - left - right, 60), h = height - top - bottom
   const place = (axis, size) => {
     const f = axis.log ? Math.log10 : v => v, [a, b] = [f(axis.min), f(axis.max)]
@@ -167,14 +168,14 @@ export function plot({title, x, y, lines = [], areas = [], points = [], marks = 
     ...areas.map(a => `<path class="area ${a.kind}" d="${closed(a)}"/>`),
     ...marks.map(m => `<line class="${m.kind}" x1="${pen(px(m.x))}" x2="${pen(px(m.x))}" y2="${h}"/>`),
     ...lines.map(l => `<path class="${l.kind}" d="${path(l)}"/>`),
-    ...points.map(p => `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="4"/>`),
+    ...points.map(p => `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="3.5"/>`),
   ].join('')
-  const xs = ticks(x, w / 64).map(v => {
+  const xs = (x.ticks ?? ticks(x, w / 64)).map(v => {
     const at = left + px(v)
     return `<line class="tick" x1="${at}" x2="${at}" y1="${top + h}" y2="${top + h + 4}"/>` +
       `<text x="${at}" y="${top + h + 17}" text-anchor="middle">${number(v)}</text>`
   })
-  const ys = ticks(y, h / 32).map(v => {
+  const ys = (y.ticks ?? ticks(y, h / 32)).map(v => {
     const at = top + py(v)
     return `<line class="tick" x1="${left - 4}" x2="${left}" y1="${at}" y2="${at}"/>` +
       `<text x="${left - 6}" y="${at + 4}" text-anchor="end">${number(v)}</text>`

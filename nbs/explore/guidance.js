@@ -46,14 +46,14 @@ function draw({w, std, t}) {
   const truth = grid.map(x => density(x, 1, std)), {mean, std: spread} = meanStd(tilted)
   const x = {label: 'x0', min: -3, max: 5}
   const figures = [
-    {title: 'density of x0', height: 250, x,
+    {title: 'density of x0', x,
      y: {min: 0, max: 1.1 * Math.max(...drawn.y, ...tilted, ...truth)},
      lines: [{kind: 'dotted', x: grid, y: truth}, {kind: 'b', x: grid, y: tilted},
              {kind: 'a', ...drawn}]},
   ]
   const noisedFirst = tilt({w, std}, level), tiltedFirst = noised(tilted, level)
   figures.push({
-    title: `density of x_t at t = ${t}`, height: 250, x: {...x, label: 'x_t'},
+    title: `density of x_t at t = ${t}`, x: {...x, label: 'x_t'},
     y: {min: 0, max: 1.1 * Math.max(...noisedFirst, ...tiltedFirst)},
     lines: [{kind: 'b', x: grid, y: tiltedFirst}, {kind: 'a', x: grid, y: noisedFirst}]})
   const apart = sum(noisedFirst.map((p, i) => Math.abs(p - tiltedFirst[i]))) * dx / 2
@@ -70,7 +70,7 @@ function draw({w, std, t}) {
 explorable('guidance', {
   controls: {
     w: {label: 'guidance scale w', min: -1, max: 8, step: .25, value: 2},
-    std: {label: 'standard deviation of each class', min: .3, max: 1.2, step: .05, value: .75},
+    std: {label: 'std of each class', min: .3, max: 1.2, step: .05, value: .75},
     t: {label: 'noise level t of 100 (right)', min: 5, max: 95, step: 5, value: 60},
   },
   presets: {'Try 1': {w: 0}, 'Try 2': {w: 6}},

@@ -20,7 +20,7 @@ function draw({t, s: wanted, x0, x_t}) {
   const {jump, step, posterior} = gaussians({t, s, x0, x_t})
   const x = linspace(-3, 3, 601), curve = g => x.map(v => bell(v, g))
   const figures = [{
-    title: 'densities of x_s, scaled to height 1', height: 260,
+    title: 'densities of x_s, scaled to height 1',
     x: {label: 'x_s', min: -3, max: 3}, y: {min: 0, max: 1.05},
     areas: [{kind: '', x, y: curve(posterior)}],
     lines: [{kind: 'b', x, y: curve(jump)}, {kind: 'c', x, y: curve(step)},

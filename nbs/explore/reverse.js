@@ -28,7 +28,7 @@ function draw({t, s: wanted, x_t}) {
   const x = linspace(best.mean - 4 * best.std, best.mean + 4 * best.std, 401)
   const truth = x.map(step.mixture), gaussian = x.map(v => density(v, best.mean, best.std))
   const figures = [{
-    title: 'density of x_s, given x_t', height: 250,
+    title: 'density of x_s, given x_t',
     x: {label: 'x_s', min: x[0], max: x.at(-1)},
     y: {min: 0, max: 1.08 * Math.max(...truth, ...gaussian)},
     areas: means.map((m, k) => ({kind: '', x, y: x.map(v => r[k] * density(v, m, std))})),

@@ -37,13 +37,13 @@ function errorsOf(width) {
 
 function draw({n, width, x_T}) {
   const all = errorsOf(width), names = Object.keys(solvers), i = counts.indexOf(n)
-  const lambda = level => level.noise ? level.logSnr / 2 : 10  // the last step, at the right edge
+  const lambda = level => Math.min(level.logSnr / 2, 6)  // the end, at the right edge
   const fine = levels(64), data = modes(width)
   const flow = x => ({x: fine.map(lambda), y: fine.map(l => data.flow(x, fine[0], l))})
   const runs = names.map(name => [name, solve(name, {n, width}, x_T)])
   const errors = {
-    title: `error, over the number of steps`, height: 260,
-    x: {label: 'steps', min: 2, max: 128, log: true}, y: {min: 1e-6, max: 1, log: true},
+    title: 'error',
+    x: {label: 'steps', min: 2, max: 128, log: true, ticks: [2, 8, 32, 128]}, y: {min: 1e-6, max: 1, log: true},
     lines: [
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64]},
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64 ** 2]},
@@ -51,12 +51,14 @@ function draw({n, width, x_T}) {
     points: names.map(name => ({kind: kinds[name], x: n, y: all[name][i]})),
   }
   const paths = {
-    title: `x_t in ${n} steps`, height: 260,
-    x: {label: 'log(signal/noise)', min: -5, max: 10.2}, y: {min: -2.2, max: 2.2},
+    title: `x_t in ${n} steps`,
+    x: {label: 'log(signal/noise)', min: -5, max: 6.2}, y: {min: -1.6, max: 1.6},
     lines: [...range(9).map(k => ({kind: 'thin', ...flow(k / 2 - 2)})),
             {kind: 'dotted', ...flow(x_T)},
             ...runs.map(([name, {visits, frames}]) =>
               ({kind: kinds[name], x: visits.levels.map(lambda), y: frames}))],
+    points: runs.flatMap(([name, {visits, frames}]) =>
+      frames.map((y, i) => ({kind: kinds[name], x: lambda(visits.levels[i]), y}))),
   }
   const next = i + 2 < counts.length ? i : counts.length - 3
   const order = e => Math.log(e[next] / e[next + 2]) / Math.log(counts[next + 2] / counts[next])
@@ -72,8 +74,8 @@ function draw({n, width, x_T}) {
 explorable('solvers', {
   controls: {
     n: {label: 'number of steps', values: counts, value: 8},
-    width: {label: 'standard deviation of the modes', values: [.06, .12, .25, .5, 1], value: .25},
-    x_T: {label: 'x_T, the start on the right', min: -2, max: 2, step: .1, value: -.6},
+    width: {label: 'std of the modes', values: [.06, .12, .25, .5, 1], value: .25},
+    x_T: {label: 'x_T, right', min: -2, max: 2, step: .05, value: -.35},
   },
   presets: {'Try 1': {width: .06}, 'Try 2': {n: 64, width: .5}},
   draw,
