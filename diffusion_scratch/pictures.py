@@ -157,7 +157,7 @@ def terminal_text(images: Tensor) -> str:
 #| code-summary: "Plumbing: sliders in a live notebook, a script on the page"
 def controls(draw: Callable,          # shows a figure; its defaults are the first values
              script: str='',          # nbs/explore/SCRIPT.js does the same on the page
-             data: dict | None=None,  # what the script needs of this notebook: name -> text or number
+             data: dict | None=None,  # what the script needs: name -> text or number
              **choices                # argument -> (min, max, step), a list, or a widget
             ):
     "A slider for each argument of a function, or a list of choices; on a page, a script"
