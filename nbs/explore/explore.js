@@ -58,7 +58,7 @@ function mount(place, controls, presets, draw) {
   form.append(element('div', {class: 'explore-buttons'}, ...buttons))
   form.addEventListener('submit', event => event.preventDefault())
   form.addEventListener('change', () => speak())
-  place.replaceChildren(figures, legend, state, form, spoken)
+  place.replaceChildren(figures, legend, form, state, spoken)  // what grows comes last
   place.classList.add('explore')
 
   const speak = () => { spoken.textContent = state.textContent }

@@ -63,15 +63,15 @@ function draw({w, std, t}) {
     `The class has mean 1 and std ${number(std)}.`,
     `Guided samples at scale ${number(w)}: mean ${number(drawn.mean)}, std ${number(drawn.std)}.`,
     `The tilted density: mean ${number(mean)}, std ${number(spread)}.`,
-    `At t = ${t} the two densities on the right differ in ${number(100 * apart, 2)} % of their mass.`]
+    `At t = ${t} the two densities on the right differ in ${Math.round(100 * apart)} % of their mass.`]
   return {figures, legend, state}
 }
 
 explorable('guidance', {
   controls: {
-    w: {label: 'guidance scale w', min: -1, max: 8, step: .25, value: 2},
-    std: {label: 'std of each class', min: .3, max: 1.2, step: .05, value: .75},
-    t: {label: 'noise level t of 100 (right)', min: 5, max: 95, step: 5, value: 60},
+    w: {label: 'scale w', min: -1, max: 8, step: .25, value: 2},
+    std: {label: 'std of a class', min: .3, max: 1.2, step: .05, value: .75},
+    t: {label: 't of 100, right', min: 5, max: 95, step: 5, value: 60},
   },
   presets: {'Try 1': {w: 0}, 'Try 2': {w: 6}},
   draw,

@@ -16,19 +16,20 @@ function draw({kind, t}, data) {
   const {level, x_t, signal, noise} = parts({kind, t}, digit(data.x0), floats(data.eps))
   const side = Math.sqrt(x_t.length)
   const figures = [
-    {title: `signal × x0, signal = ${number(level.signal)}`, side, pixels: signal},
-    {title: `noise × eps, noise = ${number(level.noise)}`, side, pixels: noise},
-    {title: `their sum, x_t at t = ${t}`, side, pixels: x_t},
+    {title: 'signal × x0', side, pixels: signal},
+    {title: 'noise × eps', side, pixels: noise},
+    {title: 'their sum, x_t', side, pixels: x_t},
   ]
-  const state = [`At t = ${t} of the ${kind} schedule, alpha_bar = ${number(level.alphaBar)}: ` +
-    `${number(100 * level.alphaBar)} % of the image's variance is left.`]
+  const state = [`At t = ${t} of the ${kind} schedule, signal = ${number(level.signal)} and ` +
+    `noise = ${number(level.noise)}.`,
+    `alpha_bar = ${number(level.alphaBar)} of the image's variance is left.`]
   return {figures, state}
 }
 
 explorable('noising', {
   controls: {
     kind: {label: 'schedule', choices: ['linear', 'cosine', 'sigmoid'], value: 'cosine'},
-    t: {label: 'timestep t of T = 1000', min: 0, max: 1000, step: 10, value: 400},
+    t: {label: 't of 1000', min: 0, max: 1000, step: 10, value: 400},
   },
   presets: {'Try 1': {kind: 'linear', t: 600}, 'Try 2': {t: 600}},
   draw,

@@ -42,9 +42,9 @@ function draw({kind, T, start, end}, {half}) {
 explorable('schedule', {
   controls: {
     kind: {label: 'schedule', choices: ['linear', 'cosine', 'sigmoid'], value: 'linear'},
-    T: {label: 'number of steps T', values: [10, 20, 50, 100, 200, 500, 1000], value: 1000},
-    start: {label: 'beta_1 (linear)', values: [1e-5, 1e-4, 1e-3, 1e-2], value: 1e-4},
-    end: {label: 'beta_T (linear)', values: [.01, .02, .03, .05, .1, .2, .4], value: .02},
+    T: {label: 'steps T', values: [10, 20, 50, 100, 200, 500, 1000], value: 1000},
+    start: {label: 'beta_1, linear', values: [1e-5, 1e-4, 1e-3, 1e-2], value: 1e-4},
+    end: {label: 'beta_T, linear', values: [.01, .02, .03, .05, .1, .2, .4], value: .02},
   },
   presets: {'Try 1': {T: 10}, 'Try 2': {kind: 'cosine'}},
   draw,

@@ -73,7 +73,7 @@ function draw({n, width, x_T}) {
 
 explorable('solvers', {
   controls: {
-    n: {label: 'number of steps', values: counts, value: 8},
+    n: {label: 'steps', values: counts, value: 8},
     width: {label: 'std of the modes', values: [.06, .12, .25, .5, 1], value: .25},
     x_T: {label: 'x_T, right', min: -2, max: 2, step: .05, value: -.35},
   },
