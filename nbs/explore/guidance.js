@@ -57,13 +57,13 @@ function draw({w, std, t}) {
     y: {min: 0, max: 1.1 * Math.max(...noisedFirst, ...tiltedFirst)},
     lines: [{kind: 'b', x: grid, y: tiltedFirst}, {kind: 'a', x: grid, y: noisedFirst}]})
   const apart = sum(noisedFirst.map((p, i) => Math.abs(p - tiltedFirst[i]))) * dx / 2
-  const legend = [['a', 'guided (right: noised, then tilted)'],
-                  ['b', 'tilted (right: tilted, then noised)'], ['dotted', 'the class as it is']]
+  const legend = [['a', 'guided; x_t: noised, then tilted'],
+                  ['b', 'tilted; x_t: tilted, then noised'], ['dotted', 'the class as it is']]
   const state = [
     `The class has mean 1 and std ${number(std)}.`,
     `Guided samples at scale ${number(w)}: mean ${number(drawn.mean)}, std ${number(drawn.std)}.`,
     `The tilted density: mean ${number(mean)}, std ${number(spread)}.`,
-    `At t = ${t} the two densities on the right differ in ${Math.round(100 * apart)} % of their mass.`]
+    `At t = ${t} the densities of x_t differ in ${Math.round(100 * apart)} % of their mass.`]
   return {figures, legend, state}
 }
 
@@ -71,7 +71,7 @@ explorable('guidance', {
   controls: {
     w: {label: 'scale w', min: -1, max: 8, step: .25, value: 2},
     std: {label: 'std of a class', min: .3, max: 1.2, step: .05, value: .75},
-    t: {label: 't of 100, right', min: 5, max: 95, step: 5, value: 60},
+    t: {label: 't of x_t, of 100', min: 5, max: 95, step: 5, value: 60},
   },
   presets: {'Try 1': {w: 0}, 'Try 2': {w: 6}},
   draw,

@@ -66,7 +66,7 @@ function draw({n, width, x_T}) {
     `order ${number(order(all[name]), 2)} from ${counts[next]} to ${counts[next + 2]} steps, ` +
     `${name === 'heun' ? 2 * n - 1 : n} evaluations.`)
   const legend = [...names.map(name => [kinds[name], name]),
-                  ['dotted', 'left: slopes −1 and −2; right: the exact path'],
+                  ['dotted', 'slopes −1 and −2; the exact path'],
                   ['thin', 'other exact paths']]
   return {figures: [errors, paths], legend, state}
 }
@@ -75,7 +75,7 @@ explorable('solvers', {
   controls: {
     n: {label: 'steps', values: counts, value: 8},
     width: {label: 'std of the modes', values: [.06, .12, .25, .5, 1], value: .25},
-    x_T: {label: 'x_T, right', min: -2, max: 2, step: .05, value: -.35},
+    x_T: {label: 'x_T of the paths', min: -2, max: 2, step: .05, value: -.35},
   },
   presets: {'Try 1': {width: .06}, 'Try 2': {n: 64, width: .5}},
   draw,
