@@ -211,7 +211,7 @@ def test_guidance(w, std):
 
 
 @needs_node
-@pytest.mark.parametrize('w, std', [(0., 0.3), (2., 0.75), (8., 1.2)])
+@pytest.mark.parametrize('w, std', [(0., 0.3), (6., 0.3), (2., 0.75), (8., 1.2)])
 def test_tilted_densities(w, std):
     "Compared with sums over the same grid; those of a smooth density are nearly exact"
     level = Schedule(cosine_betas(100)).at(60, torch.zeros(1))
@@ -219,8 +219,8 @@ def test_tilted_densities(w, std):
     x = np.linspace(-5, 7, 301)
     def tilt(signal, noise):
         at = np.hypot(std * signal, noise)
-        right, left = stats.norm.pdf(x, signal, at), stats.norm.pdf(x, -signal, at)
-        p = right**(1 + w) * (right + left)**-w
+        right, left = stats.norm.logpdf(x, signal, at), stats.norm.logpdf(x, -signal, at)
+        p = np.exp((1 + w) * right - w * np.logaddexp(right, left))
         return p / p.sum() / (x[1] - x[0])
     given = dict(w=w, std=std, level=dict(signal=signal, noise=noise))
     made = run('guidance', '[m.tilt(given, {signal: 1, noise: 0}), m.tilt(given, given.level), '
@@ -257,6 +257,32 @@ def test_ticks_and_numbers():
     values = [1000, -2.5, 0.00635123, 4.0358e-5, 1e-4, None]
     shown = run('explore', 'given.map(v => m.number(v ?? Infinity))', values)
     assert shown == ['1000', '−2.5', '0.00635', '4.04 · 10⁻⁵', '10⁻⁴', '∞']
+
+
+@needs_node
+@pytest.mark.parametrize('script', sorted(SCRIPTS))
+def test_every_end_of_every_slider_can_be_drawn(script):
+    "All numbers are finite, with each control at both ends and at its start"
+    data = dict(half='-2.9')
+    data |= dict(re.findall(r'data-(x0|eps)="([^"]+)"', outputs()[script]))
+    code = """(() => {
+      const ends = c => [c.value, ...(c.choices ?? c.values
+        ? [(c.choices ?? c.values)[0], (c.choices ?? c.values).at(-1)] : [c.min, c.max])]
+      let all = [{}]
+      for (const [key, control] of Object.entries(m.page.controls))
+        all = all.flatMap(one => ends(control).map(value => ({...one, [key]: value})))
+      for (const chosen of Object.values(m.page.presets))
+        all.push({...all[0], ...chosen})
+      const wrong = values => {
+        const {figures, state} = m.page.draw(values, given)
+        const numbers = figures.flatMap(f => f.pixels ?? [f.x.min, f.x.max, f.y.min, f.y.max,
+          ...f.lines.flatMap(l => [...l.x, ...l.y])])
+        return !numbers.every(Number.isFinite) || /NaN|undefined|Infinity/.test(state.join(' '))
+      }
+      return [all.length, all.filter(wrong)]
+    })()"""
+    tried, wrong = run(script, code, data)
+    assert tried > 9 and wrong == []
 
 
 # ---------------------------------------------------------------- chapters

@@ -14,8 +14,8 @@ export function guide({w, std}, x_T) {  // where DDIM takes x_T, guided to the c
 }
 
 export function tilt({w, std}, level) {  // eq-cfg-tilt on the grid, of data noised to `level`
-  const wanted = new Mixture([1], std), both = new Mixture([1, -1], std)
-  const p = grid.map(x => wanted.density(x, level) ** (1 + w) * both.density(x, level) ** -w)
+  const both = new Mixture([1, -1], std)
+  const p = grid.map(x => both.density(x, level) * both.responsibilities(x, level)[0] ** (1 + w))
   const total = sum(p) * dx
   return p.map(v => v / total)
 }
@@ -67,7 +67,7 @@ function draw({w, std, t}) {
   return {figures, legend, state}
 }
 
-explorable('guidance', {
+export const page = {
   controls: {
     w: {label: 'scale w', min: -1, max: 8, step: .25, value: 2},
     std: {label: 'std of a class', min: .3, max: 1.2, step: .05, value: .75},
@@ -75,4 +75,5 @@ explorable('guidance', {
   },
   presets: {'Try 1': {w: 0}, 'Try 2': {w: 6}},
   draw,
-})
+}
+explorable('guidance', page)

@@ -26,11 +26,12 @@ function draw({kind, t}, data) {
   return {figures, state}
 }
 
-explorable('noising', {
+export const page = {
   controls: {
     kind: {label: 'schedule', choices: ['linear', 'cosine', 'sigmoid'], value: 'cosine'},
     t: {label: 't of 1000', min: 0, max: 1000, step: 10, value: 400},
   },
   presets: {'Try 1': {kind: 'linear', t: 600}, 'Try 2': {t: 600}},
   draw,
-})
+}
+explorable('noising', page)

@@ -33,7 +33,7 @@ function draw({t, s: wanted, x0, x_t}) {
   return {figures, legend, state}
 }
 
-explorable('posterior', {
+export const page = {
   controls: {
     t: {label: 't', min: 20, max: 990, step: 10, value: 600},
     s: {label: 's, less than t', min: 10, max: 980, step: 10, value: 500},
@@ -42,4 +42,5 @@ explorable('posterior', {
   },
   presets: {'Try 1': {t: 600, s: 590}, 'Try 2': {t: 600, s: 10}},
   draw,
-})
+}
+explorable('posterior', page)

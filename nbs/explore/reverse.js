@@ -43,7 +43,7 @@ function draw({t, s: wanted, x_t}) {
   return {figures, legend, state}
 }
 
-explorable('reverse', {
+export const page = {
   controls: {
     t: {label: 't', min: 20, max: 1000, step: 10, value: 400},
     s: {label: 's, less than t', min: 10, max: 990, step: 10, value: 100},
@@ -51,4 +51,5 @@ explorable('reverse', {
   },
   presets: {'Try 1': {t: 400, s: 300}, 'Try 2': {t: 1000, s: 700}},
   draw,
-})
+}
+explorable('reverse', page)

@@ -39,7 +39,7 @@ function draw({kind, T, start, end}, {half}) {
   return {figures, legend, state}
 }
 
-explorable('schedule', {
+export const page = {
   controls: {
     kind: {label: 'schedule', choices: ['linear', 'cosine', 'sigmoid'], value: 'linear'},
     T: {label: 'steps T', values: [10, 20, 50, 100, 200, 500, 1000], value: 1000},
@@ -48,4 +48,5 @@ explorable('schedule', {
   },
   presets: {'Try 1': {T: 10}, 'Try 2': {kind: 'cosine'}},
   draw,
-})
+}
+explorable('schedule', page)

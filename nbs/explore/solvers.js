@@ -71,7 +71,7 @@ function draw({n, width, x_T}) {
   return {figures: [errors, paths], legend, state}
 }
 
-explorable('solvers', {
+export const page = {
   controls: {
     n: {label: 'steps', values: counts, value: 8},
     width: {label: 'std of the modes', values: [.06, .12, .25, .5, 1], value: .25},
@@ -79,4 +79,5 @@ explorable('solvers', {
   },
   presets: {'Try 1': {width: .06}, 'Try 2': {n: 64, width: .5}},
   draw,
-})
+}
+explorable('solvers', page)
