@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math, sys
 from pathlib import Path
+from typing import Callable
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,7 +17,8 @@ from .checkpoint import atomic
 
 # %% auto #0
 __all__ = ['GIF_SIDE', 'GIF_TIME', 'grid', 'check_gray_or_colour', 'check_sheet', 'save_animation', 'check_ending',
-           'check_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text']
+           'check_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text', 'controls',
+           'place_of_script']
 
 # %% ../nbs/25_pictures.ipynb #af6e3f5c
 def grid(images: Tensor,  # float in [-1, 1], or uint8 (B,C,H,W), C = 1 or 3
@@ -149,3 +151,33 @@ def terminal_text(images: Tensor) -> str:
     terminal = sys.stdout.isatty() and 'utf' in sys.stdout.encoding.lower()
     fits = images.shape[1] == 1 and images.shape[3] <= 160
     return as_text(images) + '\n' if fits and terminal else ''
+
+# %% ../nbs/25_pictures.ipynb #f015f78b
+#| code-fold: true
+#| code-summary: "Plumbing: sliders in a live notebook, a script on the page"
+def controls(draw: Callable,          # shows a figure; its defaults are the first values
+             script: str='',          # nbs/explore/SCRIPT.js does the same on the page
+             data: dict | None=None,  # what the script needs: name -> text or number
+             **choices                # argument -> (min, max, step), a list, or a widget
+            ):
+    "A slider for each argument of a function, or a list of choices; on a page, a script"
+    from inspect import signature
+    from IPython.display import display
+    from ipywidgets import VBox, interactive, interactive_output
+    widgets = {}
+    for name, parameter in signature(draw).parameters.items():
+        widget = interactive.widget_from_abbrev(choices[name], parameter.default)
+        widget.description, widget.continuous_update = name, False
+        widgets[name] = widget
+    view = VBox([*widgets.values(), interactive_output(draw, widgets)])
+    shown = view._repr_mimebundle_() | {'text/plain': f'sliders for {draw.__name__}'}
+    if script: shown['text/html'] = place_of_script(script, data or {})
+    display(shown, raw=True)
+
+def place_of_script(script: str, data: dict) -> str:
+    "HTML for a page: a place that the script fills, and what stands there without it"
+    held = ''.join(f' data-{name}="{value}"' for name, value in data.items())
+    return (f'<div data-explore="{script}"{held}>\n'
+            '<p><em>With JavaScript, sliders stand here. Without it, the figures of this chapter '
+            'show fixed values.</em></p>\n</div>\n'
+            f'<script type="module" src="explore/{script}.js" defer></script>')

@@ -61,9 +61,11 @@ def stamp(nb: dict, lib: Path) -> str:
     return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
+WIDGET = 'application/vnd.jupyter.widget-view+json'
+
 def passing(output: dict) -> bool:
     "Is this a progress bar, or a widget, which a page without a kernel cannot show?"
-    if 'application/vnd.jupyter.widget-view+json' in output.get('data', {}): return True
+    if WIDGET in output.get('data', {}): return 'text/html' not in output['data']
     return output.get('name') == 'stderr' and '\r' in output['text']
 
 
@@ -75,6 +77,7 @@ def settle(nb: dict):
         if cell['cell_type'] != 'code': continue
         cell['outputs'] = [o for o in cell['outputs'] if not passing(o)]
         for data in (o['data'] for o in cell['outputs'] if 'text/html' in o.get('data', {})):
+            data.pop(WIDGET, None)  # the HTML stands for it on a page
             for name in dict.fromkeys(re.findall(r'_anim_img([0-9a-f]{32})', data['text/html'])):
                 data['text/html'] = data['text/html'].replace(name, f'{players:032x}')
                 players += 1
