@@ -9,10 +9,10 @@ export function start() {
     worker.onmessage = ({data: {ready, failed, id, frame, error}}) => {
       if (ready) return resolve(started = true)
       if (failed) return reject(new Error(failed))
-      const [found, failed] = waiting.get(id) ?? []
+      const [answered, refused] = waiting.get(id) ?? []
       waiting.delete(id)
-      if (error) failed?.(new Error(error))
-      else found?.(frame)
+      if (error) refused?.(new Error(error))
+      else answered?.(frame)
     }
     worker.onerror = event => {
       event.preventDefault()

@@ -163,7 +163,7 @@ class DiffusionLive extends HTMLElement {
     const twice = this.options.guidance && this.options.digit !== ANY
     const each = twice ? ', each with and without the label' : ''
     if (this.mode !== 'compare') {
-      return `${calls[0]} evaluations of the network${each}: ${seconds} s in your browser.`
+      return `${calls[0]} evaluations of the network${each}, in ${seconds} s.`
     }
     const [a, b] = this.panels.map(({frames}) => frames.at(-1).x)
     const apart = a.reduce((most, a_i, i) => Math.max(most, Math.abs(a_i - b[i])), 0)

@@ -6,6 +6,7 @@ export function paint(canvas, images) {        // side by side
   const context = canvas.getContext('2d')
   canvas.width = n * SIDE + (n - 1) * GAP
   canvas.height = SIDE
+  canvas.style.setProperty('--pixels', canvas.width)
   for (let k = 0; k < n; k++) {
     const picture = context.createImageData(SIDE, SIDE)
     for (let i = 0; i < SIZE; i++) {
