@@ -134,7 +134,7 @@ def animation():
     frames = [Image.fromarray(sheet(f.x)) for f in walk]
     file, config = LIVE/'noise_to_digits.webp', PACKAGE/'weights'/NETWORK/'config.json'
     frames[0].save(file, save_all=True, append_images=frames[1:], duration=[400] + [110] * 20,
-                   loop=1, quality=60, method=6)
+                   loop=1, quality=30, method=6)
     frames[-1].save(LIVE/'digits.webp', lossless=True)
     made = dict(command='python tools/live.py animation', date=date.today().isoformat(),
                 network=NETWORK, sha256=json.loads(config.read_text())['sha256'], seed=0, steps=20,

@@ -86,7 +86,7 @@ class DiffusionLive extends HTMLElement {
 
   what() {
     const {digit, images} = this.options
-    if (images > 1) return digit === ANY ? `${images} digits` : `${images} times a ${digit}`
+    if (images > 1) return `${images} digits`
     return digit === ANY ? 'a digit' : digit === 8 ? 'an 8' : `a ${digit}`
   }
 
@@ -166,9 +166,9 @@ class DiffusionLive extends HTMLElement {
       return `${calls[0]} evaluations of the network${each}, in ${seconds} s.`
     }
     const [a, b] = this.panels.map(({frames}) => frames.at(-1).x)
-    const apart = a.reduce((most, a_i, i) => Math.max(most, Math.abs(a_i - b[i])), 0)
-    return `${calls[0]} and ${calls[1]} evaluations of the network. Largest difference of a `
-      + `pixel: ${apart.toFixed(2)} of 2.`
+    const squares = a.reduce((sum, a_i, i) => sum + (a_i - b[i]) ** 2, 0)
+    return `${calls[0]} and ${calls[1]} evaluations of the network${each}. Root mean square `
+      + `difference of the two images: ${Math.sqrt(squares / a.length).toFixed(3)}.`
   }
 
   say(text) { this.status.textContent = text }
@@ -231,12 +231,12 @@ class DiffusionLive extends HTMLElement {
         <label class="live-walk"><span>Noise</span><input type="range" class="live-scrubber"
           aria-label="Step, from noise to image" min="0" max="1" value="1" disabled>
           <span>Image</span></label></div>
-      <div class="live-side">${digits}
+      <div class="live-side">${edit ? this.tools() : ''}${digits}
         <div class="live-act"><button type="button" class="live-draw">Noise it, then draw it again
           </button>${edit ? `<button type="button" data-do="fill" disabled>Fill in the marked part
           </button>` : ''}</div>
-        <div class="live-controls">${sliders}</div>
-        <p role="status" class="live-status"></p></div></div>
+        <div class="live-controls">${sliders}</div></div>
+      <p role="status" class="live-status"></p></div>
       ${edit ? '' : `<details class="live-python"><summary>The same in Python</summary>
         <pre tabindex="0"><code></code></pre></details>`}`
   }
@@ -283,19 +283,21 @@ class DiffusionLive extends HTMLElement {
   }
 
   padPage() {
+    return `<figure class="live-pad"><canvas width="28" height="28" tabindex="0" role="application"
+      aria-label="Your drawing. The arrow keys move the pen, the space bar draws, Shift and an
+      arrow key draw a line."></canvas><figcaption>draw here</figcaption></figure>`
+  }
+
+  tools() {
     const group = `tool-${DiffusionLive.count++}`
     const tools = Object.entries({pen: 'Draw', eraser: 'Erase', mark: 'Mark'}).map(
       ([tool, label], i) => `<label><input type="radio" name="tool" form="${group}"
         value="${tool}"${i ? '' : ' checked'}><span>${label}</span></label>`)
-    return `<div class="live-pad"><figure>
-        <canvas width="28" height="28" tabindex="0" role="application" aria-label="Your drawing. The arrow
-          keys move the pen, the space bar draws, Shift and an arrow key draw a line."></canvas>
-        <figcaption>your drawing</figcaption></figure>
-      <div class="live-tools"><form id="${group}" hidden></form>
-        <fieldset class="live-digits"><legend>Tool</legend>${tools.join('')}</fieldset>
-        <button type="button" data-do="real">A real digit</button>
-        <button type="button" data-do="half">Mark the lower half</button>
-        <button type="button" data-do="clear">Clear</button></div></div>`
+    return `<form id="${group}" hidden></form><div class="live-act">
+      <fieldset class="live-digits" aria-label="Tool">${tools.join('')}</fieldset>
+      <button type="button" data-do="real">A real digit</button>
+      <button type="button" data-do="half">Mark the lower half</button>
+      <button type="button" data-do="clear">Clear</button></div>`
   }
 }
 DiffusionLive.count = 0
