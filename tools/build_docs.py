@@ -18,7 +18,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, ledger, links
+import chapter_map, ledger, links, live
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
@@ -38,6 +38,7 @@ def readme(cfg):
     book, parts = Book(read_bib(cfg.nbs_path/'references.bib')), []
     for cell in nb['cells']:
         if cell['cell_type'] == 'raw': parts += readme_title(cell)
+        elif '<diffusion-live' in text(cell['source']): continue  # for the site only
         elif cell['cell_type'] == 'markdown': parts.append(readme_prose(cell, book, cfg))
         else: parts += readme_code(cell, cfg)
     note = (f'<!-- Written by tools/build_docs.py from {cfg.nbs_path.name}/{cfg.readme_nb}; '
@@ -206,6 +207,7 @@ def main():
     out = a.out or cfg.config_path/'_site'
     (cfg.nbs_path/'assets').mkdir(exist_ok=True)
     own_katex = fetch_katex(cfg.nbs_path/'assets')
+    live.build()
     with ledger_page(cfg.nbs_path):
         proc = make_pages(cfg)
     shutil.rmtree(out, ignore_errors=True)

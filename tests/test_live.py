@@ -1,0 +1,268 @@
+"The digits that a page draws in the browser: the same numbers as in Python"
+import json, os, shutil, subprocess, sys, threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from fastcore.test import test_eq as equal
+from torch import nn
+
+from diffusion_scratch.denoiser import Denoiser, V, clipped
+from diffusion_scratch.editing import inpaint
+from diffusion_scratch.guidance import guided
+from diffusion_scratch.noising import q_sample
+from diffusion_scratch.pretrained import load
+from diffusion_scratch.sampling import Noise, ancestral, coefficient_table, sample
+from diffusion_scratch.schedule import Schedule, cosine_betas
+from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import live  # noqa: E402
+
+SCHEDULE = Schedule(cosine_betas())
+SOLVERS = dict(ancestral=ancestral(), ddim=ddim(), dpm_solver_pp=dpm_solver_pp(), heun=heun())
+SHAPE = (3, 1, 7, 7)                       # 49 numbers an image: not a multiple of 16
+LABELS = torch.tensor([4, -1, 9])
+
+
+class Toy(nn.Module):
+    "A network of one line, which `TOY` repeats in JavaScript"
+    def forward(self, x, t, y=None):
+        y = torch.full_like(t, -1) if y is None else y
+        return 0.4 * x + torch.sin(t / 200).view(-1, 1, 1, 1) + 0.1 * y.view(-1, 1, 1, 1)
+
+
+TOY = '''const toy = (x, t, y) => x.map((x_i, i) => {
+  const image = Math.floor(i / (x.length / y.length))
+  return 0.4 * x_i + Math.sin(t[image] / 200) + 0.1 * y[image]
+})
+'''
+
+
+def node(body: str, **given):
+    "What a script returns, with the modules of the page and the values `given` at hand"
+    if not shutil.which('node'): pytest.skip('node is not installed')
+    live = (ROOT/'nbs/live').as_uri()
+    script = f'''import * as live from '{live}/sampler.mjs'
+import {{Noise}} from '{live}/noise.mjs'
+import {{readFileSync}} from 'node:fs'
+const given = JSON.parse(readFileSync(0)), schedule = new live.Schedule(given.schedule)
+{TOY}async function run() {{ {body} }}
+console.log(JSON.stringify(await run(), (k, v) => ArrayBuffer.isView(v) ? [...v] : v))'''
+    given['schedule'] = dict(signal=SCHEDULE.signal.tolist(), noise=SCHEDULE.noise.tolist())
+    done = subprocess.run(['node', '--input-type=module', '-e', script], text=True,
+                          input=json.dumps(given), capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def close(found, expected, eps):
+    found = torch.tensor(found, dtype=expected.dtype).view(expected.shape)
+    torch.testing.assert_close(found, expected, atol=eps, rtol=0)
+
+
+@pytest.mark.parametrize('size', [784, 49, 1])
+def test_noise_is_that_of_torch(size):  # eq-streams
+    seeds = [0, 1, 12345, 2**53 - 1]
+    found = node('''return given.seeds.map(seed => {
+        const noise = new Noise(seed, 3)
+        return [noise.draw(given.size), noise.draw(given.size)] })''', seeds=seeds, size=size)
+    for seed, draws in zip(seeds, found):
+        noise = Noise(seed, 3)
+        for draw in draws: close(draw, noise.draw((size,)), 1e-5)  # float32 log and cos
+
+
+def test_noise_beyond_one_block_of_the_generator():
+    [found] = node('return [new Noise(3, 1).draw(1000 * 16)]')
+    close(found, Noise(3, 1).draw((1000 * 16,)), 1e-5)
+
+
+def test_times_are_those_of_the_schedule():
+    found = node('return Array.from({length: 1000}, (_, i) => schedule.times(i + 1))')
+    equal([n for n, times in enumerate(found, 1) if times != SCHEDULE.times(n)], [])
+    equal(node('return schedule.times(5, 500)'), [500, 400, 200, 0])
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_table_of_a_solver(name):  # eq-coefficients
+    step = SOLVERS[name]
+    times = SCHEDULE.times(20)
+    rows = node('''const solver = live.solvers[given.name]
+        const visited = solver.visits ? solver.visits(given.times) : given.times
+        return solver(visited.map(t => schedule.at(t)))''', name=name, times=times)
+    expected = coefficient_table(step, SCHEDULE, step.visits(times))
+    found = [[row[k] for k in expected[0]._fields] for row in rows]
+    close(found, torch.tensor(expected, dtype=torch.float64), 1e-12)
+
+
+@pytest.mark.parametrize('name', SOLVERS)
+def test_sample_of_a_toy_network(name):
+    found = node('''const denoise = live.clipped(live.guided(live.denoiser(toy), 1.5))
+        const options = {y: given.y, size: 49, solver: live.solvers[given.name],
+                         times: schedule.times(10), seed: 5}
+        const frames = []
+        for await (const f of live.trajectory(denoise, schedule, options)) frames.push(f)
+        return frames''', name=name, y=LABELS.tolist())
+    net = clipped(guided(Denoiser(Toy(), V), LABELS, 1.5))
+    times = SCHEDULE.times(10)
+    expected = sample(net, SCHEDULE, SHAPE, step=SOLVERS[name], times=times, seed=5,
+                      progress=False)
+    equal([f['t'] for f in found], [*SOLVERS[name].visits(times)])
+    close(found[-1]['x'], expected, 1e-5)
+
+
+def test_noised_drawing_drawn_again():
+    image = torch.linspace(-1, 1, 49).view(1, 1, 7, 7)
+    found = node('''const x_T = live.noised(given.image, schedule.at(600), 3)
+        const options = {y: [2], size: 49, solver: live.ancestral, seed: 4, x_T,
+                         times: schedule.times(10, 600)}
+        let last
+        for await (const f of live.trajectory(live.denoiser(toy), schedule, options)) last = f
+        return last.x''', image=image.flatten().tolist())
+    start = q_sample(image, SCHEDULE.at(600, image), Noise(3, 1).draw((1, 7, 7)))
+    expected = sample(Denoiser(Toy(), V), SCHEDULE, image.shape, step=ancestral(), seed=4,
+                      times=range(600, -1, -100), x_T=start, y=[2], progress=False)
+    close(found, expected, 1e-5)
+
+
+def test_inpainting():  # eq-paste
+    known = torch.linspace(-1, 1, 49).view(1, 1, 7, 7)
+    mask = torch.zeros(1, 1, 7, 7, dtype=torch.bool)
+    mask[..., :4, :] = True
+    found = node('''const net = live.guided(live.denoiser(toy), 0.5)
+        const denoise = live.clipped(live.inpaint(net, given.known, given.mask))
+        const options = {y: [2], size: 49, solver: live.dpm_solver_pp, seed: 4,
+                         times: schedule.times(10)}
+        let last
+        for await (const f of live.trajectory(denoise, schedule, options)) last = f
+        return last.x''', known=known.flatten().tolist(), mask=mask.flatten().tolist())
+    net = clipped(inpaint(guided(Denoiser(Toy(), V), torch.tensor([2]), 0.5), known, mask))
+    expected = sample(net, SCHEDULE, known.shape, step=dpm_solver_pp(), seed=4,
+                      times=SCHEDULE.times(10), progress=False)
+    close(found, expected, 1e-5)
+    equal(torch.tensor(found).view_as(known)[mask], known[mask])
+
+
+# ---------------------------------------------------------------- in a browser
+def embedded(chapter: str) -> str:
+    "The cell of a chapter that holds the component"
+    cells = json.loads((ROOT/f'nbs/{chapter}.ipynb').read_text(encoding='utf-8'))['cells']
+    [source] = [s for s in (''.join(c['source']) for c in cells) if '<diffusion-live' in s]
+    return source
+
+
+def html(chapter: str) -> str:
+    "A page with nothing but the component of a chapter"
+    head = '<!doctype html><html lang="en"><meta charset="utf-8"><title>live</title>'
+    head += '<meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+    text = embedded(chapter)
+    return head + '<main>' + text[text.index('<link'):] + '</main>'
+
+
+def playwright() -> str | None:
+    "Where playwright-core is: in NODE_PATH, in node_modules, or else from npm"
+    for folder in [*os.environ.get('NODE_PATH', '').split(os.pathsep), ROOT/'node_modules']:
+        if folder and (Path(folder)/'playwright-core').exists():
+            return str(Path(folder)/'playwright-core')
+    found = live.npm_files('playwright-core', '1.65.1', '.')
+    return found and str(found)
+
+
+@pytest.fixture(scope='module')
+def browser(tmp_path_factory):
+    "What happened in headless Chromium"
+    names = 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
+    chromium = next(filter(None, map(shutil.which, names)), None)
+    if not chromium: pytest.skip('no Chromium is installed')
+    if not shutil.which('node'): pytest.skip('node is not installed')
+    if not (driver := playwright()): pytest.skip('npm package playwright-core is not at hand')
+    site = tmp_path_factory.mktemp('site')
+    shutil.copytree(ROOT/'nbs/live', site/'live', ignore=shutil.ignore_patterns('built'))
+    if not live.build(site/'live/built'): pytest.skip('npm package onnxruntime-web is not at hand')
+    for name in ('index', '10_solvers', '13_editing'):
+        (site/f'{name.split("_")[-1]}.html').write_text(html(name), encoding='utf-8')
+    shutil.copytree(site/'live', site/'bare', ignore=shutil.ignore_patterns('*.wasm', '*.onnx'))
+    (site/'bare/built/about.mjs').write_text('export const about = {engine: false}')
+    bare = html('index').replace('live/live.mjs', 'bare/live.mjs')
+    (site/'no_engine.html').write_text(bare, encoding='utf-8')
+    handler = partial(QuietHandler, directory=site)
+    with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f'http://127.0.0.1:{server.server_port}'
+        command = ['node', ROOT/'tests/live_browser.mjs', driver, chromium, url]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=900)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+
+def drawn_by(python: str) -> list[torch.Tensor]:
+    "The images that the printed lines of Python make"
+    names = {}
+    exec(python, names)
+    return [v for k, v in names.items() if k.startswith('images')]
+
+
+@pytest.mark.parametrize('found, python', [('draw', 'python'), ('nextSeed', 'nextPython'),
+                                           ('compare', 'comparePython')])
+def test_browser_draws_what_the_printed_python_draws(browser, found, python):
+    expected = drawn_by(browser[python])
+    equal(len(browser[found]), len(expected))
+    for panel, images in zip(browser[found], expected): close(panel['x'], images, 1e-3)
+
+
+def test_options_that_the_keyboard_set(browser):
+    assert 'torch.tensor([8])' in browser['python'] and 'seed=0' in browser['python']
+    assert 'seed=1' in browser['nextPython']
+    equal(browser['draw'][0]['ts'], SCHEDULE.times(20))
+    equal(browser['compare'][1]['ts'], heun().visits(SCHEDULE.times(4)))
+    equal(browser['valueText'], 't = 950')
+    assert browser['scrubbed'].endswith('t = 950')
+    assert browser['status'].startswith('20 evaluations of the network')
+
+
+def test_engine_is_loaded_on_click_and_from_this_site(browser):
+    assert browser['beforeClick'] and len(browser['hosts']) == 1
+    equal(browser['errors'], [])
+    assert browser['buttonEnds'] < 600
+
+
+def test_phone_and_reduced_motion(browser):
+    equal((browser['overflow'], browser['small']), (0, []))
+    equal(browser['shown'], 1)             # the end at once
+
+
+def test_drawing_noised_or_filled_in_as_in_python(browser):
+    assert browser['inkOfMouse'] > 15 and browser['inkOfKeys'] > 5
+    denoiser, schedule = load('mnist-conditional')
+    image = torch.tensor(browser['drawing']).view(1, 1, 28, 28)
+    seed, level, [own] = (browser['edit'][k] for k in ('seed', 'level', 'each'))
+    times = schedule.times(own['steps'])
+    options = dict(step=dpm_solver_pp(), progress=False)
+    start = q_sample(image, schedule.at(level, image), Noise(seed, 1).draw((1, 28, 28)))
+    below = [level, *(t for t in times if t < level)]
+    again = sample(clipped(denoiser), schedule, image.shape, x_T=start, times=below,
+                   seed=seed + 1, **options)
+    close(browser['redrawn'][0]['x'], again, 1e-3)
+    mask = torch.zeros(1, 1, 28, 28, dtype=torch.bool)
+    mask[..., :14, :] = True
+    filled = sample(clipped(inpaint(denoiser, image, mask)), schedule, image.shape, times=times,
+                    seed=seed, **options)
+    close(browser['filled'][0]['x'], filled, 1e-3)
+
+
+def test_page_without_javascript_or_engine(browser):
+    assert 'recorded animation' in browser['withoutScript'] and browser['withoutEngine']
+
+
+def test_exported_weights_are_exact():
+    "16 bits hold the shipped weights, so that the export loses nothing"
+    weights = load(live.NETWORK)[0].state_dict().values()
+    assert all(torch.equal(w, w.half().float()) for w in weights if w.is_floating_point())
