@@ -15,14 +15,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SVG = re.compile(r'(?:<\?xml[^>]*>\s*)?(?:<!DOCTYPE[^>]*>\s*)?<svg\b(?=[^>]*xlink).*?</svg>', re.S)
+SVG = re.compile(r'(?:<\?xml[^>]*>\s*)?(?:<!DOCTYPE[^>]*>\s*)?<svg\b(?=[^>]*xlink).*?</svg>',
+                 re.S)
 DATA = re.compile(r'<img\b[^>]*\bsrc="data:image/[\w+]+;base64,([^"]+)"[^>]*>')
 PLAYER = re.compile(r'<script language="javascript">(?:(?!</script>).)*?</script>\s*'
-                    r'(?:<style>.*?</style>\s*)?<div class="animation">.*?var frames = .*?</script>',
-                    re.S)
+                    r'(?:<style>.*?</style>\s*)?<div class="animation">.*?var frames = .*?'
+                    r'</script>', re.S)
 FRAME = re.compile(r'frames\[\d+\] = "data:image/([\w+]+);base64,([^"]+)"')
 PICTURE = re.compile(f'(?:{PLAYER.pattern}|{SVG.pattern}|{DATA.pattern})'
                      r'(?=(?:\s*</p>)?\s*(?:<figcaption>(.*?)</figcaption>)?)', re.S)
+NAMESPACES = ('xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+              'version="1.1"')
 LINK = re.compile(r'\[([^]\[]+)\]\(([^)\s]+)\)(?:\{[^}]*\})?')
 
 # ---------------------------------------------------------------- drawings
@@ -31,8 +34,10 @@ def lean(svg: str) -> str:
     svg = re.sub(r'<\?xml[^>]*>|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>|<!--.*?-->', '', svg,
                  flags=re.S)
     short = lambda m: f'{float(m[0]):.2f}'.rstrip('0').rstrip('.')
-    svg = re.sub(r'\b(d|x|y)="[^"]*"', lambda m: re.sub(r'-?\d+\.\d{3,}', short, m[0]), svg)
-    return re.sub(r'\s*\n\s*', ' ', svg).replace('> <', '><').strip()
+    svg = re.sub(r'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)',
+                 lambda m: re.sub(r'-?\d+\.\d{3,}', short, m[0]), svg)
+    svg = re.sub(r'\s*\n\s*', ' ', svg).replace('> <', '><')
+    return svg.replace('<defs></defs>', '').strip()
 
 def lean_frames(player: str) -> str:
     "A player by matplotlib whose frames are lean drawings"
@@ -43,15 +48,22 @@ def lean_frames(player: str) -> str:
 
 def size(svg: str) -> tuple[int, int]:
     "Width and height of a drawing in pixels of CSS; matplotlib gives points"
-    return tuple(round(float(x) * 4 / 3) for x in re.findall(r'(?:width|height)="([\d.]+)pt"', svg)[:2])
+    points = re.findall(r'(?:width|height)="([\d.]+)pt"', svg)
+    width, height = (round(float(x) * 4 / 3) for x in points[:2])
+    return width, height
 
 def dark(gray: int) -> int:
     "The gray (0 to 255) of a dark page that stands for one of a light page"
     return round(230 - gray * (230 - 33) / 255)
 
+def bare(svg: str) -> str:
+    "A drawing without its white background"
+    return re.sub(r'(<g id="patch_1">\s*<path\b[^>]*fill: )#ffffff', r'\1none', svg, count=1)
+
+def inside(svg: str) -> str: return re.sub(r'^.*?<svg\b[^>]*>|</svg>\s*$', '', svg, flags=re.S)
+
 def themed(svg: str) -> str:
-    "A drawing without background, whose grays change where its address ends with `#dark`"
-    svg = re.sub(r'(<g id="patch_1">\s*<path\b[^>]*fill: )#ffffff', r'\1none', svg, count=1)
+    "A drawing whose grays change where its address ends with `#dark`"
     grays = set()
     def gray(m):
         r, g, b = bytes.fromhex(m[2])
@@ -62,8 +74,8 @@ def themed(svg: str) -> str:
     light = {g: dark(round(sum(bytes.fromhex(g)) / 3)) for g in sorted(grays)}
     values = ''.join(f';--g{g}:#{bytes([v] * 3).hex()}' for g, v in light.items())
     style = f'<style>#dark:target{{fill:#{bytes([dark(0)] * 3).hex()}{values}}}</style>'
-    return re.sub(r'(<svg\b[^>]*>)(.*)</svg>', rf'\1{style}<g id="dark">\2</g></svg>', svg,
-                  flags=re.S)
+    start = svg[:svg.index('>', svg.index('<svg')) + 1]
+    return f'{start}{style}<g id="dark">{inside(svg)}</g></svg>'
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
@@ -71,18 +83,35 @@ def sharp(svg: str) -> str:
         tag, data = m[0], re.search(r'xlink:href="data:image/png;base64,\s*([^"]+)"', m[0])
         pixels = Image.open(io.BytesIO(base64.b64decode(data[1])))
         scale = re.search(r'matrix\(([\d.e-]+)', tag) if 'pixelated' in tag else None
-        times = min(8, max(1, ceil(2 * 4 / 3 * float(scale[1])))) if scale else 1
+        times = min(4, max(1, ceil(2 * 4 / 3 * float(scale[1])))) if scale else 1
         tag = tag.replace(data[0], f'xlink:href="{in_line(webp(enlarged(pixels, times)))}"')
-        return re.sub(r'image-rendering:[^;"]*;?', '', tag)
+        return re.sub(r' style="image-rendering:[^"]*"', '', tag)
     return re.sub(r'<image\b[^>]*>', image, svg)
 
+def strip(frames: list[str]) -> str:
+    "Drawings of one size below each other, as one"
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', frames[0])
+    width, height = float(box[1]), float(box[2])
+    seen = set()
+    def once(m):  # letters and markers
+        if m[1] in seen: return ''
+        seen.add(m[1])
+        return m[0]
+    rows = ''.join(f'<svg y="{i * height:g}" width="{width:g}" height="{height:g}">'
+                   + re.sub(r'<path id="([^"]+)"[^>]*/>', once, inside(f)) + '</svg>'
+                   for i, f in enumerate(frames))
+    tall = len(frames) * height
+    return (f'<svg {NAMESPACES} width="{width:g}pt" height="{tall:g}pt" '
+            f'viewBox="0 0 {width:g} {tall:g}">{rows}</svg>')
+
 # ---------------------------------------------------------------- pixels
-def webp(image: Image.Image) -> bytes:
+def webp(image: Image.Image, lossless=True) -> bytes:
     out = io.BytesIO()
-    image.save(out, 'WEBP', lossless=True, quality=90, method=4)
+    image.save(out, 'WEBP', lossless=lossless, quality=90 if lossless else 80, method=4)
     return out.getvalue()
 
-def in_line(data: bytes) -> str: return 'data:image/webp;base64,' + base64.b64encode(data).decode()
+def in_line(data: bytes) -> str:
+    return 'data:image/webp;base64,' + base64.b64encode(data).decode()
 
 def enlarged(image: Image.Image, times: int) -> Image.Image:
     "Each pixel as a square of pixels"
@@ -120,7 +149,7 @@ class Page:
     def drawing(self, svg: str, alt: str) -> str:
         width, height = size(svg)
         wide = ' figure-wide' if width > 480 else ''
-        images = self.pair(themed(sharp(lean(svg))), width, height, alt)
+        images = self.pair(themed(bare(sharp(lean(svg)))), width, height, alt)
         return f'<span class="figure-drawing{wide}">{images}</span>'
 
     def pixels(self, data: bytes, alt: str) -> str:
@@ -135,22 +164,20 @@ class Page:
         data = [base64.b64decode(d.replace('\\\n', '')) for _, d in frames]
         interval = re.search(r'slider_id, ([\d.]+)', source)[1]
         if frames[0][0].startswith('svg'):
-            parts = [lean(d.decode()) for d in data]
-            width, height = size(parts[0])
-            strip = self.pair(themed_strip(parts), width, height * len(parts), alt)
+            drawings = [bare(sharp(lean(d.decode()))) for d in data]
+            width, height = size(drawings[0])
+            tall = self.pair(themed(strip(drawings)), width, height * len(drawings), alt)
         else:
             images = [Image.open(io.BytesIO(d)).convert('RGB') for d in data]
             width, height = images[0].size
-            tall = Image.new('RGB', (width, height * len(images)))
-            for i, image in enumerate(images): tall.paste(image, (0, i * height))
-            out = io.BytesIO()
-            tall.save(out, 'WEBP', quality=80, method=4)
-            src = self.store(out.getvalue(), '.webp')
-            strip = self.img(src, width, height * len(images), alt)
+            whole = Image.new('RGB', (width, height * len(images)))
+            for i, image in enumerate(images): whole.paste(image, (0, i * height))
+            src = self.store(webp(whole, lossless=False), '.webp')
+            tall = self.img(src, width, height * len(images), alt, ' on-white')
         last = len(frames) - 1
         return (f'<div class="player" data-interval="{interval}" style="--frames:{len(frames)};'
                 f'--frame:{last};max-width:{width}px">'
-                f'<div class="player-stage" style="aspect-ratio:{width}/{height}">{strip}</div>'
+                f'<div class="player-stage" style="aspect-ratio:{width}/{height}">{tall}</div>'
                 '<div class="player-controls"><button type="button" aria-label="Play">▶</button>'
                 f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Frame" '
                 f'aria-valuetext="{last + 1} of {last + 1}"></div></div>')
@@ -165,16 +192,23 @@ class Page:
         return self.player(source, alt) if 'var frames' in source else self.drawing(source, alt)
 
     def asset(self, m) -> str:
-        "A picture that has a file already"
-        tag = m[0]
-        src = re.search(r'\bsrc="([^"#]+)', tag)[1]
+        "A picture that has a file already; of an animation, its end for who wants no motion"
+        tag, still = m[0], ''
+        src = re.search(r'\bsrc="([^"#?]+)', tag)[1]
         file = self.file.parent/src
         if not re.search(r'\balt="[^"]', tag):
             self.problems.append(f'{self.file.name}: {src} without an alternative text')
         more = '' if 'loading=' in tag else ' loading="lazy" decoding="async"'
-        if 'width=' not in tag and file.suffix != '.svg' and file.exists():
-            with Image.open(file) as im: more += ' width="{}" height="{}"'.format(*im.size)
-        return tag.rstrip('>').rstrip('/') + more + '>'
+        if file.suffix in ('.png', '.jpg', '.gif', '.webp') and file.exists():
+            with Image.open(file) as im:
+                if 'width=' not in tag: more += ' width="{}" height="{}"'.format(*im.size)
+                if (frames := getattr(im, 'n_frames', 1)) > 1:
+                    im.seek(frames - 1)
+                    still = self.store(webp(im.convert('RGB')), '.webp')
+        tag = tag.rstrip('>').rstrip('/') + more + '>'
+        if not still: return tag
+        return ('<picture><source media="(prefers-reduced-motion: reduce)" '
+                f'srcset="{still}">{tag}</picture>')
 
     def write(self):
         text = self.file.read_text(encoding='utf-8')
@@ -185,20 +219,6 @@ class Page:
         if 'class="player"' in text or 'figure-wide' in text:
             text = text.replace('</body>', '<script src="assets/figures.js" defer></script></body>')
         self.file.write_text(text, encoding='utf-8')
-
-def themed_strip(frames: list[str]) -> str:
-    "Frames below each other as one drawing"
-    width, height = (float(x) for x in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', frames[0]).groups())
-    inner = [re.sub(r'^.*?<svg\b[^>]*>|</svg>\s*$', '', themed_frame(f), flags=re.S) for f in frames]
-    parts = ''.join(f'<svg y="{i * height:g}" width="{width:g}" height="{height:g}">{f}</svg>'
-                    for i, f in enumerate(inner))
-    tall = height * len(frames)
-    return themed(f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" xmlns="http://www.w3.org/2000/svg" '
-                  f'width="{width:g}pt" height="{tall:g}pt" viewBox="0 0 {width:g} {tall:g}" '
-                  f'version="1.1">{parts}</svg>')
-
-def themed_frame(svg: str) -> str:
-    return re.sub(r'(<g id="patch_1">\s*<path\b[^>]*fill: )#ffffff', r'\1none', sharp(svg), count=1)
 
 def inline(caption: str) -> str:
     "Code and links of a caption, which is one line of text"

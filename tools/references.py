@@ -207,10 +207,11 @@ class Book:
         captions = [self.refs(re.sub(r'\$([^$]+)\$', r'\\(\1\\)', x), name) for x in captions]
         if label in self.labels:
             title = self.labels[label][0]
-            letters = [f'({chr(97 + i)})' if len(captions) > 1 else '' for i in range(len(captions))]
+            letters = [f'({chr(97 + i)})' for i in range(len(captions))] if captions[1:] else ['']
             captions = [f'{title}{letter}: {x}' for letter, x in zip(letters, captions)]
         value = json.dumps(captions if len(captions) > 1 else captions[0], ensure_ascii=False)
-        cell['source'] = re.sub(r'^#\| *fig-cap:.*$', lambda m: '#| fig-cap: ' + value, s, flags=re.M)
+        line = '#| fig-cap: ' + value
+        cell['source'] = re.sub(r'^#\| *fig-cap:.*$', lambda m: line, s, flags=re.M)
         for caption, data in zip(captions, (o.get('data', {}) for o in cell.get('outputs', []))):
             if 'text/html' in data: data['text/html'] = figure(text(data['text/html']), caption)
 
@@ -227,8 +228,8 @@ class Book:
 
 def figure(content: str, caption: str) -> str:
     "An output in HTML with its caption, which smalldocs gives only to pictures"
-    return (f'<figure class="figure">{content}<figcaption>{html.escape(caption)}</figcaption>'
-            '</figure>')
+    return (f'<div class="quarto-figure quarto-figure-center"><figure class="figure">{content}'
+            f'<figcaption>{html.escape(caption)}</figcaption></figure></div>')
 
 def clean_output(data: dict):
     "Players ask a CDN for icons (styles.css draws them); a widget needs no text beside it"
