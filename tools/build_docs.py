@@ -18,7 +18,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, ledger, links, live
+import chapter_map, figures, ledger, links, live
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
@@ -217,6 +217,7 @@ def main():
         return
     site, warnings = render(proc, cfg, own_katex)
     shutil.move(site, out)
+    warnings += figures.take_out(out)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     for w in warnings: print('warning:', w, file=sys.stderr)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')

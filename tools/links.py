@@ -1,4 +1,5 @@
-"""Check a built site: links and pictures lead somewhere, and no page asks another host for any.
+"""Check a built site: links and pictures lead somewhere, references are resolved, and no page
+asks another host for anything.
 
     python tools/links.py [_site]
 """
@@ -13,15 +14,27 @@ NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # 
 OTHER_HOST = re.compile(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)')
 
 
+RAW = re.compile(r'(?<![\w`])@(?:eq|fig|tbl|sec)-\w[\w-]*')  # a reference that nothing resolved
+CODE = ('code', 'pre', 'script', 'style')
+
+
 class Page(HTMLParser):
-    "The ids of a page, the links on it, and what a browser loads for it"
+    "The ids of a page, the links on it, what a browser loads for it, references left in its text"
     def __init__(self, text: str):
         super().__init__()
-        self.ids, self.links, self.loads = set(), [], []
+        self.ids, self.links, self.loads, self.raw = set(), [], [], []
+        self.code = 0
         self.feed(text)
+
+    def handle_data(self, text):
+        if not self.code: self.raw += RAW.findall(text)
+
+    def handle_endtag(self, tag): self.code -= tag in CODE
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
+        self.code += tag in CODE
+        self.raw += RAW.findall(a.get('alt') or '')
         self.ids |= {a[k] for k in ('id', 'name') if a.get(k)}
         if tag == 'a' and a.get('href'): self.links.append(a['href'])
         for t, k in LOADS:
@@ -53,6 +66,7 @@ def check(site: Path) -> list[str]:
     problems = []
     for name, p in pages.items():
         problems += [f'{name} asks another host for {u}' for u in p.loads if remote(u)]
+        problems += [f'{name}: {r} is not resolved' for r in p.raw]
         problems += filter(None, (broken(site, name, u, pages) for u in p.links + p.loads))
     for css in site.rglob('*.css'):
         name = css.relative_to(site)

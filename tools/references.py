@@ -2,7 +2,7 @@
 
 Numbers of equations, figures, tables and sections, references to them, and citations.
 """
-import codecs, json, re
+import codecs, html, json, re
 from pathlib import Path
 
 import latexcodec  # lets strings be decoded from LaTeX
@@ -160,14 +160,14 @@ class Book:
             return before + self.link(m[3], name, bool(m[2])) + after
         return REF.sub(ref, s)
 
-    def link_code(self, html, name):
+    def link_code(self, source, name):
         "A page with links on the equations that its code names in comments and docstrings"
         def link(m):
             if m[0] not in self.labels: return m[0]
             title, _, where = self.labels[m[0]]
             there = '' if where == name else Path(where).with_suffix('.html')
             return f'<a href="{there}#{m[0]}" title="{title}">{m[0]}</a>'
-        return PRINTED.sub(lambda m: m[1] + EQ_NAME.sub(link, m[2]) + m[3], html)
+        return PRINTED.sub(lambda m: m[1] + EQ_NAME.sub(link, m[2]) + m[3], source)
 
     def resolve(self, name, nb, stored):
         "Second pass: write the numbers, the links and the list of references into a chapter"
@@ -175,7 +175,7 @@ class Book:
         for c in nb['cells']:
             c['source'] = text(c['source'])
             if c['cell_type'] == 'markdown': c['source'] = self.markdown(c['source'], name, used)
-            elif c['cell_type'] == 'code': c['source'] = self.caption(c['source'])
+            elif c['cell_type'] == 'code': self.caption(c, name)
             for output in c.get('outputs', []): clean_output(output.get('data', {}))
         base = stored['doc_host'] + stored['doc_baseurl'].rstrip('/') + '/'
         raw = json.dumps(nb, ensure_ascii=False)
@@ -197,18 +197,23 @@ class Book:
         s = re.sub(r'\]\(((?:\./)?[\w-]+\.ipynb)', lambda m: '](' + page(m[1]), s)
         return prose(lambda part: self.refs(self.cites(part, name, used), name), s)
 
-    def caption(self, s):
-        "A cell with the number of its figure in the caption"
+    def caption(self, cell, name):
+        "The number of a figure, and what its caption refers to, in the caption of a cell"
+        s = cell['source']
         o = opts(s)
         label, captions = str(o.get('label', '')), o.get('fig-cap')
-        if label not in self.labels or not captions: return s
+        if not captions: return
         if not isinstance(captions, list): captions = [captions]
-        title = self.labels[label][0]
-        letters = [f'({chr(97 + i)})' if len(captions) > 1 else '' for i in range(len(captions))]
-        captions = [f'{title}{letter}: {x}' for letter, x in zip(letters, captions)]
-        captions = [re.sub(r'\$([^$]+)\$', r'\\(\1\\)', x) for x in captions]
+        captions = [self.refs(re.sub(r'\$([^$]+)\$', r'\\(\1\\)', x), name) for x in captions]
+        if label in self.labels:
+            title = self.labels[label][0]
+            letters = [f'({chr(97 + i)})' for i in range(len(captions))] if captions[1:] else ['']
+            captions = [f'{title}{letter}: {x}' for letter, x in zip(letters, captions)]
         value = json.dumps(captions if len(captions) > 1 else captions[0], ensure_ascii=False)
-        return re.sub(r'^#\| *fig-cap:.*$', lambda m: '#| fig-cap: ' + value, s, flags=re.M)
+        line = '#| fig-cap: ' + value
+        cell['source'] = re.sub(r'^#\| *fig-cap:.*$', lambda m: line, s, flags=re.M)
+        for caption, data in zip(captions, (o.get('data', {}) for o in cell.get('outputs', []))):
+            if 'text/html' in data: data['text/html'] = figure(text(data['text/html']), caption)
 
     def list_references(self, nb, used):
         "The list of what was cited, where a chapter has a place for it, else at its end"
@@ -220,6 +225,11 @@ class Book:
                 return
         source = '## References {.unnumbered}\n\n' + items
         nb['cells'].append(dict(cell_type='markdown', id='refs', metadata={}, source=source))
+
+def figure(content: str, caption: str) -> str:
+    "An output in HTML with its caption, which smalldocs gives only to pictures"
+    return (f'<div class="quarto-figure quarto-figure-center"><figure class="figure">{content}'
+            f'<figcaption>{html.escape(caption)}</figcaption></figure></div>')
 
 def clean_output(data: dict):
     "Players ask a CDN for icons (styles.css draws them); a widget needs no text beside it"

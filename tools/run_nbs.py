@@ -18,6 +18,7 @@ from pathlib import Path
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
 
+import figures
 
 def source(cell: dict) -> str: return ''.join(cell['source'])
 
@@ -70,14 +71,19 @@ def passing(output: dict) -> bool:
 
 
 def settle(nb: dict):
-    "Take out what two runs of the same code do not share: progress bars, random names of players"
+    """Take out what two runs of the same code do not share: progress bars, random names of players,
+    dates of drawings; and what no page shows"""
     nb['metadata'].pop('widgets', None)
     players = 0
     for cell in nb['cells']:
         if cell['cell_type'] != 'code': continue
         cell['outputs'] = [o for o in cell['outputs'] if not passing(o)]
-        for data in (o['data'] for o in cell['outputs'] if 'text/html' in o.get('data', {})):
+        for data in (o['data'] for o in cell['outputs'] if 'data' in o):
+            if 'image/png' in data: data.pop('image/jpeg', None)  # Pillow gives both
+            if 'image/svg+xml' in data: data['image/svg+xml'] = figures.lean(data['image/svg+xml'])
+            if 'text/html' not in data: continue
             data.pop(WIDGET, None)  # the HTML stands for it on a page
+            data['text/html'] = figures.lean_frames(data['text/html'])
             for name in dict.fromkeys(re.findall(r'_anim_img([0-9a-f]{32})', data['text/html'])):
                 data['text/html'] = data['text/html'].replace(name, f'{players:032x}')
                 players += 1
@@ -99,7 +105,8 @@ def execute(nb, file: Path, lib: Path):
     env = {**os.environ, 'PYTHONPATH': first(lib.parent, 'PYTHONPATH'),
            'PATH': first(Path(sys.executable).parent, 'PATH')}
     where = {'metadata': {'path': str(file.parent)}}
-    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where)
+    client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where,
+                            extra_arguments=["--InlineBackend.figure_formats={'svg'}"])
     client.execute(env=env)
 
 

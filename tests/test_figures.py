@@ -1,0 +1,217 @@
+"Pictures of the site: files of their own, said in words, legible on a light and on a dark page"
+import base64, io, re, sys
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+import matplotlib as mpl, numpy as np, pytest
+from matplotlib.animation import FuncAnimation
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import figures, links, references
+
+LIGHT, DARK = '#ffffff', '#222222'  # pages
+HREF = '{http://www.w3.org/1999/xlink}href'
+PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context(fname=ROOT/'nbs'/'matplotlibrc'): yield
+
+def luminance(colour: str) -> float:
+    "WCAG 2.2"
+    c = np.array(list(bytes.fromhex(colour.lstrip('#')))) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055)**2.4) @ (0.2126, 0.7152, 0.0722)
+
+def contrast(a: str, b: str) -> float:
+    high, low = sorted(map(luminance, (a, b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+def plot() -> Figure:
+    fig = Figure(figsize=(6, 2))
+    left, right = fig.subplots(1, 2)
+    left.plot([1, 3, 2], label='a'); left.plot([2, 1, 3], 'k--'); left.axhline(2, color='0.5')
+    left.set(title='title', xlabel='x'); left.legend()
+    right.imshow(PIXELS, cmap='gray', vmin=0, vmax=255)
+    return fig
+
+def svg(fig) -> str:
+    out = io.StringIO()
+    fig.savefig(out, format='svg')
+    return out.getvalue()
+
+def png(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, 'PNG')
+    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+
+def player(frame_format: str) -> str:
+    fig = Figure(figsize=(3, 1))
+    FigureCanvasAgg(fig)
+    ax = fig.subplots()
+    def draw(i): ax.set_title(f'frame {i}'); ax.axvspan(i, i + 1, color='C0')
+    with mpl.rc_context({'animation.frame_format': frame_format}):
+        return FuncAnimation(fig, draw, 4, interval=80, init_func=lambda: None).to_jshtml()
+
+class Images(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.img = []
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        if tag == 'img': self.img.append(dict(attrs))
+
+def site(folder, picture, caption='Figure 1.2: What &quot;a&quot; &amp; `b` do, \\(x_t\\).'):
+    "The text of a page with a picture, its images and the problems"
+    caption = f'<figcaption>{caption}</figcaption>' if caption else ''
+    (folder/'a.html').write_text('<html><body><main><figure class="figure"><p>'
+                                 f'{picture}</p>\n{caption}</figure></main></body></html>')
+    problems = figures.take_out(folder)
+    text = (folder/'a.html').read_text()
+    return text, Images(text).img, problems
+
+def test_a_drawing_is_a_file_with_two_faces(tmp_path):
+    drawing = svg(plot())
+    text, images, problems = site(tmp_path, drawing)
+    assert problems == [] and 'data:' not in text and '<svg' not in text
+    assert [i['src'] for i in images] == ['figures/a-1.svg', 'figures/a-1.svg#dark']
+    assert ['in-light' in i['class'] for i in images] == [True, False]
+    for i in images:
+        assert i['alt'] == 'What "a" & b do, x_t.'
+        assert (i['loading'], i['decoding']) == ('lazy', 'async')
+        assert (int(i['width']), int(i['height'])) == (6 * 96, 2 * 96)
+    assert '<code>b</code>' in text and '<span class="math inline">\\(x_t\\)</span>' in text
+    assert (tmp_path/'figures'/'a-1.svg').stat().st_size < len(drawing)
+
+def faces(svg: str) -> list[tuple[str, str]]:
+    "The colours of a drawing on a light page and on a dark one"
+    there = dict(re.findall(r'(--g[0-9a-f]{6}):(#[0-9a-f]{6})', svg))
+    pairs = [(light, there[name]) for name, light
+             in re.findall(r'(?:fill|stroke): var\((--g\w+), (#[0-9a-f]{6})\)', svg)]
+    same = re.findall(r'(?:fill|stroke): (#[0-9a-f]{6})', svg)
+    return [*pairs, *((c, c) for c in same)]
+
+def test_what_is_legible_on_a_light_page_is_so_on_a_dark_one(tmp_path):
+    site(tmp_path, svg(plot()))
+    drawing = (tmp_path/'figures'/'a-1.svg').read_text()
+    ET.fromstring(drawing)
+    found = faces(drawing)
+    assert len(set(found)) >= 4 and LIGHT not in dict(found)  # no white card
+    for light, dark in found:
+        assert contrast(light, LIGHT) >= 3 and contrast(dark, DARK) >= 3, (light, dark)
+    letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]  # black has no fill in SVG
+    assert contrast(letters, DARK) >= 7
+
+def test_pixels_of_a_drawing_stay_what_they_are(tmp_path):
+    site(tmp_path, svg(plot()))
+    [image] = [e for e in ET.parse(tmp_path/'figures'/'a-1.svg').iter() if e.tag.endswith('}image')]
+    data = image.get(HREF).split(',')[1]
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
+    times = len(shown) // 28
+    matrix = re.search(r'matrix\(([\d.]+)', image.get('transform'))[1]
+    assert times >= 2 and len(shown) == times * 28 == times * float(image.get('width'))
+    assert 28 * times >= 28 * float(matrix)  # one dot or more for a point of the figure
+    values = PIXELS.repeat(times, 0).repeat(times, 1)[..., None].astype(int)
+    assert np.abs(shown - values).max() <= 1  # matplotlib rounds colours so
+
+@pytest.mark.parametrize('white, times', [(False, 2), (True, 1)])
+def test_pixels_become_a_file(tmp_path, white, times):
+    "Without loss; what has a white border is a card on a dark page"
+    pixels = np.pad(PIXELS, 3, constant_values=255) if white else np.minimum(PIXELS, 200)
+    text, [image], problems = site(tmp_path, png(Image.fromarray(pixels)))
+    assert problems == [] and ('on-white' in image['class']) == white
+    assert (int(image['height']), int(image['width'])) == pixels.shape
+    stored = Image.open(tmp_path/image['src'])
+    assert stored.format == 'WEBP'
+    whole = np.asarray(stored.convert('L'))
+    assert (whole == pixels.repeat(times, 0).repeat(times, 1)).all()
+
+@pytest.mark.parametrize('frame_format', ['svg', 'png'])
+def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
+    text, images, problems = site(tmp_path, player(frame_format))
+    assert problems == [] and 'data:' not in text and 'Animation(' not in text
+    assert images[0]['src'] == 'figures/a-1.' + dict(svg='svg', png='webp')[frame_format]
+    assert all(i['alt'].startswith('What "a"') for i in images)
+    assert '--frames:4;' in text and 'data-interval="80' in text and 'figures.js' in text
+    assert text.count('aria-label="Play"') == text.count('type="range"') == 1
+    assert 'max="3"' in text and 'aria-label="Frame"' in text
+    width, height = int(images[0]['width']), int(images[0]['height'])
+    if frame_format == 'png': assert Image.open(tmp_path/images[0]['src']).size == (width, height)
+    assert height % 4 == 0 and f'aspect-ratio:{width}/{height // 4}' in text
+    if frame_format == 'png': return
+    tall = ET.parse(tmp_path/'figures'/'a-1.svg').getroot()
+    assert len([e for e in tall.iter() if e.tag.endswith('}svg')]) == 1 + 4
+    names = {e.get('id') for e in tall.iter()}
+    used = {e.get(HREF)[1:] for e in tall.iter() if e.tag.endswith('}use')}
+    assert used and used <= names
+
+def test_pictures_with_a_file(tmp_path):
+    (tmp_path/'b.png').write_bytes(b'')
+    Image.fromarray(PIXELS).save(tmp_path/'b.png')
+    _, [image], problems = site(tmp_path, '<img src="b.png" alt="noise">')
+    assert problems == [] and (image['width'], image['loading']) == ('28', 'lazy')
+
+@pytest.mark.parametrize('picture', [lambda: svg(plot()), lambda: png(Image.fromarray(PIXELS)),
+                                     lambda: '<img src="b.png">'])
+def test_a_picture_without_words_is_a_problem(tmp_path, picture):
+    Image.fromarray(PIXELS).save(tmp_path/'b.png')
+    _, _, [problem] = site(tmp_path, picture(), caption='')
+    assert problem.startswith('a.html')
+
+def test_lean_drawings_are_the_same_whenever_they_are_made():
+    first, second = (figures.lean(svg(plot())) for _ in range(2))
+    assert first == second and '<dc:date>' not in first and len(first) < 0.9 * len(svg(plot()))
+
+def test_references_in_captions():
+    "Resolved before the build; one that is left is found in a page, but not in its code"
+    source = '#| label: fig-a\n#| fig-cap: "By @eq-one, of $x$."\nplot()'
+    nb = dict(cells=[dict(cell_type='markdown', source='$$\nx\n$$ {#eq-one}', id='a'),
+                     dict(cell_type='code', source=source, outputs=[], id='b')])
+    book = references.Book({})
+    book.number('one.ipynb', nb, 3)
+    cell = nb['cells'][1]
+    book.caption(cell, 'one.ipynb')
+    caption = references.opts(cell['source'])['fig-cap']
+    assert caption.startswith('Figure 3.1: By [Equation 3.1](#eq-one)')
+    assert figures.inline(caption).startswith(
+        'Figure 3.1: By <a href="#eq-one" class="quarto-xref">Equation 3.1</a>, of <span')
+    assert figures.plain(figures.inline(caption)) == 'By Equation 3.1, of x.'
+
+def test_references_that_are_left(tmp_path):
+    page = '<p>{}</p><pre><code>@eq-code</code></pre><img src="a.png" alt="{}">'
+    (tmp_path/'a.png').write_bytes(b'')
+    (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @eq-b'))
+    assert links.check(tmp_path) == ['a.html: @eq-b is not resolved', 'a.html: @fig-a is not resolved']
+    (tmp_path/'a.html').write_text(page.format('me@eq-mail.org', 'by eq-b'))
+    assert links.check(tmp_path) == []
+
+# Machado, Oliveira & Fernandes (2009), severity 1, in linear RGB
+SEEN = dict(all=np.eye(3),
+            protan=[[.152286, 1.052583, -.204868], [.114503, .786281, .099216],
+                    [-.003882, -.048116, 1.051998]],
+            deutan=[[.367322, .860646, -.227968], [.280085, .672501, .047413],
+                    [-.011820, .042940, .968881]])
+
+def oklab(linear):
+    "Ottosson (2020): distances are about those that people see"
+    m1 = [[.4122214708, .5363325363, .0514459929], [.2119034982, .6806995451, .1073969566],
+          [.0883024619, .2817188376, .6299787005]]
+    m2 = [[.2104542553, .7936177850, -.0040720468], [1.9779984951, -2.4285922050, .4505937099],
+          [.0259040371, .7827717662, -.8086757660]]
+    return np.array(m2) @ np.cbrt(np.array(m1) @ linear)
+
+@pytest.mark.parametrize('seen', SEEN)
+def test_colours_of_the_book_can_be_told_apart(seen):
+    "The first four differ by 0.07 or more (black and white by 1), on any page, for most eyes"
+    colours = [c['color'] for c in mpl.rcParams['axes.prop_cycle']]
+    for c in colours: assert min(contrast(c, LIGHT), contrast(c, DARK)) >= 3, c
+    labs = []
+    for c in colours[:4]:
+        v = np.array(list(bytes.fromhex(c.lstrip('#')))) / 255
+        linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055)**2.4)
+        labs.append(oklab(np.clip(np.array(SEEN[seen]) @ linear, 0, 1)))
+    apart = [np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]]
+    assert min(apart) >= 0.07, apart
