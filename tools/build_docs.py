@@ -18,7 +18,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, ledger, links
+import chapter_map, ledger, links, screen
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
