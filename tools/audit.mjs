@@ -32,7 +32,7 @@ function measure() {
   })
   return {
     code: count('main pre').map(where),
-    equations: count('main .katex-display').map(where),
+    equations: count('main :is(.katex-display, .narrow-math > .formula)').map(where),
     tables: count('main table, main .sd-table').map(where),
     page: wide(document.documentElement) ? [`+${document.documentElement.scrollWidth - innerWidth}`] : [],
     targets: innerWidth > 800 ? [] : small.map((e) => e.outerHTML.slice(0, 90)),

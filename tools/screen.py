@@ -7,7 +7,7 @@ names for the parts of a page, folds that are real ones, tables whose rows can s
 phone. `check` is the pure Python part of what tools/audit.mjs sees in a browser.
 """
 import re, sys
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def mend(html: str) -> str:
     "A page by smalldocs for every screen"
     for pattern, new in RENAMED: html = re.sub(pattern, new, html, count=1, flags=re.S)
     html = re.sub(r'<table\b.*?</table>', lambda m: table(m[0]), html, flags=re.S)
-    return callouts(sections(phone_bar(html)))
+    return equations(callouts(sections(phone_bar(html))))
 
 def phone_bar(html: str) -> str:
     "Below the header of a phone: the chapters, and what is on this page"
@@ -110,6 +110,50 @@ def table(html: str) -> str:
 def plain(html: str) -> str:
     "The text of some markup"
     return unescape(re.sub(r'<[^>]+>', '', html)).strip()
+
+# ---------------------------------------------------------------- equations on a phone
+ALIGNED = re.compile(r'<span class="math display">\\\[\s*\\begin\{aligned\}(.*?)\\end\{aligned\}'
+                     r'\s*(?:\\tag\{([^}]*)\})?\s*\\\]</span>', re.S)
+TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\.|[{}&]', re.S)
+WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
+
+def equations(html: str) -> str:
+    "Aligned lines also as lines that may break, their reasons below them: styles.css shows one form"
+    def both(m):
+        lines = [line for line in split(unescape(m[1]), r'\\') if line.strip()]
+        number = f'<span class="number">({m[2]})</span>' if m[2] else ''
+        return (f'<span class="wide-math">{m[0]}</span>'
+                f'<span class="narrow-math">{"".join(map(narrow, lines))}{number}</span>')
+    return ALIGNED.sub(both, html)
+
+def narrow(line: str) -> str:
+    "A line of an aligned equation: each pair of columns for itself, and the reason after `&&`"
+    cells = [c.strip() for c in split(line, '&')]
+    pairs = [cells[i:i + 2] for i in range(0, len(cells), 2)]
+    formulas = [math(' '.join(p)) for i, p in enumerate(pairs) if any(p) and (p[0] or not i)]
+    reasons = [p[-1] for p in pairs[1:] if not p[0] and p[-1]]
+    start = '' if cells[0] else ' continued'
+    rows = [f'<span class="formula{start}">{" ".join(formulas)}</span>']
+    rows += [f'<span class="reason">{reason(r)}</span>' for r in reasons]
+    return ''.join(rows)
+
+def reason(tex: str) -> str:
+    "Words as words, so that they wrap, and the mathematics among them"
+    parts = WORDS.split(tex)
+    return ''.join(escape(p) if i % 2 else math(p) for i, p in enumerate(parts) if p.strip(' ,\\'))
+
+def math(tex: str) -> str:
+    return rf'<span class="math inline">\(\displaystyle {escape(tex.strip(), quote=False)}\)</span>'
+
+def split(tex: str, at: str) -> list[str]:
+    "TeX divided at a token that stands in no group and no environment"
+    parts, start, depth = [], 0, 0
+    for m in TOKEN.finditer(tex):
+        depth += (m[0] == '{' or m[0].startswith(r'\begin{')) - (m[0] == '}' or m[0].startswith(r'\end{'))
+        if m[0] == at and not depth:
+            parts.append(tex[start:m.start()])
+            start = m.end()
+    return [*parts, tex[start:]]
 
 # ---------------------------------------------------------------- checking a page
 NAMED = {'nav', 'button', 'th', 'summary'}  # what a screen reader announces by its name

@@ -3,7 +3,7 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)]
 
   // A fade at each edge beyond which there is more (styles.css), and a place for the keyboard
-  const SCROLLS = 'main :is(pre, .katex-display, .sd-table, .cell-output-display, .ledger)'
+  const SCROLLS = 'main :is(pre, .katex-display, .formula, .sd-table, .cell-output-display, .ledger)'
   const NAMES = { PRE: 'Code or output', SPAN: 'Equation', DIV: 'Table or picture' }
   const edges = (e) => {
     const right = e.scrollWidth - e.clientWidth, down = e.scrollHeight - e.clientHeight
