@@ -86,9 +86,12 @@ def closing(html: str, start: int, depth: int = 1) -> int:
         if not depth: return m.start()
     raise ValueError(f'a div that nothing closes: {html[start:start + 200]}')
 
+LONG = re.compile(r'(?<=>)[\w./:-]{24,}(?=<)')  # names and numbers of a cell that must break
+
 def table(html: str) -> str:
     "A table without empty headers; one with sentences stands as blocks, with labels, on a phone"
     html = re.sub(r'<th\b([^>]*)>\s*</th>', r'<td\1></td>', html)
+    html = LONG.sub(lambda m: re.sub(r'[._/:-](?=\w)|[^\W_]{12}(?=\w{6})', r'\g<0><wbr>', m[0]), html)
     head = re.search(r'<thead\b.*?</thead>', html, re.S)
     cells = [plain(c) for c in re.findall(r'<td\b[^>]*>(.*?)</td>', html, re.S)]
     if not head or not any(len(c) >= WORDY for c in cells): return html
@@ -114,7 +117,8 @@ def plain(html: str) -> str:
 # ---------------------------------------------------------------- equations on a phone
 ALIGNED = re.compile(r'<span class="math display">\\\[\s*\\begin\{aligned\}(.*?)\\end\{aligned\}'
                      r'\s*(?:\\tag\{([^}]*)\})?\s*\\\]</span>', re.S)
-TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\.|[{}&]', re.S)
+TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\q?quad\b|\\.|[{}&]', re.S)
+SPACES = r'\,', r'\;', r'\quad', r'\qquad'
 WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
 
 def equations(html: str) -> str:
@@ -143,14 +147,18 @@ def reason(tex: str) -> str:
     return ''.join(escape(p) if i % 2 else math(p) for i, p in enumerate(parts) if p.strip(' ,\\'))
 
 def math(tex: str) -> str:
+    "A formula that may also break where it has a space"
+    for m in reversed([m for m in TOKEN.finditer(tex) if m[0] in SPACES]):
+        if split(tex, m.start())[1:]: tex = f'{tex[:m.start()]}\\allowbreak{tex[m.start():]}'
     return rf'<span class="math inline">\(\displaystyle {escape(tex.strip(), quote=False)}\)</span>'
 
-def split(tex: str, at: str) -> list[str]:
-    "TeX divided at a token that stands in no group and no environment"
+def split(tex: str, at: str | int) -> list[str]:
+    "TeX divided at a token, or at a place, that is in no group and no environment"
     parts, start, depth = [], 0, 0
     for m in TOKEN.finditer(tex):
-        depth += (m[0] == '{' or m[0].startswith(r'\begin{')) - (m[0] == '}' or m[0].startswith(r'\end{'))
-        if m[0] == at and not depth:
+        depth += m[0] == '{' or m[0].startswith(r'\begin{')
+        depth -= m[0] == '}' or m[0].startswith(r'\end{')
+        if at in (m[0], m.start()) and not depth:
             parts.append(tex[start:m.start()])
             start = m.end()
     return [*parts, tex[start:]]

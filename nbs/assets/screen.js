@@ -6,7 +6,8 @@
   const SCROLLS = 'main :is(pre, .katex-display, .formula, .sd-table, .cell-output-display, .ledger)'
   const NAMES = { PRE: 'Code or output', SPAN: 'Equation', DIV: 'Table or picture' }
   const edges = (e) => {
-    const right = e.scrollWidth - e.clientWidth, down = e.scrollHeight - e.clientHeight
+    const right = e.scrollWidth - e.clientWidth
+    const down = e.tagName === 'PRE' ? e.scrollHeight - e.clientHeight : 0
     const more = [
       right > 1 && e.scrollLeft > 1 && 'left', right > 1 && e.scrollLeft < right - 1 && 'right',
       down > 2 && e.scrollTop > 1 && 'up', down > 2 && e.scrollTop < down - 2 && 'down']
