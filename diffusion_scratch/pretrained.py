@@ -183,10 +183,10 @@ Weights of a denoising diffusion model, for the Python package {FORMAT}.
 | --- | --- |
 {rows}
 
-```python
+~~~python
 from {FORMAT}.pretrained import load
 denoiser, schedule = load('path/to/this/folder'{net})
-```
+~~~
 """
 
 # %% ../nbs/23_pretrained.ipynb #e2d3ae49

@@ -6,7 +6,7 @@
 nbdev turns each notebook into a page: hidden cells go, names in backticks become links. It prints
 no signature beside a definition, whose code is on the page (`skip_procs` in settings.ini). Where
 Quarto is installed it renders the pages. Elsewhere references.py resolves cross-references and
-citations, and smalldocs, pure Python, writes the HTML.
+citations, smalldocs, pure Python, writes the HTML, and screen.py fits it to every screen.
 """
 import argparse, json, os, re, shutil, subprocess, sys, tarfile
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, figures, ledger, links, live
+import chapter_map, figures, ledger, links, live, screen
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
@@ -189,6 +189,7 @@ def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
         f.write_text(GOOGLE_FONTS.sub('', f.read_text(encoding='utf-8')), encoding='utf-8')
     for f in (work/'_site').glob('*.html'):
         html = book.link_code(f.read_text(encoding='utf-8'), f.with_suffix('.ipynb').name)
+        html = screen.mend(html)
         f.write_text(KATEX.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
     return work/'_site', [*site.warnings, *book.errors]
 
@@ -219,6 +220,7 @@ def main():
     shutil.move(site, out)
     warnings += figures.take_out(out)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
+    warnings += screen.check(out)
     for w in warnings: print('warning:', w, file=sys.stderr)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
     sys.exit(bool(a.strict and warnings))
