@@ -9,6 +9,7 @@ something, or in a function of tests/.
 """
 import argparse, ast, json, re, sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -46,12 +47,24 @@ def cells(file: Path):
         yield c['cell_type'], ''.join(c['source'])
 
 
+def segment(source: str, node: ast.AST) -> str:
+    "The text of a part of some Python; `ast.get_source_segment` splits all lines at each call"
+    lines = lines_of(source)[node.lineno - 1:node.end_lineno]
+    lines[-1] = lines[-1].encode()[:node.end_col_offset].decode()
+    lines[0] = lines[0].encode()[node.col_offset:].decode()
+    return '\n'.join(lines)
+
+
+@lru_cache(maxsize=64)
+def lines_of(source: str) -> list[str]: return source.split('\n')
+
+
 def definitions(source: str):
     "(name, text) of each function, class and constant of a piece of Python"
     for node in ast.parse(source).body:
         name = getattr(node, 'name', None)
         if isinstance(node, ast.Assign): name = ast.unparse(node.targets[0])
-        if name: yield name, ast.get_source_segment(source, node)
+        if name: yield name, segment(source, node)
 
 
 def read(root: Path) -> tuple[list[Equation], list[str]]:
