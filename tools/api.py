@@ -10,7 +10,6 @@ derived and to the source. Nothing is imported or run.
 On the site, a public name in prose or in printed code links to its entry.
 """
 import argparse, ast, html, io, json, re, textwrap, tokenize
-from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Iterator
@@ -19,18 +18,27 @@ import yaml
 
 import exported, ledger, reading
 from ledger import segment
-from references import DIVS, bare_title
+from references import DIVS, bare_title, page
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = 'api.ipynb'
 WIDTH = 80  # characters in a line of a signature
 FUNCTIONS = ast.FunctionDef, ast.AsyncFunctionDef
+FENCES = re.compile(r'(?ms)(^[ \t]*```.*?^[ \t]*```[ \t]*$)')
+NAME = re.compile(r'(\[)?(?<!`)`([A-Za-z][\w.]*)(\(\))?`(?!`)(?(1)(\]\([^)\s]*\)))')
 PRINTED = re.compile(r'(?s)(<code class="sourceCode python">)(.*?)(</code>)')
 
 
 def file_of(module: str) -> str:
     "The notebook with a module's page"
     return f'api_{module}.ipynb'
+
+
+def module_of(file: str) -> str: return file.removeprefix('api_').removesuffix('.ipynb')
+
+
+def write_notebook(file: Path, nb: dict):
+    file.write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding='utf-8')
 
 
 def names_printed(source: str) -> list[str]:
@@ -43,7 +51,8 @@ def names_printed(source: str) -> list[str]:
 def comments_of(source: str) -> dict[int, str]:
     "Line -> the comment on it"
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {t.start[0]: t.string.lstrip('# ').strip() for t in tokens if t.type == tokenize.COMMENT}
+    return {t.start[0]: t.string.lstrip('# ').strip() for t in tokens
+            if t.type == tokenize.COMMENT and not t.string.startswith('#|')}
 
 
 class Written:
@@ -246,9 +255,10 @@ class Library:
         self.root = root
         self.settings = settings(root)
         self.equations = exported.equations_of(root)
-        numbered = in_order(exported.read(root), root)
-        self.modules = list(numbered.values())
-        self.numbers = {m.name: n for n, m in numbered.items()}
+        files = numbered_chapters(root)
+        book = {Path(m.chapter.file).name: m for m in exported.read(root).values() if m.public}
+        self.modules = [book[f] for f in files if f in book]
+        self.numbers = {book[f].name: n for n, f in enumerate(files, 1) if f in book}
         self.entries = {m.name: [Entry(e, e.node, e.cell) for e in m.public]
                         for m in self.modules}
         self.all = {}
@@ -292,8 +302,7 @@ class Library:
         where = (f'From [chapter {n}, *{self.chapters[module.name].title}*]({file}). '
                  f'Source: [`{package}/{module.name}.py`]'
                  f'({self.source(f"{package}/{module.name}.py")}).')
-        cells = [where + f'\n\n```python\nfrom {package}.{module.name} import …\n```']
-        cells[0] = where
+        cells = [where]
         both = taught and helpers
         if both: cells.append('## Shown in the chapter {.unnumbered}')
         cells += map(self.markdown, taught or helpers)
@@ -341,7 +350,7 @@ class Library:
 
     def whence(self, entry: Entry) -> str:
         "Equations, the place in the chapter, the source"
-        refs = ', '.join(f'[-@{l}]' for l in self.labels(entry))
+        refs = ', '.join(f'[-@{l}]' for l in self.labels(entry) if l not in entry.text)
         found = [f'Equation {refs}'] if refs else []
         if not entry.owner or entry.cell is not entry.e.cell: found.append(self.place(entry))
         line = self.lines[entry.module].get(entry.name)
@@ -358,30 +367,66 @@ class Library:
         at = f'#{name.lower()}' if name in own else ''
         return f'[Chapter {self.numbers[entry.module]}, *{section}*]({file}{at})'
 
+    # ------------------------------------------------------------ the build
+    def write(self, folder: Path):
+        "Write the pages of the modules and the index"
+        pages = {file_of(m.name): self.page(m) for m in self.modules}
+        for file, nb in {INDEX: self.index(), **pages}.items(): write_notebook(folder/file, nb)
+
+    def write_ledger(self, folder: Path, equations: list[ledger.Equation], shown: dict):
+        "Write the page of the equation ledger; `shown` has the cells of each chapter on the site"
+        titles = {Path(f).stem: f'{n} {Headings(self.root/"nbs"/f).title}'
+                  for n, f in enumerate(numbered_chapters(self.root), 1)}
+        cells = ledger.page_cells(equations, titles, shown, self.source,
+                                  ledger.test_lines(self.root))
+        cells = [self.link_prose(c) for c in cells]
+        nb = notebook('Equation ledger', 'Every numbered equation, the code that says the same, '
+                      'and the test that would fail if it did not', cells, 'ledger')
+        write_notebook(folder/'ledger.ipynb', nb)
+
+    def in_book(self, chapters: list) -> list:
+        "The chapters of the book, with the pages of the modules below the index of the API"
+        part = dict(part=INDEX, chapters=[file_of(m.name) for m in self.modules])
+        return [{**c, 'chapters': self.in_book(c['chapters'])} if isinstance(c, dict) else
+                part if c == INDEX else c for c in chapters]
+
+    def write_quarto(self, file: Path):
+        "The same for Quarto, whose parts have no parts: the API is the last one"
+        quarto = yaml.safe_load(file.read_text(encoding='utf-8'))
+        chapters = [{**c, 'chapters': [f for f in c['chapters'] if f != INDEX]}
+                    if isinstance(c, dict) else c for c in quarto['book']['chapters']]
+        quarto['book']['chapters'] = [*chapters, *self.in_book([INDEX])]
+        text = yaml.safe_dump(quarto, sort_keys=False, allow_unicode=True)
+        file.write_text(text, encoding='utf-8')
+
     # ------------------------------------------------------------ links to entries
     def link_prose(self, text: str) -> str:
         "Markdown in which names in backticks link to their entries; links made by hand stay"
         base = self.settings['doc_host'] + self.settings['doc_baseurl']
         def link(m):
             before, name, call, target = m.groups()
-            entry = self.all.get(name)
-            made_by_nbdev = target and target[2:].startswith(base)
-            if not entry or before and not made_by_nbdev: return m[0]
-            return f'[`{name}{call or ""}`]({entry.href})'
-        code = re.compile(r'(?ms)^[ \t]*```.*?^[ \t]*```[ \t]*$')
-        name = re.compile(r'(\[)?(?<!`)`([A-Za-z][\w.]*)(\(\))?`(?!`)(?(1)(\]\([^)\s]*\))|())')
-        pieces, at = [], 0
-        for block in code.finditer(text):
-            pieces += [name.sub(link, text[at:block.start()]), block[0]]
-            at = block.end()
-        return ''.join([*pieces, name.sub(link, text[at:])])
+            if before and not target.startswith(f']({base}'): return m[0]
+            shown = f'`{name}{call or ""}`'
+            return f'[{shown}]({self.all[name].href})' if name in self.all else m[0]
+        def line(m):
+            if m[0].startswith('#'): return re.sub(rf'\[(`[^`]+`)\]\({base}[^)]*\)', r'\1', m[0])
+            return NAME.sub(link, m[0])
+        parts = FENCES.split(text)
+        return ''.join(p if i % 2 else re.sub('.+', line, p) for i, p in enumerate(parts))
 
-    def names_of(self, chapter: reading.Chapter) -> dict[str, str]:
-        "What a chapter's code calls our names -> the place of the entry on the site"
-        found = {i.here: i.name for i in chapter.imports.values() if i.ours and i.name}
-        if chapter.module: found |= {e.name: e.name for e in self.entries[chapter.module]}
-        return {here: on_site(self.all[name].href) for here, name in found.items()
-                if name in self.all}
+    @cached_property
+    def names_on(self) -> dict[str, dict[str, str]]:
+        "Page -> what its code calls our names -> the place of the entry"
+        found = {}
+        for chapter in reading.read(self.root):
+            names = {i.here: i.name for i in chapter.imports.values() if i.ours and i.name}
+            if chapter.module in self.entries:
+                names |= {e.name: e.name for e in self.entries[chapter.module]}
+            names = {here: on_site(self.all[name].href) for here, name in names.items()
+                     if name in self.all}
+            found[on_site(page(chapter.file))] = names
+            if chapter.module in self.entries: found[on_site(file_of(chapter.module))] = names
+        return found
 
 
 def links_to(entries: list[Entry]) -> str:
@@ -407,12 +452,13 @@ def notebook(title: str, subtitle: str, cells: list[str], name: str) -> dict:
     return dict(cells=[first, *rest], metadata={}, nbformat=4, nbformat_minor=5)
 
 
-def in_order(book: dict[str, exported.Module], root: Path) -> dict[int, exported.Module]:
-    "Number of the chapter -> its module, if it has public names"
-    quarto = yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
-    files = [f for f in ledger.chapters(quarto['book']['chapters']) if ledger.NUMBERED.match(f)]
-    modules = {Path(m.chapter.file).name: m for m in book.values() if m.public}
-    return {n: modules[f] for n, f in enumerate(files, 1) if f in modules}
+def numbered_chapters(root: Path) -> list[str]:
+    files = ledger.chapters(quarto_of(root)['book']['chapters'])
+    return [f for f in files if ledger.NUMBERED.match(f)]
+
+
+def quarto_of(root: Path) -> dict:
+    return yaml.safe_load((root/'_quarto.yml').read_text(encoding='utf-8'))
 
 
 class Headings:
@@ -517,25 +563,6 @@ def with_links(block: str, found: dict[int, str], names: dict[str, str]) -> str:
             out.append(f'<a href="{names[word]}">{shown}</a>' if linked else shown)
             at += len(word)
     return ''.join(out)
-
-
-# ---------------------------------------------------------------- the build
-def write(library: Library, folder: Path) -> list[str]:
-    "Write all pages; the notebooks written, the index first"
-    pages = {INDEX: library.index()}
-    pages |= {file_of(m.name): library.page(m) for m in library.modules}
-    for file, nb in pages.items():
-        (folder/file).write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding='utf-8')
-    return list(pages)
-
-
-def with_pages(chapters: list, files: list[str]) -> list:
-    "The chapters of the book, the index of the API with the pages of the modules below it"
-    out = []
-    for c in chapters:
-        if isinstance(c, dict): c = {**c, 'chapters': with_pages(c['chapters'], files)}
-        out.append(dict(part=INDEX, chapters=files[1:]) if c == INDEX else c)
-    return out
 
 
 def main():
