@@ -9,7 +9,6 @@ Quarto is installed it renders the pages. Elsewhere references.py resolves cross
 citations, smalldocs, pure Python, writes the HTML, and screen.py fits it to every screen.
 """
 import argparse, json, os, re, shutil, subprocess, sys, tarfile
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -18,7 +17,7 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, figures, ledger, links, live, screen
+import api, chapter_map, figures, ledger, links, live, screen, search
 from references import Book, bare_title, opts, page, prose, read_bib, text
 
 KATEX_VERSION = '0.16.11'  # the one that smalldocs links
@@ -75,14 +74,6 @@ def readme_code(cell, cfg) -> list[str]:
         parts.append(f'![{opts(s)["fig-cap"]}]({cfg.nbs_path.name}/{kept})')
     return parts
 
-@contextmanager
-def ledger_page(nbs: Path):
-    "The equation ledger as a page of the book, for the time of the build"
-    file = nbs/'ledger.ipynb'
-    file.write_text(json.dumps(ledger.page(ledger.read(nbs.parent)[0])), encoding='utf-8')
-    try: yield
-    finally: file.unlink()
-
 def fetch_katex(assets: Path) -> bool:
     "KaTeX from npm, once, so that the site needs no other host"
     if (assets/'katex').exists(): return True
@@ -101,36 +92,46 @@ def fetch_katex(assets: Path) -> bool:
     (assets/'package').rmdir()
     return True
 
-def definitions(source: str) -> list[str]:
-    "The public functions, classes and constants that a printed, exported cell defines"
-    if not re.search(r'(?m)^#\|\s*exports\b', source): return []
-    return [name for name, _ in ledger.definitions(source) if re.fullmatch(r'[^\W_]\w*', name)]
-
-def anchored(nb: dict, source: dict) -> dict:
-    "A page by nbdev with a place before each exported definition: nbdev links to `#its_name`"
-    names = {c['id']: definitions(text(c['source'])) for c in source['cells']
-             if c['cell_type'] == 'code'}
-    cells, places = [], set()
+def anchored(nb: dict, source: dict, checks: set[int] = frozenset()) -> dict:
+    """A page by nbdev with a place before each exported definition, `#its_name`, to which nbdev
+    links, and before each cell whose number is in `checks`, `#check-12`"""
+    places = {}
+    for i, c in enumerate(source['cells'], 1):
+        if c['cell_type'] != 'code': continue
+        names = [(name.lower(), '.definition') for name in api.names_printed(text(c['source']))]
+        places[c['id']] = names + [(f'check-{i}', '.check')]*(i in checks)
+    cells, taken = [], set()
     for cell in nb['cells']:
-        for place in (name.lower() for name in names.get(cell['id'], [])):
-            if place in places: continue
-            places.add(place)
-            div = f'::: {{#{place} .definition}}\n:::'
+        for place, kind in places.get(cell['id'], []):
+            if place in taken: continue
+            taken.add(place)
+            div = f'::: {{#{place} {kind}}}\n:::'
             cells.append(dict(cell_type='markdown', id=f'at-{place}', metadata={}, source=div))
         cells.append(cell)
     return {**nb, 'cells': cells}
 
-def make_pages(cfg) -> Path:
-    "The notebooks as pages, by nbdev: their folder"
+def make_pages(cfg) -> tuple[Path, api.Library]:
+    "The notebooks as pages, by nbdev, and the pages of the reference: their folder"
     refresh_quarto_yml()
     _build_modidx()
-    proc = proc_nbs(n_workers=2, force=True)
+    proc, library = proc_nbs(n_workers=2, force=True), api.Library(cfg.config_path)
+    equations = ledger.read(cfg.config_path)[0]
+    checks, shown = ledger.cells_of([t for e in equations for t in e.tests]), {}
     for source in cfg.nbs_path.glob('*.ipynb'):
-        file = proc/source.name
+        file, numbers = proc/source.name, set(checks.get(source.stem, []))
         nb, before = (json.loads(f.read_text(encoding='utf-8')) for f in (file, source))
-        nb = json.dumps(anchored(nb, before), ensure_ascii=False, indent=1)
+        nb = anchored(nb, before, numbers)
+        ids = {c['id'] for c in nb['cells']}
+        shown[source.stem] = {n for n in numbers if f'at-check-{n}' in ids}
+        for c in nb['cells']:
+            if c['cell_type'] != 'markdown': continue
+            c['source'] = library.link_prose(text(c['source']))
+            if source.stem == 'glossary': c['source'] = search.with_places(c['source'])
+        nb = json.dumps(nb, ensure_ascii=False, indent=1)
         file.write_text(nb, encoding='utf-8')
-    return proc
+    library.write(proc)
+    library.write_ledger(proc, equations, shown)
+    return proc, library
 
 def copy_pages(proc: Path, work: Path):
     "What nbdev made, without the notebooks"
@@ -154,8 +155,12 @@ def title_of(nb: dict, chapter: int | None):
 def website(quarto: dict) -> dict:
     "`book:` as a website with the same sidebar: smalldocs makes no books"
     def side(chapters):
-        return [dict(section=c['part'], contents=side(c['chapters'])) if isinstance(c, dict) else c
-                for c in chapters]
+        return [section(c) if isinstance(c, dict) else c for c in chapters]
+    def section(part):
+        if part['part'] != api.INDEX:
+            return dict(section=part['part'], contents=side(part['chapters']))
+        modules = [dict(text=api.module_of(f), href=f) for f in part['chapters']]
+        return dict(section='API', href=api.INDEX, contents=modules)
     book = quarto['book']
     web = {k: v for k, v in book.items() if k not in ('chapters', 'author', 'sidebar')}
     web['sidebar'] = {**book.get('sidebar', {}), 'contents': rename(side(book['chapters']))}
@@ -165,11 +170,12 @@ def website(quarto: dict) -> dict:
                'resources': quarto['project'].get('resources', [])}
     return dict(project=project, website=web, format=dict(html=html))
 
-def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
+def render(proc: Path, cfg, library: api.Library, own_katex: bool) -> tuple[Path, list[str]]:
     "References by references.py, HTML by smalldocs: the folder of the site, and the warnings"
     work = proc/'.smalldocs'
     copy_pages(proc, work)
     quarto = yaml.safe_load((proc/'_quarto.yml').read_text())
+    quarto['book']['chapters'] = library.in_book(quarto['book']['chapters'])
     book, pages, n = Book(read_bib(proc/quarto['bibliography'])), {}, 0
     for f in ledger.chapters(quarto['book']['chapters']):
         nb = json.loads((proc/f).read_text(encoding='utf-8'))
@@ -189,7 +195,7 @@ def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
         f.write_text(GOOGLE_FONTS.sub('', f.read_text(encoding='utf-8')), encoding='utf-8')
     for f in (work/'_site').glob('*.html'):
         html = book.link_code(f.read_text(encoding='utf-8'), f.with_suffix('.ipynb').name)
-        html = screen.mend(html)
+        html = screen.mend(api.link_code(html, library.names_on.get(f.name, {})))
         f.write_text(KATEX.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
     return work/'_site', [*site.warnings, *book.errors]
 
@@ -207,18 +213,19 @@ def main():
     if a.readme: return
     out = a.out or cfg.config_path/'_site'
     (cfg.nbs_path/'assets').mkdir(exist_ok=True)
-    own_katex = fetch_katex(cfg.nbs_path/'assets')
+    own_katex, own_search = fetch_katex(cfg.nbs_path/'assets'), search.fetch(cfg.nbs_path/'assets')
     live.build()
-    with ledger_page(cfg.nbs_path):
-        proc = make_pages(cfg)
+    proc, library = make_pages(cfg)
     shutil.rmtree(out, ignore_errors=True)
     if shutil.which('quarto'):
+        library.write_quarto(proc/'_quarto.yml')
         subprocess.run(['quarto', 'render', '--no-cache'], cwd=proc, check=True)
         shutil.move(proc/'_site', out)
         return
-    site, warnings = render(proc, cfg, own_katex)
+    site, warnings = render(proc, cfg, library, own_katex)
     shutil.move(site, out)
     warnings += figures.take_out(out)
+    if own_search: warnings += search.install(out, library)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     warnings += screen.check(out)
     for w in warnings: print('warning:', w, file=sys.stderr)

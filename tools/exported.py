@@ -98,6 +98,7 @@ class Module:
     def __init__(self, chapter: reading.Chapter, book: 'dict[str, Module]'):
         self.name, self.chapter, self.book = chapter.module, chapter, book
         self.all: dict[str, Exported] = {}
+        self.patches: list[tuple[ast.FunctionDef, reading.Cell]] = []
         for cell in chapter.cells:
             if not cell.exported or 'exporti' in cell.options: continue
             for node in cell.tree.body: self.add(node, cell)
@@ -106,7 +107,9 @@ class Module:
         decorators = map(ast.unparse, getattr(node, 'decorator_list', []))
         if isinstance(node, ast.FunctionDef) and any(d.startswith('patch') for d in decorators):
             owner = ast.unparse(node.args.args[0].annotation)
-            if owner in self.all: self.all[owner].patched.append(node)
+            if owner in self.all:
+                self.all[owner].patched.append(node)
+                self.patches.append((node, cell))
         elif isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             self.all[node.name] = Exported(node.name, node, cell, self)
         elif isinstance(node, ast.Assign):

@@ -9,6 +9,7 @@ something, or in a function of tests/.
 """
 import argparse, ast, json, re, sys
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import yaml
@@ -16,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 # file names of numbered chapters; 00_tiny comes before the first
 NUMBERED = re.compile(r'(?!00_)\d')
-LABEL = re.compile(r'\$\$\s*\{#(eq-[\w-]+)\}')
+LABELLED = re.compile(r'(?s)\$\$((?:(?!\$\$).)+)\$\$\s*\{#(eq-[\w-]+)\}')
 NAMED = re.compile(r'\beq-[a-zA-Z](?:[\w-]*\w)?')
 EXPORTED = re.compile(r'(?m)^#\|\s*exports?\b')
 ASSERTS = re.compile(r'(?m)\bassert\b|^\s*test_\w+\(|assert_close')
@@ -27,6 +28,7 @@ class Equation:
     label: str
     number: str
     chapter: str  # stem of its notebook
+    latex: str
     code: list[str] = field(default_factory=list)
     tests: list[str] = field(default_factory=list)
 
@@ -35,7 +37,9 @@ def chapters(node) -> list[str]:
     "The notebooks of a book, in order, out of the `chapters` of _quarto.yml"
     out = []
     for c in node:
-        if isinstance(c, dict): out += chapters(c.get('chapters', []))
+        if isinstance(c, dict):
+            if str(c.get('part')).endswith('.ipynb'): out.append(c['part'])
+            out += chapters(c.get('chapters', []))
         else: out.append(c)
     return out
 
@@ -46,12 +50,24 @@ def cells(file: Path):
         yield c['cell_type'], ''.join(c['source'])
 
 
+def segment(source: str, node: ast.AST) -> str:
+    "The text of a part of some Python; `ast.get_source_segment` splits all lines at each call"
+    lines = lines_of(source)[node.lineno - 1:node.end_lineno]
+    lines[-1] = lines[-1].encode()[:node.end_col_offset].decode()
+    lines[0] = lines[0].encode()[node.col_offset:].decode()
+    return '\n'.join(lines)
+
+
+@lru_cache(maxsize=64)
+def lines_of(source: str) -> list[str]: return source.split('\n')
+
+
 def definitions(source: str):
     "(name, text) of each function, class and constant of a piece of Python"
     for node in ast.parse(source).body:
         name = getattr(node, 'name', None)
         if isinstance(node, ast.Assign): name = ast.unparse(node.targets[0])
-        if name: yield name, ast.get_source_segment(source, node)
+        if name: yield name, segment(source, node)
 
 
 def read(root: Path) -> tuple[list[Equation], list[str]]:
@@ -61,11 +77,11 @@ def read(root: Path) -> tuple[list[Equation], list[str]]:
     notebooks = {Path(n).stem: list(cells(root/'nbs'/n)) for n in names}
     equations, problems = {}, []
     for i, (chapter, cs) in enumerate(notebooks.items(), 1):
-        labels = [l for kind, s in cs if kind == 'markdown' for l in LABEL.findall(s)]
-        for j, l in enumerate(labels, 1):
+        found = [m for kind, s in cs if kind == 'markdown' for m in LABELLED.findall(s)]
+        for j, (latex, l) in enumerate(found, 1):
             if l in equations:
                 problems.append(f'{chapter}: {l} is already an equation of {equations[l].chapter}')
-            equations[l] = Equation(l, f'{i}.{j}', chapter)
+            equations[l] = Equation(l, f'{i}.{j}', chapter, latex.strip())
 
     def name(text, where, what):
         for l in set(NAMED.findall(text)):
@@ -95,31 +111,62 @@ def table(equations: list[Equation]) -> str:
                      f'<- {names(e.tests)}' for e in equations)
 
 
-def row(e: Equation) -> str:
-    "A line of the page's table, with links to the equation, the code and the chapters"
-    cells = {}
-    for chapter, n in (t.split(', cell ') for t in e.tests if ', cell ' in t):
-        cells.setdefault(chapter, []).append(n)
-    tests = [f'[{c}]({c}.ipynb) {"cells" if len(n) > 1 else "cell"} {", ".join(n)}'
-             for c, n in cells.items()]
-    tests += [f'`{t.removeprefix("tests/")}`' for t in dict.fromkeys(e.tests) if '::' in t]
-    code = [f'`{c.split(".", 1)[1]}`' for c in dict.fromkeys(e.code)]
-    return f'| [-@{e.label}] | {", ".join(code) or "a step on the way"} | {", ".join(tests)} |'
+def cells_of(tests: list[str]) -> dict[str, list[int]]:
+    "Chapter -> the numbers of its cells that are among some tests"
+    found = {}
+    for chapter, n in (t.split(', cell ') for t in tests if ', cell ' in t):
+        found.setdefault(chapter, []).append(int(n))
+    return found
 
 
-def page(equations: list[Equation]) -> dict:
-    "The ledger as a notebook, for the site"
-    title = ('# Equation ledger {.unnumbered}\n\n> Every numbered equation, the code that says the '
-             'same, and the test that would fail if it did not')
+def test_lines(root: Path) -> dict[str, int]:
+    "`tests/file.py::name` -> its line"
+    return {f'tests/{f.name}::{node.name}': node.lineno
+            for f in sorted((root/'tests').glob('test_*.py'))
+            for node in ast.parse(f.read_text(encoding='utf-8')).body if hasattr(node, 'name')}
+
+
+def entry(e: Equation, shown: dict[str, set[int]], url, lines: dict[str, int]) -> str:
+    """An equation on the page, with links to it, to its code and to its tests; `shown` has the
+    cells that are printed, `url(path, line)` leads to a file of the repository"""
+    tests = []
+    for chapter, numbers in cells_of(e.tests).items():
+        links = [f'[{n}]({chapter}.ipynb#check-{n})' if n in shown.get(chapter, ()) else str(n)
+                 for n in dict.fromkeys(numbers)]
+        word = 'cells' if len(links) > 1 else 'cell'
+        tests.append(f'[{chapter}]({chapter}.ipynb) {word} {", ".join(links)}')
+    for t in dict.fromkeys(t for t in e.tests if '::' in t):
+        path = t.split('::')[0]
+        tests.append(f'[`{t.removeprefix("tests/")}`]({url(path, lines[t])})')
+    code = ', '.join(f'`{c.split(".", 1)[1]}`' for c in dict.fromkeys(e.code))
+    return '\n\n'.join([f'::: {{.ledger-entry}}\n[-@{e.label}]{{.number}}',
+                        f'$$\n{e.latex}\n$$',
+                        f'[Code]{{.kind}} {code or "a step on the way"}',
+                        f'[Tests]{{.kind}} {"; ".join(tests)}\n:::'])
+
+
+FILTER = """```{=html}
+<p class="ledger-filter"><label for="ledger-filter">Filter</label>
+<input type="search" id="ledger-filter" class="form-control" autocomplete="off"
+ placeholder="a name, a test, or a part of the LaTeX">
+<output for="ledger-filter"></output></p>
+<script src="ledger.js" defer></script>
+```"""
+
+
+def page_cells(equations: list[Equation], titles: dict[str, str], shown, url, lines) -> list[str]:
+    "The Markdown of the ledger's page; `titles` has those of the chapters, with their numbers"
     text = (f'The book has {len(equations)} numbered equations. This page is written from the '
-            'notebooks and the tests when the site is built, and the build of the book fails if a '
-            'row has no test. A test named by a chapter and a cell runs when the chapter runs; the '
-            'others are in `tests/`.\n\n')
-    lines = ['::: {.ledger}\n', '| equation | code | tests |', '| --- | --- | --- |']
-    table = '\n'.join([*lines, *map(row, equations), '\n:::'])
-    cells = [dict(cell_type='markdown', id=f'ledger{i}', metadata={}, source=s)
-             for i, s in enumerate((title, text + table))]
-    return dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)
+            'notebooks and the tests when the site is built, and the build of the book fails if an '
+            'equation has no test. A test named by a chapter and a cell runs when the chapter '
+            'runs; the others are in `tests/`.')
+    cells = [f'{text}\n\n{FILTER}']
+    for chapter, title in titles.items():
+        own = [e for e in equations if e.chapter == chapter]
+        if not own: continue
+        entries = [entry(e, shown, url, lines) for e in own]
+        cells.append('\n\n'.join([f'## {title} {{.unnumbered}}', *entries]))
+    return cells
 
 
 def main():
