@@ -8,7 +8,7 @@ no signature beside a definition, whose code is on the page (`skip_procs` in set
 Quarto is installed it renders the pages. Elsewhere references.py resolves cross-references and
 citations, and smalldocs, pure Python, writes the HTML.
 """
-import argparse, json, os, re, shutil, subprocess, sys, tarfile
+import argparse, json, os, re, shutil, subprocess, sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +18,8 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import chapter_map, ledger, links
+import chapter_map, furniture, katex, ledger, links
 from references import Book, bare_title, opts, page, prose, read_bib, text
-
-KATEX_VERSION = '0.16.11'  # the one that smalldocs links
-KATEX = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
-KATEX_FILES = re.compile(r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
-                         r'|fonts/.*\.woff2)$')
-GOOGLE_FONTS = re.compile(r'@import url\([^)]*fonts\.googleapis[^)]*\);?')
 
 def rename(x):
     if isinstance(x, dict): return {k: rename(v) for k, v in x.items()}
@@ -80,24 +74,6 @@ def ledger_page(nbs: Path):
     try: yield
     finally: file.unlink()
 
-def fetch_katex(assets: Path) -> bool:
-    "KaTeX from npm, once, so that the site needs no other host"
-    if (assets/'katex').exists(): return True
-    pack = ['npm', 'pack', f'katex@{KATEX_VERSION}', '--silent']
-    if not shutil.which('npm') or subprocess.run(pack, cwd=assets, capture_output=True).returncode:
-        print('npm or its registry is not at hand: '
-              'mathematics will be fetched from a CDN by whoever reads the site', file=sys.stderr)
-        return False
-    [archive] = assets.glob('katex-*.tgz')
-    with tarfile.open(archive) as t:
-        wanted = [m for m in t.getmembers() if KATEX_FILES.match(m.name)]
-        t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before Python 3.11.4
-        t.extractall(assets, wanted)
-    archive.unlink()
-    (assets/'package/dist').rename(assets/'katex')
-    (assets/'package').rmdir()
-    return True
-
 def definitions(source: str) -> list[str]:
     "The public functions, classes and constants that a printed, exported cell defines"
     if not re.search(r'(?m)^#\|\s*exports\b', source): return []
@@ -127,6 +103,8 @@ def make_pages(cfg) -> Path:
         nb, before = (json.loads(f.read_text(encoding='utf-8')) for f in (file, source))
         nb = json.dumps(anchored(nb, before), ensure_ascii=False, indent=1)
         file.write_text(nb, encoding='utf-8')
+    config = proc/'_quarto.yml'
+    config.write_text(config.read_text().replace('{version}', cfg.version))
     return proc
 
 def copy_pages(proc: Path, work: Path):
@@ -158,6 +136,7 @@ def website(quarto: dict) -> dict:
     web['sidebar'] = {**book.get('sidebar', {}), 'contents': rename(side(book['chapters']))}
     web['navbar'] = {'search': True, 'background': 'primary'}
     html = {k: v for k, v in quarto['format']['html'].items() if k != 'html-math-method'}
+    html['theme'] = dict(light='default', dark='default')  # one sheet has both: furniture.py
     project = {'type': 'website', 'output-dir': '_site',
                'resources': quarto['project'].get('resources', [])}
     return dict(project=project, website=web, format=dict(html=html))
@@ -182,11 +161,9 @@ def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
     (work/'_quarto.yml').write_text(web)
     from smalldocs.site import build
     site = build(work)
-    for f in (work/'_site').rglob('*.css'):  # Bootswatch asks Google for fonts
-        f.write_text(GOOGLE_FONTS.sub('', f.read_text(encoding='utf-8')), encoding='utf-8')
     for f in (work/'_site').glob('*.html'):
         html = book.link_code(f.read_text(encoding='utf-8'), f.with_suffix('.ipynb').name)
-        f.write_text(KATEX.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
+        f.write_text(katex.CDN.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
     return work/'_site', [*site.warnings, *book.errors]
 
 def main():
@@ -203,7 +180,7 @@ def main():
     if a.readme: return
     out = a.out or cfg.config_path/'_site'
     (cfg.nbs_path/'assets').mkdir(exist_ok=True)
-    own_katex = fetch_katex(cfg.nbs_path/'assets')
+    own_katex = katex.fetch(cfg.nbs_path/'assets')
     with ledger_page(cfg.nbs_path):
         proc = make_pages(cfg)
     shutil.rmtree(out, ignore_errors=True)
@@ -213,6 +190,9 @@ def main():
         return
     site, warnings = render(proc, cfg, own_katex)
     shutil.move(site, out)
+    warnings += katex.prerender(out)
+    furniture.furnish(out, yaml.safe_load((proc/'_quarto.yml').read_text())['book'],
+                      [f.name for f in cfg.nbs_path.glob('*.ipynb')])
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     for w in warnings: print('warning:', w, file=sys.stderr)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
