@@ -8,7 +8,7 @@ no signature beside a definition, whose code is on the page (`skip_procs` in set
 Quarto is installed it renders the pages. Elsewhere references.py resolves cross-references and
 citations, smalldocs, pure Python, writes the HTML, and screen.py fits it to every screen.
 """
-import argparse, json, os, re, shutil, subprocess, sys, tarfile
+import argparse, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import yaml
@@ -17,14 +17,8 @@ from nbdev.doclinks import _build_modidx
 from nbdev.quarto import refresh_quarto_yml
 from nbdev.serve import proc_nbs
 
-import api, chapter_map, figures, ledger, links, live, screen, search
+import api, chapter_map, figures, furniture, katex, ledger, links, live, screen, search
 from references import Book, bare_title, opts, page, prose, read_bib, text
-
-KATEX_VERSION = '0.16.11'  # the one that smalldocs links
-KATEX = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
-KATEX_FILES = re.compile(r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
-                         r'|fonts/.*\.woff2)$')
-GOOGLE_FONTS = re.compile(r'@import url\([^)]*fonts\.googleapis[^)]*\);?')
 
 def rename(x):
     if isinstance(x, dict): return {k: rename(v) for k, v in x.items()}
@@ -74,24 +68,6 @@ def readme_code(cell, cfg) -> list[str]:
         parts.append(f'![{opts(s)["fig-cap"]}]({cfg.nbs_path.name}/{kept})')
     return parts
 
-def fetch_katex(assets: Path) -> bool:
-    "KaTeX from npm, once, so that the site needs no other host"
-    if (assets/'katex').exists(): return True
-    pack = ['npm', 'pack', f'katex@{KATEX_VERSION}', '--silent']
-    if not shutil.which('npm') or subprocess.run(pack, cwd=assets, capture_output=True).returncode:
-        print('npm or its registry is not at hand: '
-              'mathematics will be fetched from a CDN by whoever reads the site', file=sys.stderr)
-        return False
-    [archive] = assets.glob('katex-*.tgz')
-    with tarfile.open(archive) as t:
-        wanted = [m for m in t.getmembers() if KATEX_FILES.match(m.name)]
-        t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before Python 3.11.4
-        t.extractall(assets, wanted)
-    archive.unlink()
-    (assets/'package/dist').rename(assets/'katex')
-    (assets/'package').rmdir()
-    return True
-
 def anchored(nb: dict, source: dict, checks: set[int] = frozenset()) -> dict:
     """A page by nbdev with a place before each exported definition, `#its_name`, to which nbdev
     links, and before each cell whose number is in `checks`, `#check-12`"""
@@ -129,6 +105,8 @@ def make_pages(cfg) -> tuple[Path, api.Library]:
             if source.stem == 'glossary': c['source'] = search.with_places(c['source'])
         nb = json.dumps(nb, ensure_ascii=False, indent=1)
         file.write_text(nb, encoding='utf-8')
+    config = proc/'_quarto.yml'
+    config.write_text(config.read_text().replace('{version}', cfg.version))
     library.write(proc)
     library.write_ledger(proc, equations, shown)
     return proc, library
@@ -166,6 +144,7 @@ def website(quarto: dict) -> dict:
     web['sidebar'] = {**book.get('sidebar', {}), 'contents': rename(side(book['chapters']))}
     web['navbar'] = {'search': True, 'background': 'primary'}
     html = {k: v for k, v in quarto['format']['html'].items() if k != 'html-math-method'}
+    html['theme'] = dict(light='default', dark='default')  # one sheet has both: furniture.py
     project = {'type': 'website', 'output-dir': '_site',
                'resources': quarto['project'].get('resources', [])}
     return dict(project=project, website=web, format=dict(html=html))
@@ -191,12 +170,10 @@ def render(proc: Path, cfg, library: api.Library, own_katex: bool) -> tuple[Path
     (work/'_quarto.yml').write_text(web)
     from smalldocs.site import build
     site = build(work)
-    for f in (work/'_site').rglob('*.css'):  # Bootswatch asks Google for fonts
-        f.write_text(GOOGLE_FONTS.sub('', f.read_text(encoding='utf-8')), encoding='utf-8')
     for f in (work/'_site').glob('*.html'):
         html = book.link_code(f.read_text(encoding='utf-8'), f.with_suffix('.ipynb').name)
         html = screen.mend(api.link_code(html, library.names_on.get(f.name, {})))
-        f.write_text(KATEX.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
+        f.write_text(katex.CDN.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
     return work/'_site', [*site.warnings, *book.errors]
 
 def main():
@@ -212,8 +189,9 @@ def main():
     readme(cfg)
     if a.readme: return
     out = a.out or cfg.config_path/'_site'
-    (cfg.nbs_path/'assets').mkdir(exist_ok=True)
-    own_katex, own_search = fetch_katex(cfg.nbs_path/'assets'), search.fetch(cfg.nbs_path/'assets')
+    assets = cfg.nbs_path/'assets'
+    assets.mkdir(exist_ok=True)
+    own_katex, own_search = katex.fetch(assets), search.fetch(assets)
     live.build()
     proc, library = make_pages(cfg)
     shutil.rmtree(out, ignore_errors=True)
@@ -224,8 +202,11 @@ def main():
         return
     site, warnings = render(proc, cfg, library, own_katex)
     shutil.move(site, out)
+    warnings += katex.prerender(out)
     warnings += figures.take_out(out)
     if own_search: warnings += search.install(out, library)
+    furniture.furnish(out, yaml.safe_load((proc/'_quarto.yml').read_text())['book'],
+                      [f.name for f in cfg.nbs_path.glob('*.ipynb')])
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     warnings += screen.check(out)
     for w in warnings: print('warning:', w, file=sys.stderr)

@@ -1,0 +1,62 @@
+"""Mathematics as HTML and MathML, made when the site is built: a page needs no script for it.
+
+`fetch` takes KaTeX from npm; `prerender` runs node once for all formulas of the site. Without
+node or npm the pages stay as they are, and the reader's browser renders them.
+"""
+import html, json, re, shutil, subprocess, sys, tarfile
+from pathlib import Path
+
+VERSION = '0.16.11'  # the one that smalldocs links
+FILES = re.compile(r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
+                   r'|fonts/.*\.woff2)$')
+CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
+FORMULA = re.compile(r'(?s)(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](?=</span>)')
+SCRIPT = re.compile(r'<script src="[^"]*katex[^"]*"[^>]*></script>')
+
+
+def fetch(assets: Path) -> bool:
+    "KaTeX from npm, once, so that the site needs no other host"
+    if (assets/'katex').exists(): return True
+    pack = ['npm', 'pack', f'katex@{VERSION}', '--silent']
+    if not shutil.which('npm') or subprocess.run(pack, cwd=assets, capture_output=True).returncode:
+        print('npm or its registry is not at hand: '
+              'mathematics will be fetched from a CDN by whoever reads the site', file=sys.stderr)
+        return False
+    [archive] = assets.glob('katex-*.tgz')
+    with tarfile.open(archive) as t:
+        wanted = [m for m in t.getmembers() if FILES.match(m.name)]
+        t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before Python 3.11.4
+        t.extractall(assets, wanted)
+    archive.unlink()
+    (assets/'package/dist').rename(assets/'katex')
+    (assets/'package').rmdir()
+    return True
+
+
+def render(formulas: list[tuple[str, bool]], katex: Path) -> list[dict]:
+    "`html` or `error` of each formula, given as TeX and whether it stands on a line of its own"
+    node = ['node', Path(__file__).with_suffix('.cjs'), katex/'katex.min.js']
+    done = subprocess.run(node, input=json.dumps(formulas), capture_output=True, check=True,
+                          encoding='utf-8')
+    return json.loads(done.stdout)
+
+
+def prerender(site: Path) -> list[str]:
+    "Write rendered formulas into the pages of `site`; what KaTeX could not read"
+    katex = site/'assets/katex'
+    if not katex.exists() or not shutil.which('node'):
+        print('without node and npm, the reader\'s browser renders the mathematics',
+              file=sys.stderr)
+        return []
+    pages = {f: f.read_text(encoding='utf-8') for f in sorted(site.rglob('*.html'))}
+    key = lambda m: (html.unescape(m[3]), m[2] == 'display')
+    formulas = list(dict.fromkeys(key(m) for s in pages.values() for m in FORMULA.finditer(s)))
+    made, errors = dict(zip(formulas, render(formulas, katex))), []
+    for file, page in pages.items():
+        for m in FORMULA.finditer(page):
+            if 'error' in made[key(m)]: errors.append(f'{file.name}: {made[key(m)]["error"]}')
+        page = FORMULA.sub(lambda m: m[1] + made[key(m)].get('html', m[3]), page)
+        file.write_text(SCRIPT.sub('', page), encoding='utf-8')
+    (katex/'katex.min.js').unlink()
+    shutil.rmtree(katex/'contrib')
+    return errors
