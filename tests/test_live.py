@@ -262,6 +262,15 @@ def test_page_without_javascript_or_engine(browser):
     assert 'recorded animation' in browser['withoutScript'] and browser['withoutEngine']
 
 
+def test_site_without_npm_has_no_engine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, 'CACHE', tmp_path)
+    monkeypatch.setattr(live.shutil, 'which', lambda name: None)
+    assert not live.build(tmp_path/'built')
+    equal([f.name for f in (tmp_path/'built').iterdir()], ['about.mjs'])
+    assert '{"engine": false}' in (tmp_path/'built/about.mjs').read_text()
+    assert 'npm or its registry is not at hand' in capsys.readouterr().err
+
+
 def test_exported_weights_are_exact():
     "16 bits hold the shipped weights, so that the export loses nothing"
     weights = load(live.NETWORK)[0].state_dict().values()

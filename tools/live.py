@@ -7,7 +7,8 @@ The network is exported to ONNX with weights of 16 bits, which is what they were
 they were saved. The export takes half a minute and is kept in `.cache/`. onnxruntime-web comes
 from npm. Without npm, `about.mjs` says that there is no engine, and the page shows the animation.
 """
-import argparse, base64, gzip, hashlib, inspect, json, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, base64, gzip, hashlib, inspect, json, re, shutil, subprocess, sys
+import tarfile, tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
