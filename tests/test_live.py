@@ -258,8 +258,9 @@ def test_drawing_noised_or_filled_in_as_in_python(browser):
     close(browser['filled'][0]['x'], filled, 1e-3)
 
 
-def test_page_without_javascript_or_engine(browser):
-    assert 'recorded animation' in browser['withoutScript'] and browser['withoutEngine']
+def test_animation_without_javascript_wasm_or_engine(browser):
+    assert 'recorded animation' in browser['withoutScript']
+    assert browser['withoutWasm'] and browser['withoutEngine']
 
 
 def test_site_without_npm_has_no_engine(tmp_path, monkeypatch, capsys):
