@@ -127,6 +127,17 @@ async function tabTo(tab, selector) {
     && await tab.locator('.live-note').innerText()
   await tab.context().close()
 }
+{  // without WebAssembly
+  const errors = found.errors.length
+  const tab = await open('index')
+  await tab.route('**/*.wasm', route => route.abort())
+  await tab.locator('.live-draw').click()
+  await tab.waitForFunction(() => /could not/.test(
+    document.querySelector('diffusion-live [role=status]').textContent), null, {timeout: 120_000})
+  found.withoutWasm = await tab.locator('diffusion-live img').isVisible()
+  found.errors.length = errors                                 // the browser reports the request
+  await tab.context().close()
+}
 {  // a site that was built without the engine
   const tab = await open('no_engine')
   await tab.waitForFunction(() => /without the program/.test(document.body.textContent))

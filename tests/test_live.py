@@ -258,8 +258,18 @@ def test_drawing_noised_or_filled_in_as_in_python(browser):
     close(browser['filled'][0]['x'], filled, 1e-3)
 
 
-def test_page_without_javascript_or_engine(browser):
-    assert 'recorded animation' in browser['withoutScript'] and browser['withoutEngine']
+def test_animation_without_javascript_wasm_or_engine(browser):
+    assert 'recorded animation' in browser['withoutScript']
+    assert browser['withoutWasm'] and browser['withoutEngine']
+
+
+def test_site_without_npm_has_no_engine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(live, 'CACHE', tmp_path)
+    monkeypatch.setattr(live.shutil, 'which', lambda name: None)
+    assert not live.build(tmp_path/'built')
+    equal([f.name for f in (tmp_path/'built').iterdir()], ['about.mjs'])
+    assert '{"engine": false}' in (tmp_path/'built/about.mjs').read_text()
+    assert 'npm or its registry is not at hand' in capsys.readouterr().err
 
 
 def test_exported_weights_are_exact():

@@ -4,10 +4,11 @@
     python tools/live.py animation  # nbs/live/noise_to_digits.webp, which stands there without it
 
 The network is exported to ONNX with weights of 16 bits, which is what they were rounded to when
-they were saved. The export takes half a minute and is kept in `.cache/`. onnxruntime-web comes from
-npm. Without npm, `about.mjs` says that there is no engine, and the page shows the animation.
+they were saved. The export takes half a minute and is kept in `.cache/`. onnxruntime-web comes
+from npm. Without npm, `about.mjs` says that there is no engine, and the page shows the animation.
 """
-import argparse, base64, gzip, hashlib, inspect, json, re, shutil, subprocess, sys, tarfile, tempfile
+import argparse, base64, gzip, hashlib, inspect, json, re, shutil, subprocess, sys
+import tarfile, tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -26,8 +27,8 @@ def npm_files(package: str, number: str, wanted: str) -> Path | None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
         pack = ['npm', 'pack', f'{package}@{number}', '--silent']
-        if not shutil.which('npm') or subprocess.run(pack, cwd=part, capture_output=True).returncode:
-            return None
+        if not shutil.which('npm'): return None
+        if subprocess.run(pack, cwd=part, capture_output=True).returncode: return None
         [archive] = Path(part).glob('*.tgz')
         with tarfile.open(archive) as t:
             t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before 3.11.4

@@ -19,6 +19,7 @@ export function start() {
       reject(new Error(event.message || 'it could not be loaded'))
     }
   })
+  starting.catch(() => { starting = undefined })               // the next call tries again
   return starting
 }
 

@@ -265,13 +265,17 @@ class DiffusionLive extends HTMLElement {
       return slider('Guidance scale', number('guidance-min', 0), number('guidance-max', 4), 0.5,
                     options.guidance)
     }
-    if (name === 'steps') return slider('Steps', 1, number('steps-max', 50), 1, own.steps)
+    const of = this.mode === 'compare' ? ` ${panel + 1}` : ''  // labels that differ
+    if (name === 'steps') {
+      const label = of ? `Steps of solver${of}` : 'Steps'
+      return slider(label, 1, number('steps-max', 50), 1, own.steps)
+    }
     if (name === 'seed') return slider('Seed', 0, 99, 1, options.seed)
     if (name === 'level') return slider('Noise it to <i>t</i>', 50, 1000, 50, options.level)
     if (name === 'solver') {
       const choices = Object.entries(SOLVERS).map(([key, label]) =>
         `<option value="${key}"${key === own.solver ? ' selected' : ''}>${label}</option>`)
-      return `<label class="live-choice"><span>Solver</span>
+      return `<label class="live-choice"><span>Solver${of}</span>
         <select name="solver">${choices.join('')}</select></label>`
     }
     const group = `digit-${DiffusionLive.count++}`             // radio buttons belong together
