@@ -5,18 +5,25 @@
 // `controls` is name -> {label, value} with `choices` (a list), `values` (a list of numbers under a
 // slider) or `min`, `max` and `step`. `presets` is the text of a button -> values. `draw` maps the
 // values to {figures, legend, state}: figures are plots or images (below), `state` is a list of
-// sentences. It takes the place of every <div data-explore="name">. Nothing moves by itself.
+// sentences. It takes the place of each <div data-explore="name">. Nothing moves by itself.
 
 export function explorable(name, {controls, presets = {}, draw}) {
   if (typeof document === 'undefined') return  // node, which tests the formulas
-  const places = document.querySelectorAll(`[data-explore="${name}"]`)
-  styled().then(() => places.forEach(place => mount(place, controls, presets, draw)))
+  const near = new IntersectionObserver(entries => {  // it is drawn when the reader comes near
+    for (const {isIntersecting, target} of entries) {
+      if (!isIntersecting) continue
+      near.unobserve(target)
+      styled().then(() => mount(target, controls, presets, draw))
+    }
+  }, {rootMargin: '1000px'})
+  document.querySelectorAll(`[data-explore="${name}"]`).forEach(place => near.observe(place))
 }
 
 let styles
 function styled() {  // the style sheet, once for all explorables of a page
-  const link = element('link', {rel: 'stylesheet', href: new URL('explore.css', import.meta.url)})
+  const href = new URL('explore.css', import.meta.url)
   styles ??= new Promise(ready => {
+    const link = element('link', {rel: 'stylesheet', href})
     link.onload = link.onerror = ready
     document.head.append(link)
   })
