@@ -77,7 +77,8 @@ function mount(place, controls, presets, draw) {
     const width = Math.floor((figures.clientWidth - gap * (columns - 1)) / columns)
     const about = drawn.state.join(' '), height = columns === n ? 250 - 15 * (n - 1) : 150
     figures.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`
-    figures.replaceChildren(...drawn.figures.map(f => f.pixels ? image(f) : plot({...f, height}, width, about)))
+    figures.replaceChildren(...drawn.figures.map(f =>
+      f.pixels ? image(f) : plot({...f, height}, width, about)))
     legend.replaceChildren(...(drawn.legend ?? []).map(([kind, text]) => key(kind, text)))
     state.replaceChildren(...drawn.state.map(text => element('li', {}, text)))
   }
@@ -128,9 +129,11 @@ export function number(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? '∞' : '−∞'
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−')
   const size = Math.abs(value)
-  if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(digits))).replace('-', '−')
+  if (size >= 1e-3 && size < 1e5)
+    return String(Number(value.toPrecision(digits))).replace('-', '−')
   const [factor, power] = value.toExponential(digits - 1).split('e')
-  const raised = [...String(Number(power))].map(c => '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'['-0123456789'.indexOf(c)]).join('')
+  const raise = c => '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'['-0123456789'.indexOf(c)]
+  const raised = [...String(Number(power))].map(raise).join('')
   return (Number(factor) === 1 ? '' : `${factor.replace('-', '−')} · `) + `10${raised}`
 }
 
@@ -173,9 +176,11 @@ export function plot({title, x, y, lines = [], areas = [], points = [], marks = 
   const closed = area => `${path(area)}L${pen(px(area.x.at(-1)))} ${h}L${pen(px(area.x[0]))} ${h}Z`
   const inside = [
     ...areas.map(a => `<path class="area ${a.kind}" d="${closed(a)}"/>`),
-    ...marks.map(m => `<line class="${m.kind}" x1="${pen(px(m.x))}" x2="${pen(px(m.x))}" y2="${h}"/>`),
+    ...marks.map(m => [m.kind, pen(px(m.x))]).map(([kind, at]) =>
+      `<line class="${kind}" x1="${at}" x2="${at}" y2="${h}"/>`),
     ...lines.map(l => `<path class="${l.kind}" d="${path(l)}"/>`),
-    ...points.map(p => `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="3.5"/>`),
+    ...points.map(p =>
+      `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="3.5"/>`),
   ].join('')
   const xs = (x.ticks ?? ticks(x, w / 64)).map(v => {
     const at = left + px(v)
@@ -188,7 +193,8 @@ export function plot({title, x, y, lines = [], areas = [], points = [], marks = 
       `<text x="${left - 6}" y="${at + 4}" text-anchor="end">${number(v)}</text>`
   })
   const box = element('div', {class: 'explore-plot'})
-  box.innerHTML = `<svg role="img" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">
+  const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`
+  box.innerHTML = `<svg role="img" ${size}>
     <text class="title" x="${left}" y="16">${title}</text>
     <svg x="${left}" y="${top}" width="${w}" height="${h}">${inside}</svg>
     <path class="frame" d="M${left} ${top}V${top + h}H${left + w}"/>${xs.join('')}${ys.join('')}

@@ -43,7 +43,8 @@ function draw({n, width, x_T}) {
   const runs = names.map(name => [name, solve(name, {n, width}, x_T)])
   const errors = {
     title: 'error',
-    x: {label: 'steps', min: 2, max: 128, log: true, ticks: [2, 8, 32, 128]}, y: {min: 1e-6, max: 1, log: true},
+    x: {label: 'steps', min: 2, max: 128, log: true, ticks: [2, 8, 32, 128]},
+    y: {min: 1e-6, max: 1, log: true},
     lines: [
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64]},
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64 ** 2]},
