@@ -42,14 +42,14 @@ let count = 0  // for ids
 function mount(place, controls, presets, draw) {
   const start = Object.fromEntries(Object.entries(controls).map(([key, c]) => [key, c.value]))
   const inputs = {}, values = {...start}
-  const form = element('form', {class: 'explore-controls'})
+  const form = element('form'), sliders = element('div', {class: 'explore-controls'})
   const figures = element('div', {class: 'explore-figures'})
   const legend = element('ul', {class: 'explore-legend', 'aria-hidden': 'true'})
   const state = element('ul', {class: 'explore-state'})
   const spoken = element('p', {class: 'explore-spoken', 'aria-live': 'polite'})
   for (const [key, control] of Object.entries(controls)) {
     inputs[key] = input(control, value => { values[key] = value; render() })
-    form.append(inputs[key].row)
+    sliders.append(inputs[key].row)
   }
   const set = chosen => {
     Object.assign(values, start, chosen)
@@ -62,7 +62,7 @@ function mount(place, controls, presets, draw) {
     button.onclick = () => set(chosen)
     return button
   })
-  form.append(element('div', {class: 'explore-buttons'}, ...buttons))
+  form.append(sliders, element('div', {class: 'explore-buttons'}, ...buttons))
   form.addEventListener('submit', event => event.preventDefault())
   form.addEventListener('change', () => speak())
   place.replaceChildren(figures, legend, form, state, spoken)  // what grows comes last
