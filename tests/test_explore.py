@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ipywidgets import IntSlider
 from scipy import integrate, stats
 
 from diffusion_scratch import solvers
@@ -312,6 +313,16 @@ def test_controls_draw_once_and_have_two_forms(monkeypatch):
     assert seen == [(2, 'b')]
     assert 'data-half="-2.9"' in forms['text/html']
     assert 'application/vnd.jupyter.widget-view+json' in forms
+
+
+def test_a_slider_draws_again(monkeypatch):
+    seen = []
+    monkeypatch.setattr('IPython.display.display', lambda forms, raw: None)
+    slider = IntSlider(value=2, max=8)
+    def draw(scale): seen.append(scale)
+    controls(draw, scale=slider)
+    slider.value = 5
+    assert seen == [2, 5] and slider.description == 'scale'
 
 
 def test_an_error_of_the_drawing_is_seen():

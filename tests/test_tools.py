@@ -76,6 +76,16 @@ def test_settle_makes_runs_equal():
     one, two = run('a'*32), run('b'*32)
     assert one == two and len(one['cells'][0]['outputs']) == 1 and 'b'*32 not in str(two)
 
+def test_settle_keeps_the_page_s_form_of_sliders_and_no_widget():
+    widget = {run_nbs.WIDGET: dict(model_id='1'), 'text/plain': 'sliders'}
+    forms = [dict(output_type='display_data', data=widget | more)
+             for more in ({}, {'text/html': '<div></div>'})]
+    nb = dict(cells=[dict(cell_type='code', outputs=forms)], metadata=dict(widgets={}))
+    run_nbs.settle(nb)
+    [kept] = nb['cells'][0]['outputs']
+    assert kept['data'] == {'text/plain': 'sliders', 'text/html': '<div></div>'}
+    assert nb['metadata'] == {}
+
 def test_check_finds_imports_among_other_code(tmp_path):
     def mixed(*sources): return check.mixed('a', json.dumps(notebook(tmp_path/'a.ipynb', *sources)))
     assert mixed('import os\nimport sys', 'x = 1', '#| exports\nimport os\nx = 1',

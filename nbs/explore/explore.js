@@ -5,18 +5,25 @@
 // `controls` is name -> {label, value} with `choices` (a list), `values` (a list of numbers under a
 // slider) or `min`, `max` and `step`. `presets` is the text of a button -> values. `draw` maps the
 // values to {figures, legend, state}: figures are plots or images (below), `state` is a list of
-// sentences. It takes the place of every <div data-explore="name">. Nothing moves by itself.
+// sentences. It takes the place of each <div data-explore="name">. Nothing moves by itself.
 
 export function explorable(name, {controls, presets = {}, draw}) {
   if (typeof document === 'undefined') return  // node, which tests the formulas
-  const places = document.querySelectorAll(`[data-explore="${name}"]`)
-  styled().then(() => places.forEach(place => mount(place, controls, presets, draw)))
+  const near = new IntersectionObserver(entries => {  // it is drawn when the reader comes near
+    for (const {isIntersecting, target} of entries) {
+      if (!isIntersecting) continue
+      near.unobserve(target)
+      styled().then(() => mount(target, controls, presets, draw))
+    }
+  }, {rootMargin: '1000px'})
+  document.querySelectorAll(`[data-explore="${name}"]`).forEach(place => near.observe(place))
 }
 
 let styles
 function styled() {  // the style sheet, once for all explorables of a page
-  const link = element('link', {rel: 'stylesheet', href: new URL('explore.css', import.meta.url)})
+  const href = new URL('explore.css', import.meta.url)
   styles ??= new Promise(ready => {
+    const link = element('link', {rel: 'stylesheet', href})
     link.onload = link.onerror = ready
     document.head.append(link)
   })
@@ -35,14 +42,14 @@ let count = 0  // for ids
 function mount(place, controls, presets, draw) {
   const start = Object.fromEntries(Object.entries(controls).map(([key, c]) => [key, c.value]))
   const inputs = {}, values = {...start}
-  const form = element('form', {class: 'explore-controls'})
+  const form = element('form'), sliders = element('div', {class: 'explore-controls'})
   const figures = element('div', {class: 'explore-figures'})
   const legend = element('ul', {class: 'explore-legend', 'aria-hidden': 'true'})
   const state = element('ul', {class: 'explore-state'})
   const spoken = element('p', {class: 'explore-spoken', 'aria-live': 'polite'})
   for (const [key, control] of Object.entries(controls)) {
     inputs[key] = input(control, value => { values[key] = value; render() })
-    form.append(inputs[key].row)
+    sliders.append(inputs[key].row)
   }
   const set = chosen => {
     Object.assign(values, start, chosen)
@@ -55,7 +62,7 @@ function mount(place, controls, presets, draw) {
     button.onclick = () => set(chosen)
     return button
   })
-  form.append(element('div', {class: 'explore-buttons'}, ...buttons))
+  form.append(sliders, element('div', {class: 'explore-buttons'}, ...buttons))
   form.addEventListener('submit', event => event.preventDefault())
   form.addEventListener('change', () => speak())
   place.replaceChildren(figures, legend, form, state, spoken)  // what grows comes last
@@ -70,7 +77,8 @@ function mount(place, controls, presets, draw) {
     const width = Math.floor((figures.clientWidth - gap * (columns - 1)) / columns)
     const about = drawn.state.join(' '), height = columns === n ? 250 - 15 * (n - 1) : 150
     figures.style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`
-    figures.replaceChildren(...drawn.figures.map(f => f.pixels ? image(f) : plot({...f, height}, width, about)))
+    figures.replaceChildren(...drawn.figures.map(f =>
+      f.pixels ? image(f) : plot({...f, height}, width, about)))
     legend.replaceChildren(...(drawn.legend ?? []).map(([kind, text]) => key(kind, text)))
     state.replaceChildren(...drawn.state.map(text => element('li', {}, text)))
   }
@@ -121,9 +129,11 @@ export function number(value, digits = 3) {
   if (!Number.isFinite(value)) return value > 0 ? '∞' : '−∞'
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value).replace('-', '−')
   const size = Math.abs(value)
-  if (size >= 1e-3 && size < 1e5) return String(Number(value.toPrecision(digits))).replace('-', '−')
+  if (size >= 1e-3 && size < 1e5)
+    return String(Number(value.toPrecision(digits))).replace('-', '−')
   const [factor, power] = value.toExponential(digits - 1).split('e')
-  const raised = [...String(Number(power))].map(c => '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'['-0123456789'.indexOf(c)]).join('')
+  const raise = c => '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'['-0123456789'.indexOf(c)]
+  const raised = [...String(Number(power))].map(raise).join('')
   return (Number(factor) === 1 ? '' : `${factor.replace('-', '−')} · `) + `10${raised}`
 }
 
@@ -166,9 +176,11 @@ export function plot({title, x, y, lines = [], areas = [], points = [], marks = 
   const closed = area => `${path(area)}L${pen(px(area.x.at(-1)))} ${h}L${pen(px(area.x[0]))} ${h}Z`
   const inside = [
     ...areas.map(a => `<path class="area ${a.kind}" d="${closed(a)}"/>`),
-    ...marks.map(m => `<line class="${m.kind}" x1="${pen(px(m.x))}" x2="${pen(px(m.x))}" y2="${h}"/>`),
+    ...marks.map(m => [m.kind, pen(px(m.x))]).map(([kind, at]) =>
+      `<line class="${kind}" x1="${at}" x2="${at}" y2="${h}"/>`),
     ...lines.map(l => `<path class="${l.kind}" d="${path(l)}"/>`),
-    ...points.map(p => `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="3.5"/>`),
+    ...points.map(p =>
+      `<circle class="${p.kind}" cx="${pen(px(p.x))}" cy="${pen(py(p.y))}" r="3.5"/>`),
   ].join('')
   const xs = (x.ticks ?? ticks(x, w / 64)).map(v => {
     const at = left + px(v)
@@ -181,7 +193,8 @@ export function plot({title, x, y, lines = [], areas = [], points = [], marks = 
       `<text x="${left - 6}" y="${at + 4}" text-anchor="end">${number(v)}</text>`
   })
   const box = element('div', {class: 'explore-plot'})
-  box.innerHTML = `<svg role="img" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">
+  const size = `width="${width}" height="${height}" viewBox="0 0 ${width} ${height}"`
+  box.innerHTML = `<svg role="img" ${size}>
     <text class="title" x="${left}" y="16">${title}</text>
     <svg x="${left}" y="${top}" width="${w}" height="${h}">${inside}</svg>
     <path class="frame" d="M${left} ${top}V${top + h}H${left + w}"/>${xs.join('')}${ys.join('')}

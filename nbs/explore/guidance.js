@@ -21,7 +21,8 @@ export function tilt({w, std}, level) {  // eq-cfg-tilt on the grid, of data noi
 }
 
 export function noised(p, level) {  // a density on the grid after a jump to `level`
-  return grid.map(x => dx * sum(p.map((v, i) => v * density(x, level.signal * grid[i], level.noise))))
+  const jump = (x, i) => density(x, level.signal * grid[i], level.noise)
+  return grid.map(x => dx * sum(p.map((v, i) => v * jump(x, i))))
 }
 
 const meanStd = p => {

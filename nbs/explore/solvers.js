@@ -43,7 +43,8 @@ function draw({n, width, x_T}) {
   const runs = names.map(name => [name, solve(name, {n, width}, x_T)])
   const errors = {
     title: 'error',
-    x: {label: 'steps', min: 2, max: 128, log: true, ticks: [2, 8, 32, 128]}, y: {min: 1e-6, max: 1, log: true},
+    x: {label: 'steps', min: 2, max: 128, log: true, ticks: [2, 8, 32, 128]},
+    y: {min: 1e-4, max: 2, log: true},
     lines: [
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64]},
       {kind: 'dotted', x: [2, 128], y: [.5, .5 / 64 ** 2]},
@@ -74,8 +75,8 @@ function draw({n, width, x_T}) {
 export const page = {
   controls: {
     n: {label: 'steps', values: counts, value: 8},
-    width: {label: 'std of the modes', values: [.06, .12, .25, .5, 1], value: .25},
-    x_T: {label: 'x_T of the paths', min: -2, max: 2, step: .05, value: -.35},
+    width: {label: 'std of modes', values: [.06, .12, .25, .5, 1], value: .25},
+    x_T: {label: 'x_T of paths', min: -2, max: 2, step: .05, value: -.35},
   },
   presets: {'Try 1': {width: .06}, 'Try 2': {n: 64, width: .5}},
   draw,
