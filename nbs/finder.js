@@ -7,11 +7,17 @@ const STOP = new Set(('a an and are as at be by can do does for from how i if in
 const WEIGHT = { section: 1, exercise: .4, api: 1, helper: .3, method: .6, term: .5 }
 
 // A word without its ending, so that training, trained and train are one word
-const stem = word => {
+function ending(word) {
   word = word.toLowerCase().normalize('NFD').replace(/\p{M}/gu, '')
   if (word.length < 4 || word.endsWith('ss')) return word
   const short = word.replace(/(?:ings?|ed|ers?|es|s)$/, '')
-  return (short.length < 3 ? word : short).replace(/(?<=..)e$/, '')
+  return (short.length < 3 ? word : short).replace(/(..)e$/, '$1')
+}
+const known = new Map()
+function stem(word) {
+  let s = known.get(word)
+  if (s === undefined) known.set(word, s = ending(word))
+  return s
 }
 
 export const words = text => text.split(/[\n\r\p{Z}\p{P}$=+<>|~^]+/u).filter(Boolean)

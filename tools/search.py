@@ -72,7 +72,7 @@ RULES = [(re.compile(pattern, re.M | re.S), by) for pattern, by in [
     (r'^\|[ :|-]+\|$|\|', ' '),                           # tables
     (r'!?\[([^\]]*)\]\([^)]*\)', r'\1'),
     (r'\[[^\]]*@[^\]]*\]|@[\w:-]+\w|<[^>\n]*>', ''),      # references, citations, HTML
-    (r'(?<!\\)\*(?=\S)|(?<=[^\s\\])\*|`|^> ?|^[-*] ', ''),
+    (r'\*\*|(?<![\w\\])\*(?=\S)|(?<=[^\s\\])\*(?!\w)|`|^> ?|^[-*] ', ''),
     (r'\\([\\*_$\[\]|<>~^#])', r'\1'),
     (r'\s+', ' '), (r' (?=[.,;:)])', ''), (r'\(\)', '')]]
 
@@ -157,7 +157,7 @@ def of_api(library: api.Library) -> Iterator[Document]:
     for entry in library.all.values():
         top = library.all[entry.owner] if entry.owner else entry
         said = '; '.join(f'{name}: {what}' for name, what in entry.parameters if name != 'return')
-        words = re.sub(rf'\s*\(?{api.exported.EQUATION}\)?', '', f'{entry.text}. {said}')
+        words = api.exported.without_equations(f'{entry.text}. {said}')
         kind = 'helper' if top.cell.kind != 'open' else 'method' if entry.owner else 'api'
         href = api.on_site(entry.href)
         yield Document(entry.name, f'API: {entry.module}', href, plain(words).strip('. '), kind)
@@ -243,7 +243,6 @@ def install(site: Path, library: api.Library) -> list[str]:
     data = index(library)
     write(data, site)
     (site/'search.json').unlink(missing_ok=True)
-    shutil.rmtree(site/'site_libs'/'fuse', ignore_errors=True)
     problems = []
     for file in site.glob('*.html'):
         html = file.read_text(encoding='utf-8')
