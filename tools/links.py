@@ -1,8 +1,9 @@
-"""Check a built site: links and pictures lead somewhere, and no page asks another host for any.
+"""Check a built site: links, pictures and results of the search lead somewhere, and no page asks
+another host for any.
 
     python tools/links.py [_site]
 """
-import re, sys
+import json, re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'),
          ('source', 'srcset'), ('video', 'src'), ('link', 'href')}
 NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # <link rel=...>
+SEARCH = 'search-index.json'
 OTHER_HOST = re.compile(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)')
 
 
@@ -54,6 +56,8 @@ def check(site: Path) -> list[str]:
     for name, p in pages.items():
         problems += [f'{name} asks another host for {u}' for u in p.loads if remote(u)]
         problems += filter(None, (broken(site, name, u, pages) for u in p.links + p.loads))
+    results = json.loads(read(site/SEARCH))['documents'] if (site/SEARCH).exists() else []
+    problems += filter(None, (broken(site, SEARCH, d['href'], pages) for d in results))
     for css in site.rglob('*.css'):
         name = css.relative_to(site)
         problems += [f'{name} asks another host for {u}' for u in OTHER_HOST.findall(read(css))]
