@@ -115,6 +115,7 @@ class Written:
             return
         places = {arg.lineno: arg.arg for _, arg, _ in self.arguments if arg}
         if self.node.returns: places[self.node.returns.end_lineno] = 'return'
+        places.pop(self.node.body[0].lineno, '')  # a comment there is about the body
         for line, name in places.items():
             yield name, self.comment(line, places)
 
