@@ -2,16 +2,22 @@
 // and by tools/search.py in node.
 
 // Words that say nothing of what is looked for
-const STOP = new Set(('a an and are as at be by can do does for from how i if in is it my of on or ' +
-  'that the this to what when which with you your').split(' '))
+const STOP = new Set(('a an and are as at be by can do does for from how i if in is it my of on ' +
+  'or that the this to what when which with you your').split(' '))
 const WEIGHT = { section: 1, exercise: .4, api: 1, helper: .3, method: .6, term: .5 }
 
 // A word without its ending, so that training, trained and train are one word
-const stem = word => {
+function ending(word) {
   word = word.toLowerCase().normalize('NFD').replace(/\p{M}/gu, '')
   if (word.length < 4 || word.endsWith('ss')) return word
   const short = word.replace(/(?:ings?|ed|ers?|es|s)$/, '')
-  return (short.length < 3 ? word : short).replace(/(?<=..)e$/, '')
+  return (short.length < 3 ? word : short).replace(/(..)e$/, '$1')
+}
+const known = new Map()
+function stem(word) {
+  let s = known.get(word)
+  if (s === undefined) known.set(word, s = ending(word))
+  return s
 }
 
 export const words = text => text.split(/[\n\r\p{Z}\p{P}$=+<>|~^]+/u).filter(Boolean)
@@ -37,7 +43,7 @@ export function makeFinder(MiniSearch, { documents, concepts }) {
       const whole = name.length === query.length
       const common = name.length === 1 && c.names[i] === c.names[i].toLowerCase()
       if (!name.length || at < 0 || common && !whole) continue
-      found.push({ pages: c.pages, whole,
+      found.push({ pages: c.pages, whole, own: c.stems[0],
         query: [...query.slice(0, at), ...c.stems[0], ...query.slice(at + name.length)] })
       break
     }
@@ -45,14 +51,14 @@ export function makeFinder(MiniSearch, { documents, concepts }) {
   }
 
   // Documents with a word, or with one that begins like it if it may be unfinished; if there are
-  // none, with one that begins in the same way
+  // none, with one that is spelled almost like it, or begins in the same way
   function having(word, open) {
-    const options = { processTerm: x => x, prefix: open && word.length > 1,
-      fuzzy: word.length > 4 ? .2 : false, weights: { prefix: .4, fuzzy: .15 },
-      boost: { title: 6, names: 4, page: 2 } }
-    const found = index.search(word, options)
+    const find = (text, options) => index.search(text, { processTerm: x => x, ...options,
+      boost: { title: 6, names: 4, page: 2 }, weights: { prefix: .4, fuzzy: .15 } })
+    let found = find(word, { prefix: open && word.length > 1 })
+    if (!found.length && word.length > 4) found = find(word, { fuzzy: .2 })
     if (found.length || word.length < 6) return found
-    return index.search(word.slice(0, Math.max(4, word.length / 2)), { ...options, prefix: true })
+    return find(word.slice(0, Math.max(4, word.length / 2)), { prefix: true })
   }
 
   // Adds the scores of the documents for some words. A document without one of them loses more,
@@ -78,14 +84,18 @@ export function makeFinder(MiniSearch, { documents, concepts }) {
     if (!query.length) return []
     const found = meant(query), explain = new Set(found.flatMap(c => c.pages))
     add(scores, query, 1, true)
-    for (const c of found) add(scores, c.query, .8, false)
+    for (const c of found) {
+      add(scores, c.query, .8, false)
+      if (!c.whole) add(scores, c.own, .4, false)
+    }
     const page = d => d.href.split('#')[0]
     const order = [...scores].map(([id, score]) => [score * WEIGHT[documents[id].kind] *
       (explain.has(page(documents[id])) ? 1.6 : 1), documents[id]])
     const ranked = order.sort((a, b) => b[0] - a[0]).map(([, d]) => d)
     // First what has the query as its name; then, for a name of a term, the best section of each
     // of the (two) chapters that explain it
-    const named = ranked.filter(d => d.title.toLowerCase() === text.trim().toLowerCase())
+    const named = ranked.filter(d =>
+      d.kind !== 'term' && d.title.toLowerCase() === text.trim().toLowerCase())
     const pages = [...new Set(found.filter(c => c.whole).flatMap(c => c.pages))].slice(0, 2)
     const best = pages.map(p => ranked.find(d => page(d) === p)).filter(Boolean)
     best.sort((a, b) => ranked.indexOf(a) - ranked.indexOf(b))

@@ -1,12 +1,9 @@
 // The search box. What ranks the results is loaded when the box gets the focus.
 const input = document.querySelector('.book-search input')
-const list = document.createElement('div')
-Object.assign(list, { id: 'search-results', className: 'book-results', role: 'listbox', hidden: true })
-list.setAttribute('aria-label', 'Results')
-document.body.append(list)
-const status = document.createElement('div')
-Object.assign(status, { className: 'visually-hidden', role: 'status' })
-document.body.append(status)
+const list = element('div', { id: 'search-results', class: 'book-results', role: 'listbox',
+  hidden: '', 'aria-label': 'Results' })
+const status = element('div', { class: 'visually-hidden', role: 'status' })
+document.body.append(list, status)
 
 let finder, active = -1
 
@@ -23,23 +20,24 @@ function load() {
   return finder
 }
 
-function element(tag, className, text) {
+function element(tag, attributes, text = '') {
   const e = document.createElement(tag)
-  e.className = className
-  if (text) e.textContent = text
+  for (const [name, value] of Object.entries(attributes)) e.setAttribute(name, value)
+  e.textContent = text
   return e
 }
 
 function result(d, i, excerpt) {
-  const a = element('a', 'book-result')
-  Object.assign(a, { href: d.href, id: `result-${i}`, role: 'option', tabIndex: -1 })
-  a.setAttribute('aria-selected', 'false')
-  const text = element('div', 'book-result-text')
-  for (const [piece, asked] of excerpt) text.append(asked ? element('mark', '', piece) : piece)
-  a.append(element('span', 'book-result-title', d.title), element('span', 'book-result-page', d.page))
-  a.append(text)
+  const a = element('a', { href: d.href, id: `result-${i}`, class: 'book-result', role: 'option',
+    tabindex: -1, 'aria-selected': false })
+  const text = element('div', { class: 'book-result-text' })
+  for (const [piece, asked] of excerpt) text.append(asked ? element('mark', {}, piece) : piece)
+  a.append(element('span', { class: 'book-result-title' }, d.title), ' ',
+    element('span', { class: 'book-result-page' }, d.page), text)
   return a
 }
+
+const says = text => element('div', { class: 'book-none' }, text)
 
 function close() {
   list.hidden = true
@@ -67,13 +65,16 @@ function select(i) {
 async function search() {
   const query = input.value.trim()
   if (query.length < 2) return close()
+  const tell = text => { list.replaceChildren(says(text)); open() }
+  const late = setTimeout(() => tell('Loading …'), 200)
   let f
   try { f = await load() }
-  catch { list.replaceChildren(element('div', 'book-none', 'The search could not be loaded.')); return open() }
+  catch { return tell('The search could not be loaded.') }
+  finally { clearTimeout(late) }
   if (query !== input.value.trim()) return
   const begun = performance.now(), found = f.find(query)
   const options = found.slice(0, 12).map((d, i) => result(d, i, f.excerpt(d.text, query)))
-  list.replaceChildren(...(options.length ? options : [element('div', 'book-none', 'Nothing found.')]))
+  list.replaceChildren(...(options.length ? options : [says('Nothing found.')]))
   list.dataset.milliseconds = performance.now() - begun
   status.textContent = options.length ? `${options.length} results` : 'Nothing found'
   select(-1)
@@ -96,7 +97,8 @@ if (input) {
     e.preventDefault()
     keys[e.key]()
   })
-  document.addEventListener('pointerdown', e => { if (!list.contains(e.target) && e.target !== input) close() })
+  input.addEventListener('blur', close)
+  list.addEventListener('mousedown', e => e.preventDefault())  // the box keeps the focus
   list.addEventListener('click', () => { close(); input.blur() })  // a result on this page
   document.addEventListener('keydown', e => {
     const typing = e.target.closest?.('input, textarea, select, [contenteditable]')

@@ -115,6 +115,7 @@ class Written:
             return
         places = {arg.lineno: arg.arg for _, arg, _ in self.arguments if arg}
         if self.node.returns: places[self.node.returns.end_lineno] = 'return'
+        places.pop(self.node.body[0].lineno, '')  # a comment there is about the body
         for line, name in places.items():
             yield name, self.comment(line, places)
 
@@ -299,18 +300,16 @@ class Library:
         helpers = [e for e in entries if e not in taught]
         n, file = self.numbers[module.name], Path(module.chapter.file).name
         package = self.settings['lib_name']
-        where = (f'From [chapter {n}, *{self.chapters[module.name].title}*]({file}). '
-                 f'Source: [`{package}/{module.name}.py`]'
-                 f'({self.source(f"{package}/{module.name}.py")}).')
-        cells = [where]
+        source = self.source(f'{package}/{module.name}.py')
+        cells = [f'The module `{package}.{module.name}`, from [chapter {n}, '
+                 f'*{self.chapters[module.name].title}*]({file}). [Its source]({source}).']
         both = taught and helpers
         if both: cells.append('## Shown in the chapter {.unnumbered}')
         cells += map(self.markdown, taught or helpers)
         if both:
             cells.append('## Checks and helpers {.unnumbered}')
             cells += map(self.markdown, helpers)
-        title = f'{package}.{module.name}'
-        return notebook(title, self.about(module), cells, f'api-{module.name}')
+        return notebook(f'API: {module.name}', self.about(module), cells, f'api-{module.name}')
 
     def index(self) -> dict:
         "The page that lists all modules and names"

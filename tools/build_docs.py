@@ -7,6 +7,9 @@ nbdev turns each notebook into a page: hidden cells go, names in backticks becom
 no signature beside a definition, whose code is on the page (`skip_procs` in settings.ini). Where
 Quarto is installed it renders the pages. Elsewhere references.py resolves cross-references and
 citations, smalldocs, pure Python, writes the HTML, and screen.py fits it to every screen.
+api.py adds the API reference, to which the names in prose link, and in the HTML of smalldocs also
+the names in code. search.py replaces the search of smalldocs where npm is at hand; with Quarto,
+Quarto's search stays.
 """
 import argparse, json, os, re, shutil, subprocess, sys
 from pathlib import Path

@@ -212,10 +212,15 @@ def in_lines(signature: str) -> str:
 def first_sentence(text: str) -> str:
     "Of a docstring; equations in brackets or after a colon at the end have a column of their own"
     text = ' '.join(re.split(r'\n\s*\n', text.strip())[0].split())
-    text = re.sub(rf'\s*\(((?:[^()]|\([^()]*\))*\b{EQUATION}[^()]*)\)', brackets_without, text)
+    text = without_equations(text)
     text = re.sub(rf'[:;,]\s*{EQUATION}(?:,? (?:and )?{EQUATION})*(?=[.;]?\s*(?:$|\())', '', text)
     sentence = re.split(r'(?<=[a-z0-9)`\]][.;])\s+(?=[A-Z`])', text)[0].rstrip('.;:, ')
     return escaped(sentence)
+
+
+def without_equations(text: str) -> str:
+    "Without the equations in brackets"
+    return re.sub(rf'\s*\(((?:[^()]|\([^()]*\))*\b{EQUATION}[^()]*)\)', brackets_without, text)
 
 
 def brackets_without(m: re.Match) -> str:

@@ -1,9 +1,9 @@
-"""Check a built site: links and pictures lead somewhere, references are resolved, and no page
-asks another host for anything.
+"""Check a built site: links, pictures and results of the search lead somewhere, references are
+resolved, and no page asks another host for anything.
 
     python tools/links.py [_site]
 """
-import re, sys
+import json, re, sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 LOADS = {('script', 'src'), ('img', 'src'), ('iframe', 'src'), ('source', 'src'),
          ('source', 'srcset'), ('video', 'src'), ('link', 'href')}
 NOT_LOADED = {'canonical', 'alternate', 'next', 'prev', 'author', 'license'}  # <link rel=...>
+SEARCH = 'search-index.json'
 OTHER_HOST = re.compile(r'(?:url\(|@import )\s*["\']?((?:https?:)?//[^"\')\s]+)')
 
 
@@ -68,6 +69,8 @@ def check(site: Path) -> list[str]:
         problems += [f'{name} asks another host for {u}' for u in p.loads if remote(u)]
         problems += [f'{name}: {r} is not resolved' for r in p.raw]
         problems += filter(None, (broken(site, name, u, pages) for u in p.links + p.loads))
+    results = json.loads(read(site/SEARCH))['documents'] if (site/SEARCH).exists() else []
+    problems += filter(None, (broken(site, SEARCH, d['href'], pages) for d in results))
     for css in site.rglob('*.css'):
         name = css.relative_to(site)
         problems += [f'{name} asks another host for {u}' for u in OTHER_HOST.findall(read(css))]

@@ -1,6 +1,6 @@
 """The search of the site: its documents, and a check that it finds what it must.
 
-    python tools/search.py            # write the documents into a folder of their own and try QUERIES
+    python tools/search.py [QUERY ...]    # what a query finds, by node; without one, try QUERIES
 
 A document is a section of a chapter, an entry of the API or a term of the glossary. The glossary is
 also the table of synonyms: a query with any name of a term finds what the book calls it. The
@@ -14,11 +14,11 @@ from typing import Iterator, NamedTuple
 from smalldocs.markdown import pandoc_id
 
 import api, ledger
+from links import SEARCH as INDEX
 from references import CODE_BLOCK, DIVS, Book, bare_title, opts, page, read_bib, text
 
 ROOT = Path(__file__).resolve().parent.parent
 MINISEARCH = '7.2.0'
-INDEX = 'search-index.json'
 BOX = re.compile(r'<div class="smalldocs-search" id="quarto-search".*?</div></div>', re.S)
 FUSE = re.compile(r'<script src="[^"]*fuse[^"]*"[^>]*></script>')
 NOT_FOUND_BY = re.compile(r'[\d.\s]*(What we exported|Next|References|Solutions?)$')
@@ -63,8 +63,8 @@ class Concept(NamedTuple):
 
 # ---------------------------------------------------------------- Markdown as plain text
 TEX = re.compile(r'\$\$.*?\$\$|\$[^$\n]+\$', re.S)
-COMMANDS = re.compile(r'\\(?:hat|bar|tilde|math[a-z]+|operatorname|text|[lr]Vert|left|right|[bB]igg?[lr]?'
-                      r'|q?quad|tag|label|mid|sim|cdot|[,;!:|])(?![a-zA-Z])')
+COMMANDS = re.compile(r'\\(?:hat|bar|tilde|math[a-z]+|operatorname|text|[lr]Vert|left|right'
+                      r'|[bB]igg?[lr]?|q?quad|tag|label|mid|sim|cdot|[,;!:|])(?![a-zA-Z])')
 RULES = [(re.compile(pattern, re.M | re.S), by) for pattern, by in [
     (r'^```.*?^```[^\n]*$', ' '),                         # code
     (r'^:{3,}[^\n]*$|\{[#.][^}\n]*\}|\{fig-[^}\n]*\}', ' '),  # divs, attributes
@@ -72,7 +72,7 @@ RULES = [(re.compile(pattern, re.M | re.S), by) for pattern, by in [
     (r'^\|[ :|-]+\|$|\|', ' '),                           # tables
     (r'!?\[([^\]]*)\]\([^)]*\)', r'\1'),
     (r'\[[^\]]*@[^\]]*\]|@[\w:-]+\w|<[^>\n]*>', ''),      # references, citations, HTML
-    (r'(?<!\\)\*(?=\S)|(?<=[^\s\\])\*|`|^> ?|^[-*] ', ''),
+    (r'\*\*|(?<![\w\\])\*(?=\S)|(?<=[^\s\\])\*(?!\w)|`|^> ?|^[-*] ', ''),
     (r'\\([\\*_$\[\]|<>~^#])', r'\1'),
     (r'\s+', ' '), (r' (?=[.,;:)])', ''), (r'\(\)', '')]]
 
@@ -157,7 +157,7 @@ def of_api(library: api.Library) -> Iterator[Document]:
     for entry in library.all.values():
         top = library.all[entry.owner] if entry.owner else entry
         said = '; '.join(f'{name}: {what}' for name, what in entry.parameters if name != 'return')
-        words = re.sub(rf'\s*\(?{api.exported.EQUATION}\)?', '', f'{entry.text}. {said}')
+        words = api.exported.without_equations(f'{entry.text}. {said}')
         kind = 'helper' if top.cell.kind != 'open' else 'method' if entry.owner else 'api'
         href = api.on_site(entry.href)
         yield Document(entry.name, f'API: {entry.module}', href, plain(words).strip('. '), kind)
@@ -179,7 +179,7 @@ def names_of(term: str, elsewhere: str) -> list[str]:
     for i, part in enumerate([term, *re.split(SEPARATOR, elsewhere)]):
         m = re.match(r'(?:an? |the )?([^()`]+|`[^`]+`) *(?:\(([^)]*)\))?', part.strip())
         if not m: continue
-        name, bracket = m[1].strip(' `'), m[2] or ''
+        name, bracket = m[1].strip(' `').split('(')[0], m[2] or ''
         if i and (NO_NAME.match(name) or len(name.split()) > 4): continue
         found.append(name)
         initials = ''.join(re.findall(r'\b\w', name)).lower()
@@ -240,10 +240,8 @@ def fetch(assets: Path) -> bool:
 
 def install(site: Path, library: api.Library) -> list[str]:
     "Put the search into a built site, in the place of that of smalldocs: what went wrong"
-    data = index(library)
-    write(data, site)
+    write(index(library), site)
     (site/'search.json').unlink(missing_ok=True)
-    shutil.rmtree(site/'site_libs'/'fuse', ignore_errors=True)
     problems = []
     for file in site.glob('*.html'):
         html = file.read_text(encoding='utf-8')
@@ -252,7 +250,7 @@ def install(site: Path, library: api.Library) -> list[str]:
             problems.append(f'{file.name}: no place for the search box in its header')
         html = html.replace(TOGGLER, WIDGET + TOGGLER).replace('</head>', f'{SCRIPT}</head>', 1)
         file.write_text(html, encoding='utf-8')
-    return [*problems, *dead(data, site), *missed(try_queries(site, site/'assets'/'minisearch'))]
+    return [*problems, *missed(try_queries(site, site/'assets'/'minisearch'))]
 
 
 TOGGLER = '<button class="navbar-toggler"'
@@ -270,14 +268,6 @@ def write(data: dict, folder: Path):
     (folder/INDEX).write_text(text, encoding='utf-8')
 
 
-def dead(data: dict, site: Path) -> list[str]:
-    "Documents that lead nowhere"
-    import links
-    pages = {f.name: links.Page(links.read(f)) for f in site.glob('*.html')}
-    hrefs = [d['href'] for d in data['documents']]
-    return list(filter(None, (links.broken(site, 'index.html', h, pages) for h in hrefs)))
-
-
 # ---------------------------------------------------------------- does it find?
 TRY = """
 import fs from 'fs'
@@ -292,7 +282,9 @@ console.log(JSON.stringify(queries.map(q => finder.find(q).slice(0, 20).map(d =>
 
 def try_queries(folder: Path, minisearch: Path, queries=tuple(QUERIES)) -> dict[str, list[str]]:
     "Query -> the addresses found, by node with the code of the site"
-    if not shutil.which('node'): return {}
+    if not shutil.which('node'):
+        print('node is not at hand: the queries of the search were not tried', file=sys.stderr)
+        return {}
     data = json.loads((folder/INDEX).read_text(encoding='utf-8'))
     with tempfile.TemporaryDirectory() as d:
         shutil.copy(ROOT/'nbs'/'finder.js', d)

@@ -1,0 +1,199 @@
+"The API reference, the page of the ledger and the search say and find what the code has"
+import ast, functools, gzip, importlib, inspect, json, re, shutil, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))
+import api, ledger, search
+
+PACKAGE = 'diffusion_scratch'
+
+
+@functools.cache
+def library(): return api.Library(ROOT)
+
+
+def signature(code: str) -> list[tuple[str, str, bool]]:
+    "(name, kind, has it a default?) of the arguments of a signature on the page, without self"
+    body = re.sub(r'(?s).*?(?=(async )?def )', '', code, count=1) + ': ...'
+    args = ast.parse(inspect.cleandoc(body)).body[0].args
+    plain = [*args.posonlyargs, *args.args]
+    first = len(plain) - len(args.defaults)
+    found = [(a.arg, 'plain', i >= first) for i, a in enumerate(plain)]
+    if args.vararg: found.append((args.vararg.arg, 'var', False))
+    found += [(a.arg, 'named', d is not None) for a, d in zip(args.kwonlyargs, args.kw_defaults)]
+    if args.kwarg: found.append((args.kwarg.arg, 'var', False))
+    return [a for a in found if a[0] not in ('self', 'cls')]
+
+
+def python_says(function) -> list[tuple[str, str, bool]]:
+    kinds = dict(POSITIONAL_ONLY='plain', POSITIONAL_OR_KEYWORD='plain', KEYWORD_ONLY='named',
+                 VAR_POSITIONAL='var', VAR_KEYWORD='var')
+    parameters = inspect.signature(function).parameters.values()
+    return [(p.name, kinds[p.kind.name], p.default is not p.empty) for p in parameters
+            if p.name not in ('self', 'cls')]
+
+
+def test_every_public_name_has_its_signature():
+    "As Python itself sees the package: names, order, those that must be named, defaults"
+    seen = {}
+    for name, entries in library().entries.items():
+        module = importlib.import_module(f'{PACKAGE}.{name}')
+        assert {e.name for e in entries} == set(module.__all__)
+        for e in (e for top in entries for e in (top, *top.methods)):
+            owner = getattr(module, e.owner) if e.owner else module
+            function = inspect.getattr_static(owner, e.name.split('.')[-1], None)
+            function = inspect.unwrap(getattr(function, '__func__', function))
+            if isinstance(e.node, ast.ClassDef):
+                function = vars(getattr(module, e.name)).get('__init__')
+                if 'def __init__' not in e.code: continue
+            if not inspect.isfunction(function): continue
+            seen[e.name] = signature(e.code)
+            assert seen[e.name] == python_says(function), e.name
+    assert len(seen) > 300
+    assert sum(any(kind == 'named' for _, kind, _ in s) for s in seen.values()) > 15
+
+
+def test_defaults_are_those_of_the_source():
+    code = lambda name: library().all[name].code
+    assert 'step: Solver=ancestral(),' in code('sample') and '    *,\n' in code('sample')
+    assert 'multipliers: tuple=(1,2,2,2),' in code('UNet')
+    assert code('ancestral').endswith('    variance: Callable = fixed_small')
+    assert code('Schedule.from_tables').startswith('@classmethod\ndef from_tables(')
+    rates = [line for line in code('linear_betas').splitlines() if '1e-4' in line]
+    assert rates  # and not 0.0001
+
+
+def test_an_entry_says_what_the_source_says():
+    entry = library().all['Schedule.at']
+    assert dict(entry.parameters)['t'] == 'timesteps (B,) or one for all, 0..T'
+    assert ('ValueError', 't = {extreme} is outside 1..{T} (0 is the data itself)') in entry.errors
+    assert {'T', 's', 'return'} == {n for n, _ in library().all['cosine_betas'].parameters}
+    assert library().labels(library().all['cosine_betas']) == ['eq-' + 'cosine']
+
+
+def test_entries_link_to_their_line_and_to_their_chapter():
+    base = library().source('')
+    for e in library().all.values():
+        text = library().whence(e)
+        path, line = re.search(rf'\[Source\]\({base}(\S+)#L(\d+)\)', text).groups()
+        there = (ROOT/path).read_text(encoding='utf-8').splitlines()[int(line) - 1]
+        assert re.search(rf'\b{e.name.split(".")[-1]}\b', there)
+        for file, place in re.findall(r'\]\((\d\w+\.ipynb)(?:#(\w+))?\)', text):
+            cells = [s for _, s in ledger.cells(ROOT/'nbs'/file)]
+            names = {n.lower() for s in cells if s.startswith('#|') for n in api.names_printed(s)}
+            assert not place or place in names
+
+
+def test_no_link_between_the_pages_is_dead(tmp_path):
+    library().write(tmp_path)
+    pages = {f.name: '\n'.join(s for _, s in ledger.cells(f)) for f in tmp_path.glob('*.ipynb')}
+    assert len(pages) == len(library().modules) + 1
+    places = {name: set(re.findall(r'\{#([\w.]+)', text)) for name, text in pages.items()}
+    links = [link for text in pages.values()
+             for link in re.findall(r'\]\((api\w*\.ipynb)#([\w.]+)\)', library().link_prose(text))]
+    assert len(links) > 500 and all(place in places[file] for file, place in links)
+    assert [file for file, _ in links if file == 'api_sampling.ipynb']
+
+
+def test_quarto_and_smalldocs_get_all_pages(tmp_path):
+    "Quarto's parts hold no parts; both list each page once"
+    shutil.copy(ROOT/'_quarto.yml', tmp_path/'_quarto.yml')
+    library().write_quarto(tmp_path/'_quarto.yml')
+    chapters = api.quarto_of(tmp_path)['book']['chapters']
+    assert all(isinstance(f, str) for c in chapters if isinstance(c, dict) for f in c['chapters'])
+    nested = library().in_book(api.quarto_of(ROOT)['book']['chapters'])
+    pages = [api.INDEX, *(api.file_of(m.name) for m in library().modules)]
+    for found in map(ledger.chapters, (chapters, nested)):
+        assert len(set(found)) == len(found) and set(pages) <= set(found)
+
+
+def test_names_in_prose_link_to_their_entries():
+    link = library().link_prose
+    site = library().settings['doc_host'] + library().settings['doc_baseurl']
+    assert link('`sample` and `sample()`') == (
+        '[`sample`](api_sampling.ipynb#sample) and [`sample()`](api_sampling.ipynb#sample)')
+    assert link(f'[`Schedule.times`]({site}/schedule.html#schedule.times)') == (
+        '[`Schedule.times`](api_schedule.ipynb#Schedule.times)')
+    for text in ('[`sample`](07_sampling.ipynb)', '`no_such_name`', '``sample``', '## `sample`',
+                 '```python\n`sample`\n```'):
+        assert link(text) == text
+    assert link(f'## [`sample`]({site}/sampling.html#sample)') == '## `sample`'
+
+
+def test_names_in_code_link_to_their_entries():
+    "What is imported, used or defined; not what the block itself assigns, nor strings"
+    page = '<code class="sourceCode python">{}</code>'.format
+    names = dict(sample='api_sampling.html#sample', draws='api_sampling.html#draws')
+    a = '<a href="api_sampling.html#sample">sample</a>'
+    code = 'x = <span class="fu">sample</span>(&quot;sample&quot;)\ndraws = <b>sample</b> # sample'
+    assert api.link_code(page(code), names) == page(
+        f'x = <span class="fu">{a}</span>(&quot;sample&quot;)\ndraws = <b>{a}</b> # sample')
+    assert api.link_code(page('from x import é, sample'), names) == page(f'from x import é, {a}')
+    assert api.link_code(page('def sample(a) -&gt; int'), names) == page(f'def {a}(a) -&gt; int')
+    assert api.link_code(page('not python: sample('), names) == page('not python: sample(')
+
+
+def test_the_ledger_shows_the_equations_and_links_to_their_tests():
+    equations, lines = ledger.read(ROOT)[0], ledger.test_lines(ROOT)
+    e = next(e for e in equations if e.label == 'eq-' + 'cosine')
+    assert r'\cos' in e.latex and '$$' not in e.latex
+    url = lambda path, line: f'{path}:{line}'
+    chapter, cells = next(iter(ledger.cells_of(e.tests).items()))
+    text = ledger.entry(e, {chapter: {cells[0]}}, url, lines)
+    assert e.latex in text and f'({chapter}.ipynb#check-{cells[0]})' in text
+    for path, line in re.findall(r'\((tests/\w+\.py):(\d+)\)', text):
+        there = (ROOT/path).read_text(encoding='utf-8').splitlines()[int(line) - 1]
+        assert re.match(r'def test_|class Test', there)
+    page = '\n'.join(ledger.page_cells(equations, {e.chapter: '1 A'}, {}, url, lines))
+    assert page.count('.ledger-entry') == sum(x.chapter == e.chapter for x in equations)
+
+
+# ---------------------------------------------------------------- search
+def test_names_of_a_term():
+    assert search.names_of('variational lower bound (ELBO)', 'evidence lower bound; VLB') == [
+        'variational lower bound', 'ELBO', 'evidence lower bound', 'VLB']
+    assert search.names_of('Frechet distance', 'Fréchet inception distance (FID) in features of '
+                           'Inception; the $W_2$ distance (EDM)')[:3] == [
+        'Frechet distance', 'Fréchet inception distance', 'FID']
+    assert 'EDM' not in search.names_of('a', 'b (EDM); $x$; `C` (diffusers, where c)')
+
+
+def test_plain_text():
+    assert search.plain('## A {#b}\nSee [`f`](x.ipynb#f) and **this** $\\hat x_t$ [@ho2020ddpm].'
+                        '\n```python\ncode\n```\n$$\na\n$$ {#eq-a}\n- `x*y`') == (
+        'A. See f and this x_t. x*y')
+
+
+@functools.cache
+def index(): return search.index(library())
+
+
+def test_the_index_is_small():
+    text = json.dumps(index(), ensure_ascii=False, separators=(',', ':')).encode()
+    assert len(gzip.compress(text)) < 400_000
+
+
+def test_the_index_has_what_it_must():
+    documents = index()['documents']
+    hrefs = [d['href'] for d in documents]
+    assert len(set(hrefs)) == len(hrefs)
+    assert {api.on_site(e.href) for e in library().all.values()} <= set(hrefs)
+    assert {'schedule.html#sec-notation', 'data.html#a-folder-of-your-own-images'} <= set(hrefs)
+    assert not [d for d in documents if re.search(r'\$|\]\(|\{#|:::|\*\*', d['text'])]
+
+
+def test_the_search_finds(tmp_path):
+    minisearch = ROOT/'nbs'/'assets'/'minisearch'
+    if not shutil.which('node'): pytest.skip('node is not installed')
+    if not (minisearch/'index.js').exists(): pytest.skip('the site was not built: no MiniSearch')
+    search.write(index(), tmp_path)
+    queries = (*search.QUERIES, 'sample', 'guidance_scale', 'DDIMSchedul', 'xyzzyq')
+    found = search.try_queries(tmp_path, minisearch, queries)
+    assert search.missed({q: found[q] for q in search.QUERIES}) == []
+    assert found['sample'][0] == 'api_sampling.html#sample'
+    assert any(h.startswith('guidance.html') for h in found['guidance_scale'][:3])
+    assert 'glossary.html#term-ddim' in found['DDIMSchedul'][:3]
+    assert found['xyzzyq'] == []
