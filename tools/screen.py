@@ -23,7 +23,8 @@ RENAMED = [
     (r'<nav (id="quarto-sidebar"[^>]*>)', r'<nav aria-label="Chapters" \1<button type="button" '
      r'class="sidebar-close btn">Close</button>'),
     (r'<nav class="page-navigation"', '<nav aria-label="Next chapter" class="page-navigation"'),
-    (r'<div (id="quarto-margin-sidebar".*?)</div>(?=<main)', r'<aside aria-label="Page" \1</aside>'),
+    (r'<div (id="quarto-margin-sidebar".*?)</div>(?=<main)',
+     r'<aside aria-label="This page" \1</aside>'),
     (r'<h2 id="toc-title">(.*?)</h2>', r'<p id="toc-title">\1</p>'),
     (r'<nav id="TOC"', '<nav aria-labelledby="toc-title" id="TOC"'),
     (r'<a class="(quarto-color-scheme-toggle[^"]*)" href="" title="([^"]*)" '
@@ -86,12 +87,13 @@ def closing(html: str, start: int, depth: int = 1) -> int:
         if not depth: return m.start()
     raise ValueError(f'a div that nothing closes: {html[start:start + 200]}')
 
-LONG = re.compile(r'(?<=>)[\w./:-]{24,}(?=<)')  # names and numbers of a cell that must break
+LONG = re.compile(r'(?<=>)[\w./:-]{24,}(?=<)')  # a name or a hash that fills a cell
+MAY_BREAK = re.compile(r'[._/:-](?=\w)|[^\W_]{12}(?=\w{6})')
 
 def table(html: str) -> str:
     "A table without empty headers; one with sentences stands as blocks, with labels, on a phone"
     html = re.sub(r'<th\b([^>]*)>\s*</th>', r'<td\1></td>', html)
-    html = LONG.sub(lambda m: re.sub(r'[._/:-](?=\w)|[^\W_]{12}(?=\w{6})', r'\g<0><wbr>', m[0]), html)
+    html = LONG.sub(lambda m: MAY_BREAK.sub(r'\g<0><wbr>', m[0]), html)
     head = re.search(r'<thead\b.*?</thead>', html, re.S)
     cells = [plain(c) for c in re.findall(r'<td\b[^>]*>(.*?)</td>', html, re.S)]
     if not head or not any(len(c) >= WORDY for c in cells): return html
@@ -118,11 +120,11 @@ def plain(html: str) -> str:
 ALIGNED = re.compile(r'<span class="math display">\\\[\s*\\begin\{aligned\}(.*?)\\end\{aligned\}'
                      r'\s*(?:\\tag\{([^}]*)\})?\s*\\\]</span>', re.S)
 TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\q?quad\b|\\.|[{}&]', re.S)
-SPACES = r'\,', r'\;', r'\quad', r'\qquad'
+SPACE = re.compile(r'\\(?:;|q?quad\b|,(?=\s*\\(?:nabla|math\w|operatorname|d?frac|[bB]ig)))')
 WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
 
 def equations(html: str) -> str:
-    "Aligned lines also as lines that may break, their reasons below them: styles.css shows one form"
+    "Aligned lines also as lines that may break, with reasons below: styles.css shows one form"
     def both(m):
         lines = [line for line in split(unescape(m[1]), r'\\') if line.strip()]
         number = f'<span class="number">({m[2]})</span>' if m[2] else ''
@@ -148,8 +150,8 @@ def reason(tex: str) -> str:
 
 def math(tex: str) -> str:
     "A formula that may also break where it has a space"
-    for m in reversed([m for m in TOKEN.finditer(tex) if m[0] in SPACES]):
-        if split(tex, m.start())[1:]: tex = f'{tex[:m.start()]}\\allowbreak{tex[m.start():]}'
+    for m in reversed(list(SPACE.finditer(tex))):
+        if split(tex, m.start())[1:]: tex = tex[:m.start()] + r'\allowbreak' + tex[m.start():]
     return rf'<span class="math inline">\(\displaystyle {escape(tex.strip(), quote=False)}\)</span>'
 
 def split(tex: str, at: str | int) -> list[str]:
