@@ -196,6 +196,7 @@ class Outline(HTMLParser):
         self.level = level
 
     def handle_data(self, data):
+        if '```{' in data: self.problems.append(f'prints a fence: {data.strip()[:60]}')
         if data.strip():
             for element in self.open:
                 if element['tag'] != 'nav': element['name'] = element['name'] or 'its text'
