@@ -117,23 +117,26 @@ def plain(html: str) -> str:
     return unescape(re.sub(r'<[^>]+>', '', html)).strip()
 
 # ---------------------------------------------------------------- equations on a phone
-ALIGNED = re.compile(r'<span class="math display">\\\[\s*\\begin\{aligned\}(.*?)\\end\{aligned\}'
-                     r'\s*(?:\\tag\{([^}]*)\})?\s*\\\]</span>', re.S)
+DISPLAY = re.compile(r'<span class="math display">\\\[(.*?)(?:\\tag\{([^}]*)\})?\s*\\\]</span>',
+                     re.S)
+ALIGNED = re.compile(r'\s*\\begin\{aligned\}(.*)\\end\{aligned\}\s*', re.S)
 TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\q?quad\b|\\.|[{}&]', re.S)
 SPACE = re.compile(r'\\(?:;|q?quad\b|,(?=\s*\\(?:nabla|math\w|operatorname|d?frac|[bB]ig)))')
 WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
 
 def equations(html: str) -> str:
-    "Aligned lines also as lines that may break, with reasons below: styles.css shows one form"
+    "Equations of several parts also as lines that may break: styles.css shows one form of the two"
     def both(m):
-        lines = [line for line in split(unescape(m[1]), r'\\') if line.strip()]
+        aligned = ALIGNED.fullmatch(tex := unescape(m[1]))
+        lines = split(aligned[1], r'\\') if aligned else split(tex, r'\qquad')
+        if not aligned and len(lines) < 2: return m[0]
         number = f'<span class="number">({m[2]})</span>' if m[2] else ''
-        return (f'<span class="wide-math">{m[0]}</span>'
-                f'<span class="narrow-math">{"".join(map(narrow, lines))}{number}</span>')
-    return ALIGNED.sub(both, html)
+        return (f'<span class="wide-math">{m[0]}</span><span class="narrow-math">'
+                f'{"".join(map(narrow, filter(str.strip, lines)))}{number}</span>')
+    return DISPLAY.sub(both, html)
 
 def narrow(line: str) -> str:
-    "A line of an aligned equation: each pair of columns for itself, and the reason after `&&`"
+    "A line of an equation: each pair of columns for itself, and below it the reason after `&&`"
     cells = [c.strip() for c in split(line, '&')]
     pairs = [cells[i:i + 2] for i in range(0, len(cells), 2)]
     formulas = [math(' '.join(p)) for i, p in enumerate(pairs) if any(p) and (p[0] or not i)]
