@@ -153,9 +153,9 @@ def test_a_folded_callout_becomes_a_fold_for_the_keyboard():
 
 def test_an_aligned_equation_gets_lines_that_may_break():
     r"One row at `\\` and one pair at `&`, but not those within a group or an environment"
-    line = r'x &= \begin{cases} a & b \\ c \end{cases} & y &= \text{d \& e} && \text{by } z_\text{f}'
+    line = r'x &= \begin{cases} a & b \\ c \end{cases} & y &= \text{\&} && \text{by } z_\text{f}'
     assert screen.split(line + r' \\ &= w', r'\\') == [line + ' ', ' &= w']
-    formulas = r'x = \begin{cases} a & b \\ c \end{cases}', r'y = \text{d \& e}'
+    formulas = r'x = \begin{cases} a & b \\ c \end{cases}', r'y = \text{\&}'
     shown = ' '.join(rf'\(\displaystyle {f}\)' for f in formulas)
     assert screen.plain(screen.narrow(line)) == shown + r'by \(\displaystyle z_\text{f}\)'
     spaced = screen.plain(screen.math(r'a\;b\,c_{d\;e}\,\nabla f'))
