@@ -96,7 +96,8 @@ def table(html: str) -> str:
     html = LONG.sub(lambda m: MAY_BREAK.sub(r'\g<0><wbr>', m[0]), html)
     head = re.search(r'<thead\b.*?</thead>', html, re.S)
     cells = [plain(c) for c in re.findall(r'<td\b[^>]*>(.*?)</td>', html, re.S)]
-    if not head or not any(len(c) >= WORDY for c in cells): return html
+    wordy = '<br>' in html or any(len(c) >= WORDY for c in cells)
+    if not head or not wordy: return html
     labels = re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', head[0], re.S)
     def row(m):
         numbered = iter(range(len(labels)))
