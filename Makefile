@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist test faults docs serve notebooks notebooks-lab bench clean
+.PHONY: help env dev quickstart reproduce-mnist test faults docs audit serve notebooks notebooks-lab bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -55,6 +55,10 @@ docs: dev  ## Build the site in _site, strictly: with Quarto where it is install
 	$(BIN)/python tools/reading.py
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_docs.py --strict
 
+audit:  ## Look at the built site in Chromium, wide and narrow, light and dark: what is cut off, axe-core, other hosts
+	npm install --silent --no-audit --no-fund --prefix .audit playwright-core@1.65 axe-core@4.14
+	NODE_MODULES=.audit/node_modules node tools/audit.mjs _site
+
 serve:  ## Look at the site on http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _site
 
@@ -76,4 +80,4 @@ bench: dev  ## Measure speed beside bare networks and diffusers, and write the p
 	$(BIN)/python benchmarks/busy.py
 
 clean:  ## Remove what was built (not runs/, not the environment)
-	rm -rf _site _docs _proc nbs/nbdev.yml nbs/.last_checked
+	rm -rf _site _docs _proc .audit nbs/nbdev.yml nbs/.last_checked

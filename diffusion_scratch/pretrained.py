@@ -183,10 +183,10 @@ Weights of a denoising diffusion model, for the Python package {FORMAT}.
 | --- | --- |
 {rows}
 
-~~~python
+```python
 from {FORMAT}.pretrained import load
 denoiser, schedule = load('path/to/this/folder'{net})
-~~~
+```
 """
 
 # %% ../nbs/23_pretrained.ipynb #e2d3ae49
@@ -708,7 +708,7 @@ def _diffusers_weights(folder: Path) -> Path:
 
 # %% ../nbs/23_pretrained.ipynb #e3261319
 #| code-fold: true
-#| code-summary: "Plumbing: weights of other programs, as files for `load`"
+#| code-summary: "Plumbing: weights of other programs, as files for load()"
 def convert(file: str | Path,            # a pickle, of which only numbers are read, or safetensors
             to: str | Path,              # a new folder; or a .safetensors file, of weights alone
             *,

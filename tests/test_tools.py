@@ -6,7 +6,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import build_docs, check, ledger, links, reading, references, run_nbs, trainings
+import build_docs, check, ledger, links, reading, references, run_nbs, screen, trainings
 
 ONE = 'eq-one'  # the label of an equation of the book below
 
@@ -128,6 +128,58 @@ def test_links_finds_what_is_broken(tmp_path):
         'b.html links to c.html, which does not exist',
         'b.html links to no.png, which does not exist',
         'b.html links to no.svg, which does not exist']
+
+SOUND = ('<html lang="en"><body><a href="#text">Skip</a><main id="text"><h1>A</h1><h2>B</h2>'
+         '<nav aria-label="Chapters"><a href="b.html">b</a></nav></main></body></html>')
+
+@pytest.mark.parametrize('old, new, problem', [
+    (' lang="en"', '', 'has no lang'),
+    ('href="#text"', 'href="#end"', 'has no skip link'),
+    ('h2', 'h3', 'has h3 after h1'),
+    ('</nav>', '</nav><p id="text">', 'has two elements with id text'),
+    ('</nav>', '</nav><input type="search">', 'has an input without a label'),
+    ('</nav>', '</nav><button><i></i></button>', 'has <button id=""> without a name'),
+    ('</nav>', '</nav><table><th></th></table>', 'has <th id=""> without a name'),
+    ('</nav>', '</nav><div data-bs-toggle="a"></div>', 'has a <div> that only a mouse can fold'),
+    (' aria-label="Chapters"', '', 'has <nav id=""> without a name')])
+def test_screen_finds_what_a_keyboard_or_a_screen_reader_misses(tmp_path, old, new, problem):
+    page = tmp_path/'a.html'
+    page.write_text(SOUND)
+    assert screen.check(tmp_path) == []
+    page.write_text(SOUND.replace(old, new))
+    assert screen.check(tmp_path) == [f'a.html {problem}']
+
+def test_a_folded_callout_becomes_a_fold_for_the_keyboard():
+    "The bodies, with divs of their own, stay whole; a callout may stand in another"
+    def callout(body, shown):
+        return ('<div class="callout callout-tip"><div class="callout-header" '
+                'data-bs-toggle="collapse" data-bs-target="#c"><div>Solution</div></div><div '
+                f'id="c" class="callout-collapse collapse{shown}"><div>{body}</div></div></div>')
+    def fold(body, shown):
+        return (f'<details class="callout callout-tip"{shown}><summary class="callout-header"><div>'
+                f'Solution</div></summary><div><div>{body}</div></div></details>')
+    html = callout('a<div>b</div>' + callout('c', ' show'), '') + '<p>d</p>'
+    assert screen.callouts(html) == fold('a<div>b</div>' + fold('c', ' open'), '') + '<p>d</p>'
+
+def test_an_aligned_equation_gets_lines_that_may_break():
+    r"One row at `\\` and one pair at `&`, but not those within a group or an environment"
+    line = r'x &= \begin{cases} a & b \\ c \end{cases} & y &= \text{\&} && \text{by } z_\text{f}'
+    assert screen.split(line + r' \\ &= w', r'\\') == [line + ' ', ' &= w']
+    formulas = r'x = \begin{cases} a & b \\ c \end{cases}', r'y = \text{\&}'
+    shown = ' '.join(rf'\(\displaystyle {f}\)' for f in formulas)
+    assert screen.plain(screen.narrow(line)) == shown + r'by \(\displaystyle z_\text{f}\)'
+    spaced = screen.plain(screen.math(r'a\;b\,c_{d\;e}\,\nabla f'))
+    assert spaced == r'\(\displaystyle a\allowbreak\;b\,c_{d\;e}\allowbreak\,\nabla f\)'
+
+def test_a_table_of_sentences_has_labels_in_its_rows():
+    words = 'a sentence of more than five words'
+    table = ('<table class="table"><thead><tr><th></th><th>what it is</th></tr></thead><tbody><tr>'
+             f'<td>name</td><td>{words}</td></tr></tbody></table>')
+    found = screen.table(table)
+    assert '<th></th>' not in found and 'class="blocks table"' in found
+    assert screen.plain(found) == f'what it isnamewhat it is: {words}'
+    assert screen.table(table.replace(words, '1.5')) == table.replace(words, '1.5').replace(
+        '<th></th>', '<td></td>')
 
 def test_readme_finds_the_pictures_of_the_first_page():
     "Paths are those from the top; other hosts and code stay as they are"

@@ -1,12 +1,13 @@
 /* Look at a built site in Chromium, as a reader does: each page, wide and narrow, light and dark.
 
-     node tools/audit.mjs [--quick] [_site] [PAGE ...]      (or `make audit`, which installs what this needs)
+     make audit                                         installs what this needs, then runs it
+     node tools/audit.mjs [--quick] [_site] [PAGE ...]  (--quick: without axe-core)
 
 It counts what is cut off at the right edge, violations that axe-core finds, errors in the console,
 and requests to another host; it fails if there are any. What scrolls within itself is no fault,
 provided that it shows it and can be reached by keyboard: it is counted apart.
 
-Needs playwright-core and axe-core in NODE_MODULES (default: node_modules) and Chromium at CHROMIUM. */
+Needs playwright-core and axe-core in NODE_MODULES (node_modules), and Chromium at CHROMIUM. */
 import { createServer } from 'node:http'
 import { readFileSync, readdirSync, existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -17,11 +18,12 @@ const { chromium } = require('playwright-core')
 const axe = readFileSync(require.resolve('axe-core/axe.min.js'), 'utf8')
 const quick = process.argv.includes('--quick')
 const [site = '_site', ...chosen] = process.argv.slice(2).filter((a) => a !== '--quick')
-const WIDTHS = [1400, 390]
+const WIDTHS = (process.env.WIDTHS ?? '1400,390').split(',').map(Number)
 
 // What scrolls or is cut, by kind; a page that is wider than the window; small targets for a finger
 function measure() {
   const wide = (e) => e.scrollWidth > e.clientWidth + 1
+  const root = document.documentElement
   const count = (selector) => [...document.querySelectorAll(selector)].filter(wide)
   const where = (e) => (e.closest('[id]')?.id ?? '') + ' +' + (e.scrollWidth - e.clientWidth)
   const targets = [...document.querySelectorAll(
@@ -34,7 +36,7 @@ function measure() {
     code: count('main pre').map(where),
     equations: count('main :is(.katex-display, .narrow-math > .formula)').map(where),
     tables: count('main table, main .sd-table').map(where),
-    page: wide(document.documentElement) ? [`+${document.documentElement.scrollWidth - innerWidth}`] : [],
+    page: wide(root) ? [`+${root.scrollWidth - innerWidth}`] : [],
     targets: innerWidth > 800 ? [] : small.map((e) => e.outerHTML.slice(0, 90)),
   }
 }
@@ -50,7 +52,8 @@ async function look(browser, url, name, width) {
   const errors = [], others = []
   page.on('console', (m) => m.type() === 'error' && errors.push(m.text()))
   page.on('pageerror', (e) => errors.push(String(e)))
-  page.on('request', (r) => /^https?:/.test(r.url()) && !r.url().startsWith(url) && others.push(r.url()))
+  const other = (u) => /^https?:/.test(u) && !u.startsWith(url)
+  page.on('request', (r) => other(r.url()) && others.push(r.url()))
   await page.goto(url + name, { waitUntil: 'load' })
   await page.evaluate(async () => {
     document.querySelectorAll('details').forEach((d) => { d.open = true })
@@ -60,15 +63,16 @@ async function look(browser, url, name, width) {
   if (quick) { await page.close(); return { ...found, errors, others } }
   await page.evaluate(axe)
   const light = await violations(page, {})
-  await page.evaluate(() => document.querySelector('.quarto-color-scheme-toggle')?.click())
-  await page.waitForTimeout(300)
+  await page.evaluate(() => document.querySelector('.quarto-color-scheme-toggle').click())
+  await page.waitForSelector('.quarto-dark')
   const dark = await violations(page, { runOnly: ['color-contrast', 'link-in-text-block'] })
   await page.close()
   return { ...found, light, dark, errors, others }
 }
 
 function serve(folder) {
-  const types = { '.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript', '.mjs': 'text/javascript',
+  const types = {
+    '.html': 'text/html', '.css': 'text/css', '.js': 'text/javascript', '.mjs': 'text/javascript',
     '.svg': 'image/svg+xml', '.json': 'application/json', '.wasm': 'application/wasm' }
   const server = createServer((request, response) => {
     const file = join(folder, decodeURIComponent(new URL(request.url, 'http://x').pathname))
@@ -84,7 +88,8 @@ const url = `http://127.0.0.1:${server.address().port}/`
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: ['--no-sandbox'] })
 const pages = chosen.length ? chosen : readdirSync(site).filter((f) => f.endsWith('.html')).sort()
-const SCROLLS = ['code', 'equations', 'tables'], FAULTS = ['page', 'targets', 'light', 'dark', 'errors', 'others']
+const SCROLLS = ['code', 'equations', 'tables']
+const FAULTS = ['page', 'targets', 'light', 'dark', 'errors', 'others']
 const total = {}
 for (const width of WIDTHS) for (const name of pages) {
   const found = await look(browser, url, name, width)
@@ -97,5 +102,6 @@ for (const width of WIDTHS) for (const name of pages) {
 await browser.close()
 server.close()
 console.log('\n' + ['', ...WIDTHS].join('\t'))
-for (const kind of [...SCROLLS, ...FAULTS]) console.log([kind, ...WIDTHS.map((w) => total[`${kind} ${w}`] ?? '')].join('\t'))
-process.exit(FAULTS.some((k) => WIDTHS.some((w) => total[`${k} ${w}`])) ? 1 : 0)
+const counts = (kind) => WIDTHS.map((w) => total[`${kind} ${w}`] ?? '')
+for (const kind of [...SCROLLS, ...FAULTS]) console.log([kind, ...counts(kind)].join('\t'))
+process.exit(FAULTS.some((kind) => counts(kind).some(Boolean)) ? 1 : 0)

@@ -23,7 +23,8 @@ RENAMED = [
     (r'<nav (id="quarto-sidebar"[^>]*>)', r'<nav aria-label="Chapters" \1<button type="button" '
      r'class="sidebar-close btn">Close</button>'),
     (r'<nav class="page-navigation"', '<nav aria-label="Next chapter" class="page-navigation"'),
-    (r'<div (id="quarto-margin-sidebar".*?)</div>(?=<main)', r'<aside aria-label="Page" \1</aside>'),
+    (r'<div (id="quarto-margin-sidebar".*?)</div>(?=<main)',
+     r'<aside aria-label="This page" \1</aside>'),
     (r'<h2 id="toc-title">(.*?)</h2>', r'<p id="toc-title">\1</p>'),
     (r'<nav id="TOC"', '<nav aria-labelledby="toc-title" id="TOC"'),
     (r'<a class="(quarto-color-scheme-toggle[^"]*)" href="" title="([^"]*)" '
@@ -86,15 +87,17 @@ def closing(html: str, start: int, depth: int = 1) -> int:
         if not depth: return m.start()
     raise ValueError(f'a div that nothing closes: {html[start:start + 200]}')
 
-LONG = re.compile(r'(?<=>)[\w./:-]{24,}(?=<)')  # names and numbers of a cell that must break
+LONG = re.compile(r'(?<=>)[\w./:-]{24,}(?=<)')  # a name or a hash that fills a cell
+MAY_BREAK = re.compile(r'[._/:-](?=\w)|[^\W_]{12}(?=\w{6})')
 
 def table(html: str) -> str:
     "A table without empty headers; one with sentences stands as blocks, with labels, on a phone"
     html = re.sub(r'<th\b([^>]*)>\s*</th>', r'<td\1></td>', html)
-    html = LONG.sub(lambda m: re.sub(r'[._/:-](?=\w)|[^\W_]{12}(?=\w{6})', r'\g<0><wbr>', m[0]), html)
+    html = LONG.sub(lambda m: MAY_BREAK.sub(r'\g<0><wbr>', m[0]), html)
     head = re.search(r'<thead\b.*?</thead>', html, re.S)
     cells = [plain(c) for c in re.findall(r'<td\b[^>]*>(.*?)</td>', html, re.S)]
-    if not head or not any(len(c) >= WORDY for c in cells): return html
+    wordy = '<br>' in html or any(len(c) >= WORDY for c in cells)
+    if not head or not wordy: return html
     labels = re.findall(r'<t[hd]\b[^>]*>(.*?)</t[hd]>', head[0], re.S)
     def row(m):
         numbered = iter(range(len(labels)))
@@ -115,23 +118,26 @@ def plain(html: str) -> str:
     return unescape(re.sub(r'<[^>]+>', '', html)).strip()
 
 # ---------------------------------------------------------------- equations on a phone
-ALIGNED = re.compile(r'<span class="math display">\\\[\s*\\begin\{aligned\}(.*?)\\end\{aligned\}'
-                     r'\s*(?:\\tag\{([^}]*)\})?\s*\\\]</span>', re.S)
+DISPLAY = re.compile(r'<span class="math display">\\\[(.*?)(?:\\tag\{([^}]*)\})?\s*\\\]</span>',
+                     re.S)
+ALIGNED = re.compile(r'\s*\\begin\{aligned\}(.*)\\end\{aligned\}\s*', re.S)
 TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\q?quad\b|\\.|[{}&]', re.S)
-SPACES = r'\,', r'\;', r'\quad', r'\qquad'
+SPACE = re.compile(r'\\(?:;|q?quad\b|,(?=\s*\\(?:nabla|math\w|operatorname|d?frac|[bB]ig)))')
 WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
 
 def equations(html: str) -> str:
-    "Aligned lines also as lines that may break, their reasons below them: styles.css shows one form"
+    "Equations of several parts also as lines that may break: styles.css shows one form of the two"
     def both(m):
-        lines = [line for line in split(unescape(m[1]), r'\\') if line.strip()]
+        aligned = ALIGNED.fullmatch(tex := unescape(m[1]))
+        lines = split(aligned[1], r'\\') if aligned else split(tex, r'\qquad')
+        if not aligned and len(lines) < 2: return m[0]
         number = f'<span class="number">({m[2]})</span>' if m[2] else ''
-        return (f'<span class="wide-math">{m[0]}</span>'
-                f'<span class="narrow-math">{"".join(map(narrow, lines))}{number}</span>')
-    return ALIGNED.sub(both, html)
+        return (f'<span class="wide-math">{m[0]}</span><span class="narrow-math">'
+                f'{"".join(map(narrow, filter(str.strip, lines)))}{number}</span>')
+    return DISPLAY.sub(both, html)
 
 def narrow(line: str) -> str:
-    "A line of an aligned equation: each pair of columns for itself, and the reason after `&&`"
+    "A line of an equation: each pair of columns for itself, and below it the reason after `&&`"
     cells = [c.strip() for c in split(line, '&')]
     pairs = [cells[i:i + 2] for i in range(0, len(cells), 2)]
     formulas = [math(' '.join(p)) for i, p in enumerate(pairs) if any(p) and (p[0] or not i)]
@@ -148,8 +154,8 @@ def reason(tex: str) -> str:
 
 def math(tex: str) -> str:
     "A formula that may also break where it has a space"
-    for m in reversed([m for m in TOKEN.finditer(tex) if m[0] in SPACES]):
-        if split(tex, m.start())[1:]: tex = f'{tex[:m.start()]}\\allowbreak{tex[m.start():]}'
+    for m in reversed(list(SPACE.finditer(tex))):
+        if split(tex, m.start())[1:]: tex = tex[:m.start()] + r'\allowbreak' + tex[m.start():]
     return rf'<span class="math inline">\(\displaystyle {escape(tex.strip(), quote=False)}\)</span>'
 
 def split(tex: str, at: str | int) -> list[str]:
@@ -194,6 +200,7 @@ class Outline(HTMLParser):
         self.level = level
 
     def handle_data(self, data):
+        if '```{' in data: self.problems.append(f'prints a fence: {data.strip()[:60]}')
         if data.strip():
             for element in self.open:
                 if element['tag'] != 'nav': element['name'] = element['name'] or 'its text'
