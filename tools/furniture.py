@@ -7,7 +7,7 @@ import html, re, shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import stylesheet
+import pieces, stylesheet
 from references import page
 
 SIZE = 1200, 630  # of the picture that tools/social.py draws
@@ -85,7 +85,7 @@ def furnish(site: Path, book: dict, notebooks: list[str]):
     pages = {name: text for name, text in pages.items() if 'name="smalldocs:offset"' in text}
     for name, text in pages.items():
         text = foot(head(text, name, book), actions(sources.get(name), book))
-        (site/name).write_text(text, encoding='utf-8')
+        (site/name).write_text(pieces.divide(text), encoding='utf-8')
     shutil.copy2(TOOLS/'page.js', site/'site_libs/page.js')
     shutil.rmtree(site/'site_libs/bootstrap', ignore_errors=True)
     stylesheet.join(site)
