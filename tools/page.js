@@ -4,7 +4,7 @@
   const root = document.documentElement, KEY = 'smalldocs-scheme'
   const prefers = matchMedia('(prefers-color-scheme: dark)')
 
-  function scheme(dark) {  // the head of each page does this for a stored choice, before it is drawn
+  function scheme(dark) {  // the head of each page has done this before the page was drawn
     root.dataset.bsTheme = dark ? 'dark' : 'light'
     root.dataset.scheme = dark ? 'alternate' : 'default'
     root.classList.toggle('quarto-dark', dark)
@@ -36,7 +36,9 @@
   }
   const showAll = () => pieces.length && show(Infinity)
   const [arrival] = performance.getEntriesByType('navigation')
-  if (location.hash || arrival?.type !== 'navigate') showAll()  // the place to scroll to must be true
+  if (location.hash || arrival?.type !== 'navigate') showAll()  // to scroll to the right place
   else addEventListener('load', () => setTimeout(show, 0, 1))
-  document.addEventListener('click', event => { if (event.target.closest('a[href*="#"]')) showAll() })
+  document.addEventListener('click', event => {
+    if (event.target.closest('a[href*="#"]')) showAll()
+  })
 }

@@ -49,7 +49,8 @@ def divided(html: str) -> str:
     whole, piece = [], []
 
     def close():
-        if piece: whole.append(f'<div class="piece">{"".join(piece)}</div>')
+        text = ''.join(piece)
+        whole.append(f'<div class="piece">{text}</div>' if text.strip() else text)
         piece.clear()
 
     for block in blocks(html):
