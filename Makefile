@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist test faults docs audit serve notebooks notebooks-lab bench clean
+.PHONY: help env dev quickstart reproduce-mnist test faults docs audit lighthouse serve notebooks notebooks-lab bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -41,6 +41,7 @@ test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter,
 	$(BIN)/python tools/reading.py
 	$(BIN)/python tools/english.py
 	$(BIN)/python tools/exported.py --check
+	$(BIN)/python tools/colab.py --check
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/trainings.py --check
 	$(BIN)/python tools/ledger.py --check
@@ -61,6 +62,10 @@ audit:  ## Look at the built site in Chromium, wide and narrow, light and dark: 
 
 serve:  ## Look at the site on http://127.0.0.1:8000
 	$(PYTHON) -m http.server 8000 --bind 127.0.0.1 --directory _site
+
+lighthouse:  ## Measure the built site as a phone and a desktop load it: needs node, npm and Chrome
+	npm install --silent --no-save --prefix .cache/node lighthouse@12 chrome-launcher@1
+	NODE_MODULES=.cache/node/node_modules node tools/lighthouse.mjs _site
 
 notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/nbdev_export

@@ -18,7 +18,8 @@ sys.path.insert(0, str(ROOT/'tools'))
 import ledger
 
 CELLS = json.loads((ROOT/'nbs'/'00_tiny.ipynb').read_text(encoding='utf-8'))['cells']
-CODE = [''.join(c['source']) for c in CELLS if c['cell_type'] == 'code']
+CODE = [''.join(c['source']) for c in CELLS
+        if c['cell_type'] == 'code' and not c['source'][0].startswith('#| hide')]
 
 @pytest.fixture(scope='module')
 def page():

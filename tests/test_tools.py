@@ -1,12 +1,13 @@
 "The book's own checks notice what they are there to notice"
-import json, subprocess, sys
+import json, re, shutil, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import build_docs, check, ledger, links, reading, references, run_nbs, screen, trainings
+import build_docs, check, furniture, katex, ledger, links, pieces, reading, references, run_nbs
+import screen, stylesheet, trainings
 
 ONE = 'eq-one'  # the label of an equation of the book below
 
@@ -284,3 +285,98 @@ def test_trainings_take_a_function_with_what_it_uses(tmp_path):
                      for first in ('n, unused = 3, 4  # three', 'n, unused = 2, 4'))
     assert same == trainings.code_hash(code) != changed
     with pytest.raises(SystemExit, match="defined twice: .'n'"): taken(*cells, 'n = 7')
+
+# ---------------------------------------------------------------- the site around the text
+
+SHEET = '''/* a } in a comment */
+.used, .not-there > a { color : red; }
+.gone { background: url("data:image/svg+xml;{}") }
+.button:is([class~="a,b" i], .x):hover{ margin : 0 auto }
+@media (min-width: 10px) { .gone { top: 0 } #here { content: "} ;" ; } }
+@media print { .gone { top: 0 } }
+@font-face { font-family: F; src: url(fonts/f.woff2) format("woff2") }
+'''
+
+def test_a_style_sheet_keeps_what_a_page_can_use():
+    assert stylesheet.purged(SHEET, {'used', 'here', 'button'}) == (
+        '.used{color:red}.button:is([class~="a,b" i],.x):hover{margin:0 auto}'
+        '@media (min-width:10px){#here{content:"} ;"}}'
+        '@font-face{font-family:F;src:url(fonts/f.woff2) format("woff2")}')
+
+def test_style_sheets_are_joined(tmp_path):
+    "In the order of the pages' links, with addresses that still lead to the same file"
+    (tmp_path/'site_libs').mkdir(); (tmp_path/'assets').mkdir()
+    (tmp_path/'a.css').write_text('.a{color:red}.b{color:blue}')
+    (tmp_path/'assets'/'b.css').write_text('.made{background:url(fonts/x.woff2)}')
+    link = '<link rel="stylesheet" href="{}">'
+    (tmp_path/'one.html').write_text(f'<head>{link.format("a.css")}{link.format("assets/b.css")}'
+                                     '</head><p class="a">')
+    (tmp_path/'assets'/'two.html').write_text(link.format('../a.css'))
+    (tmp_path/'x.js').write_text('e.className = "made"')
+    stylesheet.join(tmp_path)
+    joined = (tmp_path/stylesheet.NAME).read_text()
+    assert joined == '.a{color:red}.made{background:url(../assets/fonts/x.woff2)}'
+    assert (tmp_path/'one.html').read_text() == (
+        f'<head>{link.format("site_libs/site.css")}</head><p class="a">')
+    assert (tmp_path/'assets'/'two.html').read_text() == link.format('../site_libs/site.css')
+    assert not (tmp_path/'a.css').exists()
+
+@pytest.mark.parametrize('size', [1, 40, 10**6])
+def test_a_page_in_pieces_has_the_same_text_and_headings_stand_apart(size, monkeypatch):
+    monkeypatch.setattr(pieces, 'SIZE', size)
+    text = ('<header><h1>T</h1></header><p>one<br>two</p> <img src="a"><section id="s"><h2>A</h2>'
+            '<div><p>x</p><div></div></div>&amp; <p>y</p><section><h3>B</h3>z</section></section>')
+    page = f'<body><main id="m">\n{text}</main><footer></footer>'
+    made = pieces.divide(page)
+    assert re.sub(r'<div class="piece">', '', made).replace('</div>', '') == page.replace(
+        '</div>', '')
+    assert made.count('</div>') == page.count('</div>') + made.count('<div class="piece">')
+    open_divs, found = [], set()  # whether a heading lies within a piece
+    for tag, piece in re.findall(r'<(/?div|h\d)\b( class="piece")?', made):
+        if tag == 'div': open_divs.append(bool(piece))
+        elif tag == '/div': open_divs.pop()
+        else: found.add(any(open_divs))
+    assert found == {False}
+
+BOOK = {'title': 'B', 'site-url': 'https://b.org/b', 'repo-url': 'https://github.com/b/b',
+        'repo-branch': 'main', 'repo-subdir': 'nbs'}
+
+def test_every_page_has_its_address_and_its_source(tmp_path):
+    (tmp_path/'site_libs').mkdir()
+    for name in ('index', 'one', '404'):
+        (tmp_path/f'{name}.html').write_text(
+            '<head><title>T</title><link rel="stylesheet" href="s.css">'
+            '<meta name="smalldocs:offset" content="./"><script src="x.js"></script></head>'
+            '<main><p>text</p></main><div class="toc-actions"></div>'
+            '<div class="nav-footer-center"></div>')
+    (tmp_path/'s.css').write_text('')
+    furniture.furnish(tmp_path, BOOK, ['index.ipynb', '01_one.ipynb'])
+    one, lost = ((tmp_path/f).read_text() for f in ('one.html', '404.html'))
+    assert '<link rel="canonical" href="https://b.org/b/one.html">' in one
+    assert '<script src="x.js" defer></script>' in one
+    for url in ('https://github.com/b/b/edit/main/nbs/01_one.ipynb',
+                'https://github.com/b/b/blob/main/nbs/01_one.ipynb',
+                'https://colab.research.google.com/github/b/b/blob/main/nbs/01_one.ipynb'):
+        assert one.count(f'href="{url}"') == 2  # beside the text, and below it
+    assert 'canonical' not in lost and 'noindex' in lost and 'colab' not in lost
+    listed = re.findall('<loc>(.*)</loc>', (tmp_path/'sitemap.xml').read_text())
+    assert listed == ['https://b.org/b/', 'https://b.org/b/one.html']
+    assert 'https://b.org/b/sitemap.xml' in (tmp_path/'robots.txt').read_text()
+
+@pytest.mark.skipif(not shutil.which('node'), reason='KaTeX runs in node')
+def test_formulas_are_rendered(tmp_path):
+    "Both kinds, with MathML and the equation's number; one that is wrong is named and left"
+    assets = ROOT/'nbs'/'assets'
+    if not (assets/'katex'/'katex.min.js').exists(): pytest.skip('KaTeX has not been fetched')
+    shutil.copytree(assets/'katex', tmp_path/'assets'/'katex')
+    (tmp_path/'a.html').write_text(
+        '<script src="assets/katex/katex.min.js" defer></script>'
+        r'<span class="math inline">\(a &lt; b\)</span>'
+        r'<span class="math display">\[x \tag{1.2}\]</span>'
+        r'<span class="math inline">\(\wrong\)</span>')
+    [error] = katex.prerender(tmp_path)
+    page = (tmp_path/'a.html').read_text()
+    assert error.startswith('a.html: ') and r'\wrong' in error
+    assert '<script' not in page and page.count('<math') == 2 and r'>\wrong</span>' in page
+    assert 'katex-display' in page and '1.2' in page and '<mo>&lt;</mo>' in page
+    assert not (tmp_path/'assets'/'katex'/'katex.min.js').exists()

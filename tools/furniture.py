@@ -7,11 +7,10 @@ import html, re, shutil
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import stylesheet
+import pieces, stylesheet
 from references import page
 
-PICTURE = 'assets/social.png'  # tools/social.py draws it and the icons
-SIZE = 1200, 630
+SIZE = 1200, 630  # of the picture that tools/social.py draws
 TOOLS = Path(__file__).parent
 SCHEME = """<script>(d=>{let s=null;try{s=localStorage.getItem('smalldocs-scheme')}catch{}
 const dark=s?s==='alternate':matchMedia('(prefers-color-scheme: dark)').matches
@@ -36,15 +35,16 @@ def address(base: str, name: str) -> str:
 
 def head(text: str, name: str, book: dict) -> str:
     "A page with its address and icons; scripts no longer hold up its text"
-    folder = urlsplit(book['site-url']).path.rstrip('/') + '/'
+    folder, up = urlsplit(book['site-url']).path.rstrip('/') + '/', '../'*name.count('/')
     url, alt = html.escape(address(book['site-url'], name)), html.escape(book['title'])
     if name == '404.html':  # a host shows it at any address
-        first = f'<base href="{folder}"><meta name="robots" content="noindex">'
+        first = ('<script>if(!location.pathname.endsWith("/404.html"))document.write('
+                 f'\'<base href="{folder}">\')</script><meta name="robots" content="noindex">')
     else:
         first = (f'<link rel="canonical" href="{url}"><meta property="og:url" content="{url}">'
                  '<meta property="og:type" content="article">')
-    icons = ('<link rel="icon" type="image/svg+xml" href="assets/favicon.svg">'
-             '<link rel="apple-touch-icon" href="assets/touch-icon.png">')
+    icons = (f'<link rel="icon" type="image/svg+xml" href="{up}assets/favicon.svg">'
+             f'<link rel="apple-touch-icon" href="{up}assets/touch-icon.png">')
     card = (f'<meta property="og:image:width" content="{SIZE[0]}">'
             f'<meta property="og:image:height" content="{SIZE[1]}">'
             f'<meta property="og:image:alt" content="{alt}">')
@@ -80,17 +80,17 @@ def foot(text: str, links: dict[str, str]) -> str:
 def furnish(site: Path, book: dict, notebooks: list[str]):
     "Give the pages of `site`, a book as _quarto.yml describes it, all that surrounds their text"
     sources = {Path(page(f)).with_suffix('.html').name: f for f in notebooks}
-    names = [f.relative_to(site).as_posix() for f in sorted(site.rglob('*.html'))
-             if 'assets' not in f.relative_to(site).parts]
-    for name in names:
-        text = (site/name).read_text(encoding='utf-8')
+    pages = {f.relative_to(site).as_posix(): f.read_text(encoding='utf-8')
+             for f in sorted(site.rglob('*.html'))}
+    pages = {name: text for name, text in pages.items() if 'name="smalldocs:offset"' in text}
+    for name, text in pages.items():
         text = foot(head(text, name, book), actions(sources.get(name), book))
-        (site/name).write_text(text, encoding='utf-8')
+        (site/name).write_text(pieces.divide(text), encoding='utf-8')
     shutil.copy2(TOOLS/'page.js', site/'site_libs/page.js')
     shutil.rmtree(site/'site_libs/bootstrap', ignore_errors=True)
     stylesheet.join(site)
     listed = ''.join(f'<url><loc>{html.escape(address(book["site-url"], name))}</loc></url>\n'
-                     for name in names if name != '404.html')
+                     for name in pages if name != '404.html')
     (site/'sitemap.xml').write_text(
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">\n{listed}</urlset>\n')

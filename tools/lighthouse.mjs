@@ -7,7 +7,7 @@
 import { createServer } from 'node:http'
 import { createRequire } from 'node:module'
 import { readFile } from 'node:fs/promises'
-import { extname, join, normalize } from 'node:path'
+import { extname, join, normalize, resolve } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import { parseArgs } from 'node:util'
 
@@ -25,7 +25,7 @@ const TYPES = { '.html': 'text/html; charset=utf-8', '.css': 'text/css', '.js': 
   '.wasm': 'application/wasm', '.txt': 'text/plain', '.xml': 'application/xml' }
 const PACKED = new Set(['.png', '.webp', '.gif', '.woff2'])
 
-const modules = createRequire(join(process.env.NODE_MODULES ?? 'node_modules', 'x.js'))
+const modules = createRequire(resolve(process.env.NODE_MODULES ?? 'node_modules') + '/')
 const { default: lighthouse, desktopConfig } = await import(modules.resolve('lighthouse'))
 const { launch } = await import(modules.resolve('chrome-launcher'))
 

@@ -40,8 +40,9 @@ def card(rows: list[list[Image.Image]]) -> Image.Image:
     picture = Image.new('RGB', (1200, 630), GROUND)
     draw = ImageDraw.Draw(picture)
     left = (1200 - 10*DIGIT - 9*GAP)//2
-    for words, size, top, ink in [('Diffusion from scratch', 64, 36, INK),
-                                  ('A book of notebooks that are a PyTorch library', 30, 120, SOFT)]:
+    lines = [('Diffusion from scratch', 64, 36, INK),
+             ('A book of notebooks that are a PyTorch library', 30, 120, SOFT)]
+    for words, size, top, ink in lines:
         font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), size)
         draw.text((left, top), words, ink, font)
     for i, row in enumerate(rows):

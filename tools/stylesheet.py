@@ -60,31 +60,44 @@ def blocks(css: str) -> Iterator[tuple[str, str | None]]:
             (body if depth else head).append(part)
 
 
+def selectors(head: str) -> list[str]:
+    "The selectors of a rule: what stands between its commas outside brackets"
+    found, depth = [''], 0
+    for part in re.findall(fr'{STRING}|[][(),]|[^][(),"\']+', head):
+        depth += (part in '([') - (part in ')]')
+        if part == ',' and not depth: found.append('')
+        else: found[-1] += part
+    return found
+
+
 def reachable(selector: str, words: set[str]) -> bool:
     "Whether something on the site can match, for all that its classes and ids tell"
     names = re.findall(r'[.#]((?:[\w-]|\\.)+)', re.sub(r'\[[^]]*\]', '', GROUPS.sub('', selector)))
     return all(name.replace('\\', '') in words for name in names)
 
 
-def squeezed(css: str) -> str:
+def squeezed(css: str, around: str) -> str:
     "Without white space that means nothing, outside strings"
     parts = re.split(f'({STRING})', css)
-    parts[::2] = [re.sub(r'\s*([{};,])\s*', r'\1', re.sub(r'\s+', ' ', p)) for p in parts[::2]]
-    return ''.join(parts).strip()
+    parts[::2] = [re.sub(fr' ?([{around}]) ?', r'\1', re.sub(r'\s+', ' ', p)) for p in parts[::2]]
+    return ''.join(parts).strip(' ;')
+
+
+def rule(head: str, body: str) -> str: return f'{squeezed(head, ",>")}{{{squeezed(body, "{};:,")}}}'
 
 
 def purged(css: str, words: set[str]) -> str:
     "The rules of a style sheet that something on the site can match"
     rules = []
     for head, body in blocks(css):
-        if body is None: rules.append(f'{squeezed(head)};')
+        if body is None: rules.append(f'{squeezed(head, ",")};')
         elif re.match(r'@(media|supports|container|layer)\b', head):
             inner = purged(body, words)
-            if inner: rules.append(f'{squeezed(head)}{{{inner}}}')
-        elif head.startswith('@'): rules.append(f'{squeezed(head)}{{{squeezed(body)}}}')
+            if inner: rules.append(f'{squeezed(head, ":,")}{{{inner}}}')
+        elif head.startswith('@'): rules.append(rule(head, body))
         else:
-            kept = [s for s in re.split(r',(?![^(\[]*[)\]])', head) if reachable(s, words)]
-            if kept: rules.append(f'{squeezed(",".join(kept))}{{{squeezed(body).strip("; ")}}}')
+            kept = [s for s in selectors(head) if reachable(s, words)]
+            if kept: rules.append(rule(','.join(kept), body))
     return ''.join(rules)
 
 
@@ -99,7 +112,8 @@ def rebased(css: str, sheet: str) -> str:
 def icon_font(css: str, folder: Path) -> str:
     "The icons that `css` shows, as a font within it"
     codes = {int(code, 16) for code in CODEPOINT.findall(css)}
-    font = ttLib.TTFont(folder/'fonts/bootstrap-icons.woff', recalcTimestamp=False)
+    font = ttLib.TTFont(folder/'fonts/bootstrap-icons.woff', recalcTimestamp=False,
+                        recalcBBoxes=False)  # the icons stand where the font's boxes say
     chosen = subset.Subsetter(subset.Options(layout_features=[], name_IDs=[], hinting=False))
     chosen.populate(unicodes=codes)
     chosen.subset(font)
@@ -125,8 +139,8 @@ def join(site: Path):
     css = ''
     for sheet in sheets:
         text = OTHER_HOST.sub('', (site/sheet).read_text(encoding='utf-8'))
-        makes_names = (site/sheet).with_suffix('.js').exists()  # katex.min.js, in the browser
-        text = text if makes_names else purged(text, words)
+        script = (site/sheet).with_name('katex.min.js')  # makes names of parts in the browser
+        text = text if script.exists() else purged(text, words)
         css += rebased(LEGACY.sub('', text), sheet)
     if (site/ICONS).exists(): css = icon_font(css, site/ICONS)
     for sheet in sheets: (site/sheet).unlink()
