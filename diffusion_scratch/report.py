@@ -222,7 +222,7 @@ MEANING = dict(
 
 CAPTIONS = dict(  # of the figures
     samples='Generated images',
-    measures='Generated images (blue, with 95 % intervals) and real ones in their place (green)',
+    measures='Blue: generated images, 95 % intervals. Green: real ones in their place',
     nearest='Generated images, and the real images that are nearest to each',
     classes='Share of each class among generated and among real images')
 
@@ -282,7 +282,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    cache: str | Path=DATA/'features', # folder for features of the real images
                    progress: bool=True        # show progress bars
                   ) -> Report:
-    "Draw, extract features, measure, and write report.html, report.md, report.json and figures"
+    "Draw, extract features, measure; write the report: html, md, json and figures"
     eye, folder = extractor or digit_classifier(), Path(folder).expanduser()
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
@@ -394,7 +394,8 @@ def _html_page(report: Report) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f'<title>{text(protocol.weights)}</title>', f'<style>{_STYLE}</style>', '<main>',
         f'<h1>{text(protocol.weights)}</h1>', f'<p>{text(protocol)}.',
-        f'<div class="wide" tabindex="0"><table>{table}</table></div>',
+        '<div class="wide" role="region" aria-label="Measures" tabindex="0">',
+        f'<table>{table}</table>', '</div>',
         *(f'<p>{text(remark)}' for remark in _remarks(report)), *figures,
         f'<p><small>{text(_made_in_words(report))}</small>', '</main>', '</html>', ''])
 

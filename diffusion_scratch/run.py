@@ -806,7 +806,7 @@ def draw_images(model: str | Path,   # as for `load`: a name, a run or a folder
     "Images of a trained model; raises ValueError, OSError or ImportError"
     denoiser, schedule, found = load_to_draw(model, n)
     quick = dict(solver='ddim', steps=min(50, schedule.T))
-    sampling = make_section(SamplingConfig, quick | found.get('sampling', {}))
+    sampling = make_section(SamplingConfig, found.get('sampling') or quick)
     y = labels_in_turn(len(found['classes']), n)
     if labels: y = check_labels(labels, found['classes'])[torch.arange(n) % len(labels)]
     frames = draw(denoiser, schedule, found['shape'], n, y, sampling,

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from test_run import colour_run, contents, elsewhere, files, same, tiny, trained
 from diffusion_scratch import cli
 from diffusion_scratch.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from diffusion_scratch.config import Config, SamplingConfig, dump_config
+from diffusion_scratch.config import Config, SamplingConfig, dump_config, shipped_configs
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.pictures import grid
 from diffusion_scratch.pretrained import load
@@ -199,13 +199,23 @@ def test_an_unwritable_folder(capsys):
     assert 'run: locked/run cannot be written (Permission denied)' in said
 
 @pytest.mark.parametrize('name, words', [
-    ('train', [dump_config(Config()), 'diffusion-train configs/quickstart.yaml']),
+    ('train', [dump_config(Config()), 'diffusion-train quickstart', 'name', *shipped_configs()]),
     ('sample', '--n --labels --steps --guidance --seed --out --animation --raw --device '
                'examples: google/ddpm-ema-celebahq-256'.split())])
 def test_help_teaches(name, words, capsys):
     with pytest.raises(SystemExit) as e: command(f'{name} --help')
     said = capsys.readouterr().out
     assert not e.value.code and all(word in said for word in words)
+
+def test_examples_of_editing_work_as_printed(capsys):
+    "One after the other, in an empty folder; with fewer versions than printed, to save time"
+    with pytest.raises(SystemExit): command('edit --help')
+    printed = re.findall(r'^  diffusion-(.*)', capsys.readouterr().out, re.M)
+    assert [line.split()[0] for line in printed] == ['sample', 'edit', 'edit']
+    for line in printed:
+        command(line if line.startswith('sample') else line + ' --n 1')
+    assert Image.open('seven.png').size == (56, 56)
+    assert Image.open('seven_edited.png').size == (2 * 59, 2 * 30)
 
 # ---- sample
 @pytest.fixture
@@ -222,6 +232,26 @@ def test_sample_command(run, capsys):
     command(f'sample {checkpoints(run)[0]} --n 6 --seed 9 --class bright --guidance 4 --steps 2 '
             '--solver ddim --raw --out a.png')
     check('a.png', torch.ones(6).long(), 3, False, steps=2, solver='ddim', guidance=4.)
+
+@pytest.mark.parametrize('words, columns, rows', [
+    ('--n 64 --labels dark bright', 8, 8), ('--n 64 --labels dark', 8, 8), ('--n 2', 2, 1),
+    ('--n 21 --labels dark bright dark', 6, 4), ('--n 3 --labels dark', 2, 2)])
+def test_a_sheet_is_nearly_square_and_a_class_has_whole_columns(run, words, columns, rows):
+    command(f'sample run --steps 1 --out a.png {words}')
+    assert Image.open('a.png').size == (2 * (9 * columns + 1), 2 * (9 * rows + 1))
+
+def test_what_a_run_says_to_try_works_as_printed(capsys, monkeypatch):
+    "By name, or by path where the shell does not find the name"
+    run_it = lambda path: (monkeypatch.setenv('PATH', path), trained('a b', 2))
+    run_it(f'{script("")}{os.pathsep}{os.environ["PATH"]}')
+    lines = capsys.readouterr().out.partition('Now try\n')[2].splitlines()
+    assert [line.split()[0] for line in lines] == [
+        f'diffusion-{name}' for name in ('sample', 'train', 'export')]
+    for line in lines: command(line.strip().removeprefix('diffusion-'))
+    assert Path('a b/samples_seed0.gif').exists() and Path('my_model/model.safetensors').exists()
+    run_it('nowhere')
+    lines = capsys.readouterr().out.partition('Now try\n')[2].splitlines()
+    assert lines and all(os.access(shlex.split(line)[0], os.X_OK) for line in lines)
 
 def test_models_without_labels():
     "Gray ones in two columns, and colour ones that are wider than high into a new folder"
@@ -258,10 +288,13 @@ def test_exported_pipeline_is_the_network_at_that_label(run, label, index):
     how = pipe.scheduler.config
     assert how.prediction_type == 'epsilon' and how.clip_sample
 
-def test_exported_onnx_is_the_network(run):
+def test_exported_onnx_is_the_network(run, capsys):
     onnxruntime = pytest.importorskip('onnxruntime')
     pytest.importorskip('onnxscript')
+    capsys.readouterr()
     command('export run --to onnx net.onnx')
+    said = capsys.readouterr()
+    assert said.out == 'net.onnx\n' and len(said.err.splitlines()) > 3  # each stage is named
     net, session = load_checkpoint('run')[0].net, onnxruntime.InferenceSession('net.onnx')
     x, t, y = batch(3), torch.tensor([1, 30, 1000]), torch.tensor([0, 1, -1])
     with torch.no_grad(): ours = net(x, t, y)
@@ -297,6 +330,18 @@ def test_what_the_mask_keeps_is_kept_to_the_last_bit(run, picture, more):
     assert np.array_equal(original, picture) and not np.array_equal(drawn[0], drawn[1])
     for d in drawn:
         assert np.array_equal(d[:4], picture[:4]) and not np.array_equal(d[4:], picture[4:])
+
+@pytest.mark.parametrize('half, kept', [('top', np.s_[4:]), ('bottom', np.s_[:4]),
+                                        ('left', np.s_[:, 4:]), ('right', np.s_[:, :4])])
+def test_a_half_can_be_named_in_place_of_a_mask(run, picture, half, kept):
+    "What is drawn again is the half that is named; a file of this name comes first"
+    command(f'edit run picture.png --mask {half} --n 2')
+    for d in cells('picture_edited.png', 3)[1:]:
+        changed = d != picture
+        assert not changed[kept].any() and changed.sum() > 16
+    Image.open('mask.png').save(half, 'PNG')
+    command(f'edit run picture.png --mask {half} --n 1')
+    assert np.array_equal(cells('picture_edited.png', 2)[1][:4], picture[:4])
 
 def test_a_little_strength_changes_little(run, picture):
     "t = 1 of 1,000 adds a std of 0.6 % of the range, and one step takes most of it off"

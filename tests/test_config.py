@@ -220,12 +220,16 @@ def test_load_config_waits_for_nobody_and_reads_no_more_than_a_config_may_hold(t
 def test_load_config_refuses_what_is_no_file_and_names_those_that_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match='is a folder'): load_config(tmp_path)
-    says = 'quickstrat.yaml does not exist.*in ./configs there is none'
-    with pytest.raises(ConfigError, match=says): load_config('quickstrat.yaml')
-    Path('configs').mkdir()
-    (there := Path('configs/quickstart.yaml')).touch()
-    with pytest.raises(ConfigError, match=re.escape(f'in ./configs there are {there}')):
-        load_config('quickstrat.yaml')
+    says = f'quickstrat does not exist.*comes with the package: {", ".join(CONFIGS)}$'
+    with pytest.raises(ConfigError, match=says): load_config('quickstrat')
+
+def test_shipped_configs_have_names_in_any_folder(tmp_path, monkeypatch):
+    "A file of that name comes first"
+    monkeypatch.chdir(tmp_path)
+    for name, file in CONFIGS.items(): assert load_config(name) == load_config(file)
+    assert load_config('mnist-conditional') == load_config(CONFIGS['mnist_conditional'])
+    Path('mnist').write_text('run: mine')
+    assert load_config('mnist').run == Path('mine')
 
 def check_round_trip(config, file):
     file.write_text(dump_config(config))

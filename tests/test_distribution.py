@@ -1,11 +1,12 @@
 "What a user gets: wheel and sdist, installed where there is no repository, draw digits"
-import json, shutil, subprocess, sys, sysconfig, venv
+import json, re, shutil, subprocess, sys, sysconfig, venv
 from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DRAW = '''
-import json, torch, diffusion_scratch
+import importlib.metadata, json, torch, diffusion_scratch
+from diffusion_scratch.config import load_config, shipped_configs
 from diffusion_scratch.data import to_uint8
 from diffusion_scratch.features import digit_classifier
 from diffusion_scratch.guidance import guided
@@ -23,7 +24,9 @@ for name in sorted(f.name for f in SHIPPED.iterdir()):
     p = digit_classifier()(to_uint8(images)).p
     right = None if asked is None else (p.argmax(1) == asked).sum().item()
     drawn[name] = p.amax(1).mean().item(), right
-print(json.dumps([diffusion_scratch.__file__, drawn]))
+configs = {name: str(load_config(name).run) for name in shipped_configs()}
+page = importlib.metadata.metadata('diffusion_scratch').get_payload()
+print(json.dumps([diffusion_scratch.__file__, drawn, configs, page]))
 '''
 
 def run(*command, **options):
@@ -36,6 +39,7 @@ def test_installed_without_the_repository_it_draws_digits(kind, tmp_path, monkey
     sources = tmp_path/'sources'  # a copy, so that building leaves nothing in the repository
     shutil.copytree(ROOT/'diffusion_scratch', sources/'diffusion_scratch',
                     ignore=shutil.ignore_patterns('__pycache__'))
+    shutil.copytree(ROOT/'configs', sources/'configs')
     for name in 'settings.ini setup.py README.md LICENSE MANIFEST.in'.split():
         shutil.copy(ROOT/name, sources)
     run(sys.executable, 'setup.py', '-q', kind, '--dist-dir', tmp_path/'dist', cwd=sources)
@@ -50,8 +54,11 @@ def test_installed_without_the_repository_it_draws_digits(kind, tmp_path, monkey
     assert run(python, '-c', find, cwd=tmp_path) == 'None\n'
     run(sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps',
         '--no-build-isolation', '--no-index', '--no-user', built)
-    where, drawn = json.loads(run(python, '-c', DRAW, cwd=tmp_path))
+    where, drawn, configs, page = json.loads(run(python, '-c', DRAW, cwd=tmp_path))
     assert Path(where).is_relative_to(home)
+    assert configs == {f.stem: f'runs/{f.stem}' for f in (ROOT/'configs').glob('*.yaml')}
+    links = re.findall(r'(?:\]\(|\b(?:src|srcset)=")([^)"]*)', page)
+    assert len(links) > 40 and all(link.startswith('https://') for link in links)
     assert set(drawn) >= {'mnist', 'mnist-conditional', 'mnist-mini'}
     # noise is read with confidence too: being right counts, 8 of 10 by chance once in a million
     for name, (confidence, right) in drawn.items():

@@ -156,7 +156,7 @@ def test_processes_of_one_run_are_refused_together():
                    'training goes on; config, manifest and the cache of images do not change')
 @pytest.mark.parametrize('line, says', [
     ('--diagnose run', 'run/diagnosis.png'), ('sample run --n 2', 'run/samples_seed0.png'),
-    ('evaluate run --n 8 --steps 2', 'run/evaluation_seed0/report.md')])
+    ('evaluate run --n 8 --steps 2', 'run/evaluation_seed0/report.html')])
 def test_looking_does_not_disturb(line, says):
     first = Command('c.yaml', LONG, 'data.size=28')
     first.wait_until(lambda: checkpoints('run'))

@@ -1,6 +1,7 @@
 "An evaluation that can be trusted: killed and gone on, other settings, cache, page, command"
-import json, signal, subprocess, sys, time
+import base64, json, re, signal, subprocess, sys, time
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 import pytest
 import torch
@@ -198,7 +199,34 @@ def test_page_says_all_and_shows_all(made):
     for name, m in made.evaluation.measures.items():
         assert f'| {name} | {m.value} | {m.floor}' in page
     assert {f.name for f in made.folder.glob('*.png')} == PICTURES
-    for p in PICTURES: assert f'![]({p})' in page and min(Image.open(made.folder/p).size) > 100
+    for p in PICTURES:
+        assert re.search(rf'!\[\w[^]]+\]\({p}\)', page)
+        assert min(Image.open(made.folder/p).size) > 100
+
+class Page(HTMLParser):
+    "The words of a page, its tags, and what they take from elsewhere"
+    def __init__(self, text):
+        super().__init__()
+        self.words, self.tags, self.links = [], [], []
+        self.feed(text)
+
+    def handle_data(self, data): self.words.append(data)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.links += [v for k, v in attrs if k in ('src', 'href', 'srcset') or k.startswith('on')]
+
+def test_the_page_is_also_one_file_with_its_pictures(made):
+    page = Page((made.folder/'report.html').read_text(encoding='utf-8'))
+    words = ' '.join(page.words)
+    assert str(made.evaluation.protocol) in words
+    for name, m in made.evaluation.measures.items():
+        assert {name, str(m.value), MEANING[name]} <= set(page.words) and str(m.floor) in words
+    pictures = [t for tag, t in page.tags if tag == 'img']
+    assert all(t['alt'] in words for t in pictures) and len(pictures) == len(page.links)
+    blobs = {base64.b64decode(t['src'].removeprefix('data:image/png;base64,')) for t in pictures}
+    assert blobs == {(made.folder/p).read_bytes() for p in PICTURES}
+    assert 'color-scheme: light dark' in words
 
 def test_label_accuracy_is_a_count_and_a_wrong_class_counts_as_wrong(oracle, data, made, tmp_path):
     found = made.evaluation.measures['label_accuracy']
@@ -250,7 +278,7 @@ def test_every_file_of_an_evaluation_is_read_whole_or_made_again(oracle, data, t
     """Bits flipped and files cut, in whatever an evaluation leaves behind; a file that this does
     not know fails"""
     # people look at these, and nothing is read from them
-    shown = {'report.md', *PICTURES}
+    shown = {'report.md', 'report.html', *PICTURES}
     evaluated(oracle, data, tmp_path, 6, steps=1, batch=3)
     def again(): return drawn(oracle, tmp_path/'r', 6, steps=1, batch=3)[0].tolist()
     def seen(): return reference(EYE, data, tmp_path/'cache', False).x.tolist()
@@ -282,6 +310,10 @@ def test_names_are_text_on_the_page_and_on_the_terminal(oracle, data, tmp_path):
     page, said = (tmp_path/'r'/'report.md').read_text(encoding='utf-8'), str(r.evaluation)
     for text in (page, said): assert not {'\x1b', '\udce9'} & set(text)
     assert '<img' not in page and '](http' not in page and '\\| b' not in page
+    html = Page((tmp_path/'r'/'report.html').read_text(encoding='utf-8'))
+    assert all(link.startswith('data:image/png;base64,') for link in html.links)
+    assert not {'\x1b', '\udce9'} & set(''.join(html.words))
+    assert '<img src=x onerror=alert(1)>' in ''.join(html.words)
     plain = evaluated(oracle, data, tmp_path/'plain', 6, steps=1)
     assert page.count('\n') == str(plain).count('\n')
     assert report_of(tmp_path/'r')['protocol']['reference'].startswith(ODD)
@@ -339,7 +371,7 @@ def test_command_killed_and_given_again(elsewhere, capsys):
     assert found['protocol']['solver'] == 'dpm_solver_pp(eta=0.0)'
     assert found['measures']['label_accuracy']['value']['value'] > 0.7
     said = capsys.readouterr().out
-    assert str(Path('r/report.md')) in said and 'kernel_distance' in said
+    assert str(Path('r/report.html')) in said and 'kernel_distance' in said
 
 def test_command_with_eyes_and_real_images_of_ones_own(elsewhere):
     digits = cli.mnist_mini()

@@ -14,7 +14,8 @@ from diffusion_scratch.config import ConfigError, SamplingConfig, load_config, p
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
-from diffusion_scratch.run import RunFolder, draw, labels_in_turn, stop_signals, train
+from diffusion_scratch.pretrained import load
+from diffusion_scratch.run import RunFolder, draw, draw_images, labels_in_turn, stop_signals, train
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
@@ -92,6 +93,28 @@ def test_draw_is_sample_with_the_configs_choices(options, y, step, asked, model)
                       seed=4, progress=False)
     assert torch.equal(frames[-1].x, expected) and [f.t for f in frames] == [50, 40, 30, 20, 10, 0]
     assert denoiser.training  # no footprints
+
+@pytest.mark.parametrize('name, n, labels, scale, steps, step', [
+    ('mnist', 2, None, 0, 50, ddim()), ('mnist-mini', 12, None, 0.5, 100, ancestral()),
+    ('mnist-mini', 3, [3, 8], 0.5, 100, ancestral())])
+def test_draw_images_is_sample_as_the_weights_say(name, n, labels, scale, steps, step):
+    "Steps, solver and scale stand here as in the configs of those networks"
+    denoiser, schedule = load(name)
+    if name != 'mnist':
+        y = torch.arange(n) % 10 if labels is None else torch.tensor([3, 8, 3])
+        denoiser = guided(denoiser, y, scale)
+    x = sample(clipped(denoiser), schedule, (n, 1, 28, 28), step=step, seed=5, progress=False,
+               times=schedule.times(steps))
+    torch.testing.assert_close(draw_images(name, n, labels=labels, seed=5, progress=False), x)
+
+@pytest.mark.parametrize('name, options, says', [
+    ('mnist', dict(labels=[1]), 'allowed: None: it learned no classes'),
+    ('mnist-mini', dict(labels=[10]), 'allowed: numbers from 0 to 9'),
+    ('mnist-mini', dict(labels=['3']), 'allowed: numbers from 0 to 9'),
+    ('mnist-mini', dict(n=0), 'n = 0 must be at least 1'),
+    ('mnist-mini', dict(n=10**12), 'do not fit into'), ('mnits', {}, 'mnits')])
+def test_draw_images_refuses_what_cannot_be_drawn(name, options, says):
+    with pytest.raises((ValueError, OSError), match=says): draw_images(name, **options)
 
 @pytest.mark.parametrize('moments, times', [
     (1, [0]), (2, [50, 0]), (3, [50, 30, 0]), (6, [50, 40, 30, 20, 10, 0]),

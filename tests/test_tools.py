@@ -65,6 +65,26 @@ def test_check_of_outputs(tmp_path, change, says):
     found = run_nbs.problems(tmp_path/'a.ipynb', tmp_path)
     assert len(found) == len(says) and all(word in p for word, p in zip(says, found))
 
+@pytest.mark.parametrize('marked', [True, False])
+def test_a_cell_that_jupyter_would_run_cannot_be_marked_otherwise(tmp_path, marked):
+    nb = notebook(tmp_path/'a.ipynb', '#| eval: false\n1' if marked else '1')
+    nb['metadata']['ran'] = run_nbs.stamp(nb, tmp_path)
+    (tmp_path/'a.ipynb').write_text(json.dumps(nb))
+    assert [('text' in p) for p in run_nbs.problems(tmp_path/'a.ipynb', tmp_path)] == [True]*marked
+
+def test_all_cells_run_and_what_they_leave_behind_is_found(tmp_path):
+    nbs, lib = tmp_path/'nbs', tmp_path/'lib'
+    lib.mkdir()
+    notebook(nbs/'fine.ipynb', 'from pathlib import Path', 'assert Path("fails.ipynb").exists()')
+    notebook(nbs/'fails.ipynb', '#| eval: false\nopen("new", "w").close()',
+             '#| eval: false\nraise ValueError("all of them run")')
+    cfg = SimpleNamespace(config_path=tmp_path, nbs_path=nbs, lib_path=lib)
+    before = [f.read_text() for f in sorted(nbs.iterdir())]
+    error, left = run_nbs.test(sorted(nbs.iterdir()), cfg, 2)
+    assert 'fails.ipynb' in error and 'ValueError: all of them run' in error
+    assert left.startswith('nbs/new was changed, removed or left behind')
+    assert [f.read_text() for f in sorted(nbs.glob('*.ipynb'))] == before
+
 def test_settle_makes_runs_equal():
     "Progress bars go, and matplotlib's random names become numbers"
     def run(name):
@@ -190,6 +210,13 @@ def test_readme_finds_the_pictures_of_the_first_page():
     assert build_docs.readme_prose(dict(source=text), references.Book({}), cfg) == (
         '## A\n<source srcset="nbs/assets/a.svg"><img src="nbs/assets/b.svg"> '
         '![c](nbs/assets/c.png) <img src="https://d.org/d.svg">')
+
+def test_readme_shows_the_picture_that_a_cell_keeps():
+    cfg = SimpleNamespace(nbs_path=Path('nbs'))
+    png = dict(output_type='execute_result', data={'image/png': '...', 'text/plain': '<Image>'})
+    source = '#| keep: assets/a.png\n#| fig-cap: "A"\ndraw()'
+    assert build_docs.readme_code(dict(source=source, outputs=[png]), cfg) == [
+        '```python\ndraw()\n```', '![A](nbs/assets/a.png)']
 
 PLUMBING = '#| exports\n#| code-fold: true\n#| code-summary: "Plumbing: checks of input"\n'
 LINES, LONG_NET = 'x = 1\n', 'class UNet:\n' + '    x = 1\n'*40

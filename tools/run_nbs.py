@@ -133,7 +133,8 @@ def fails(file: Path, lib: Path) -> list[str]:
     began = time.time()
     try: execute(nbformat.read(file, 4), file, lib)
     except (CellExecutionError, CellTimeoutError, CellControlSignal) as e:
-        return [f'{file.name}: {str(e)[-3000:]}']
+        plain = re.sub(r'\x1b\[[\d;]*m', '', str(e))
+        return [f'{file.name}: {plain[-3000:]}']
     print(f'{file.name} {time.time() - began:.1f} s', flush=True)
     return []
 
