@@ -61,6 +61,7 @@ serve:  ## Look at the site on http://127.0.0.1:8000
 notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/exported.py
+	$(BIN)/python tools/trainings.py
 	$(BIN)/python tools/run_nbs.py
 	$(BIN)/python tools/build_docs.py --readme
 
