@@ -70,6 +70,7 @@ lighthouse:  ## Measure the built site as a phone and a desktop load it: needs n
 notebooks: dev  ## Export the library, run every chapter and store its outputs
 	$(BIN)/nbdev_export
 	$(BIN)/python tools/exported.py
+	$(BIN)/python tools/trainings.py
 	$(BIN)/python tools/run_nbs.py
 	$(BIN)/python tools/build_docs.py --readme
 

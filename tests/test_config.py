@@ -71,7 +71,7 @@ REFUSED = [
       for key, value in dict(size=32, channels=1, root='/tmp').items()),
     ('data.name=folder', 'data.root: the folder of your images is missing'),
     ('data.flip=true',
-     'flip: True is not allowed with data.name mnist_mini, because a mirrored digit is not a digit'),
+     'True is not allowed with data.name mnist_mini, because a mirrored digit is not a digit'),
     ('model_args={width: 3}', "model_args: {'width': 3} is not allowed with model unet"),
     ('model=os.system', "model: 'os.system' is not allowed; allowed: unet, or module:name"),
     # overrides that are none

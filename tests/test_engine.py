@@ -125,6 +125,8 @@ def test_the_environment_compiles_nothing_and_shares_no_network(monkeypatch):
     monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')
     accelerator = new_accelerator(cpu=True)
+    assert accelerator.mixed_precision == 'no'
+    assert accelerator.state.dynamo_plugin.backend.value == 'NO'
     layer = accelerator.prepare_model(torch.nn.Linear(2, 2))
     assert type(layer) is torch.nn.Linear and layer(torch.zeros(1, 2)).dtype == torch.float32
     assert numeric_environment()['ACCELERATE_MIXED_PRECISION'] == 'bf16'

@@ -1,5 +1,5 @@
 """The transformer from outside, against numpy and torch's own layers. What it shares with the UNet
-(shapes, labels, refusals) is in test_networks; torchvision's block and published sizes: chapter 28"""
+(shapes, labels, refusals) is in test_networks; torchvision's block, published sizes: chapter 28"""
 import csv, json, math, re
 from pathlib import Path
 import numpy as np
