@@ -67,7 +67,7 @@ def readme_code(cell) -> list[str]:
     for output in cell.get('outputs', []):
         data = output.get('data', {})
         shown = text(data.get('text/markdown') or output.get('text') or data.get('text/plain'))
-        if 'image/png' in data or not shown.rstrip(): continue
+        if any(kind.startswith('image/') for kind in data) or not shown.rstrip(): continue
         indent = '' if 'text/markdown' in data else '    '
         parts.append('\n'.join(indent + line for line in shown.rstrip().split('\n')))
     return parts
@@ -176,6 +176,7 @@ def render(proc: Path, cfg, own_katex: bool) -> tuple[Path, list[str]]:
         book.number(page(f), *pages[page(f)])
     for name, (nb, chapter) in pages.items():
         nb = book.resolve(name, nb, cfg)
+        book.errors += figures.take_out(nb, Path(name).stem, work)
         title_of(nb, chapter)
         (work/name).write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding='utf-8')
     web = yaml.safe_dump(website(quarto), sort_keys=False, allow_unicode=True)
@@ -213,7 +214,7 @@ def main():
         return
     site, warnings = render(proc, cfg, own_katex)
     shutil.move(site, out)
-    warnings += figures.take_out(out)
+    warnings += figures.finish(out)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     for w in warnings: print('warning:', w, file=sys.stderr)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
