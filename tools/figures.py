@@ -239,12 +239,18 @@ def sized(tag: str, site: Path, problems: list[str]) -> str:
     return ('<picture><source media="(prefers-reduced-motion: reduce)" '
             f'srcset="{still}">{tag}</picture>')
 
+def first_at_once(page: str) -> str:
+    "The first picture of a page need not wait for its reader to come to it"
+    if not (first := re.search(r'<img\b[^>]*\bsrc="([^"#?]+)', page)): return page
+    return re.sub(rf'<img\b[^>]*\bsrc="{re.escape(first[1])}[^>]*>',
+                  lambda m: m[0].replace(' loading="lazy"', ' fetchpriority="high"'), page)
+
 def finish(site: Path) -> list[str]:
     "The other pictures of the pages; the script of the players"
     problems = []
     for file in sorted(site.glob('*.html')):
         page, found = file.read_text(encoding='utf-8'), []
-        page = IMG.sub(lambda m: sized(m[0], site, found), page)
+        page = first_at_once(IMG.sub(lambda m: sized(m[0], site, found), page))
         if 'class="player"' in page or 'figure-wide' in page:
             page = page.replace('</body>', SCRIPT + '</body>')
         file.write_text(page, encoding='utf-8')

@@ -183,7 +183,7 @@ class Book:
                 (re.escape(base), ''),                            # links of nbdev's made relative
                 (r'\[(`_[\w.]+`)\]\([^)]*\)', r'\1'),             # private names have no place
                 (r'\[\[(`[^`\]]+`)\]\([^)]*\)\]', r'[\1]'),       # names within a link
-                (r'(\w+\.html#\w+)\.\w+', r'\1')]:                # a method stands in its class
+                (r'\b(\w+\.html#\w+)\.\w+', r'\1')]:                # a method stands in its class
             raw = re.sub(pattern, replacement, raw)
         nb = json.loads(raw)
         if used: self.list_references(nb, used)
