@@ -14,7 +14,6 @@ sys.path.insert(0, str(ROOT/'tools'))
 import figures, links, references
 
 LIGHT, DARK = '#ffffff', '#222222'  # pages
-HREF = '{http://www.w3.org/1999/xlink}href'
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
@@ -108,13 +107,15 @@ def test_what_is_legible_on_a_light_page_is_so_on_a_dark_one(tmp_path):
     assert len(set(found)) >= 4 and LIGHT not in dict(found)  # no white card
     for light, dark in found:
         assert contrast(light, LIGHT) >= 3 and contrast(dark, DARK) >= 3, (light, dark)
-    letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]  # black has no fill in SVG
+    # black has no fill in SVG
+    letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]
     assert contrast(letters, DARK) >= 7
 
 def test_pixels_of_a_drawing_stay_what_they_are(tmp_path):
     site(tmp_path, SVG, svg(plot()))
-    [image] = [e for e in ET.parse(tmp_path/DRAWING).iter() if e.tag.endswith('}image')]
-    data = image.get(HREF).split(',')[1]
+    drawing = ET.parse(tmp_path/DRAWING)
+    [image] = [e for e in drawing.iter() if e.tag.endswith('}image')]
+    data = image.get('href').split(',')[1]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
     times = len(shown) // 28
     matrix = re.search(r'matrix\(([\d.]+)', image.get('transform'))[1]
@@ -151,7 +152,7 @@ def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
     tall = ET.parse(tmp_path/DRAWING).getroot()
     assert len([e for e in tall.iter() if e.tag.endswith('}svg')]) == 1 + 4
     names = {e.get('id') for e in tall.iter()}
-    used = {e.get(HREF)[1:] for e in tall.iter() if e.tag.endswith('}use')}
+    used = {e.get('href')[1:] for e in tall.iter() if e.tag.endswith('}use')}
     assert used and used <= names
 
 @pytest.mark.parametrize('kind, picture', [(SVG, lambda: svg(plot())),
@@ -200,7 +201,8 @@ def test_references_that_are_left(tmp_path):
     page = '<p>{}</p><pre><code>@eq-code</code></pre><img src="a.png" alt="{}">'
     (tmp_path/'a.png').write_bytes(b'')
     (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @eq-b'))
-    assert links.check(tmp_path) == ['a.html: @eq-b is not resolved', 'a.html: @fig-a is not resolved']
+    assert links.check(tmp_path) == ['a.html: @eq-b is not resolved',
+                                     'a.html: @fig-a is not resolved']
     (tmp_path/'a.html').write_text(page.format('me@eq-mail.org', 'by eq-b'))
     assert links.check(tmp_path) == []
 

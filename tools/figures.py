@@ -67,7 +67,14 @@ def themed(svg: str) -> str:
     values = ''.join(f';--g{g}:#{bytes([v] * 3).hex()}' for g, v in light.items())
     style = f'<style>#dark:target{{fill:#{bytes([dark(0)] * 3).hex()}{values}}}</style>'
     start = svg[:svg.index('>', svg.index('<svg')) + 1]
-    return f'{start}{style}<g id="dark">{inside(svg)}</g></svg>'
+    return brief(f'{start}{style}<g id="dark">{inside(svg)}</g></svg>')
+
+def brief(svg: str) -> str:
+    "The same drawing in fewer letters"
+    svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>', r'\1 x="\2"/>', svg)
+    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', '')):
+        svg = svg.replace(long, short)
+    return svg
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
