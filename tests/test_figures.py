@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import figures, links, references
 
+ONE = 'eq-one'  # the label of an equation below
 LIGHT, DARK = '#ffffff', '#222222'  # pages
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
 
@@ -184,26 +185,26 @@ def test_lean_drawings_are_the_same_whenever_they_are_made():
 
 def test_references_in_captions():
     "Resolved before the build; one that is left is found in a page, but not in its code"
-    source = '#| label: fig-a\n#| fig-cap: "By @eq-one, of $x$."\nplot()'
-    nb = dict(cells=[dict(cell_type='markdown', source='$$\nx\n$$ {#eq-one}', id='a'),
+    source = f'#| label: fig-a\n#| fig-cap: "By @{ONE}, of $x$."\nplot()'
+    nb = dict(cells=[dict(cell_type='markdown', source=f'$$\nx\n$$ {{#{ONE}}}', id='a'),
                      dict(cell_type='code', source=source, outputs=[], id='b')])
     book = references.Book({})
     book.number('one.ipynb', nb, 3)
     cell = nb['cells'][1]
     book.caption(cell, 'one.ipynb')
     caption = references.opts(cell['source'])['fig-cap']
-    assert caption.startswith('Figure 3.1: By [Equation 3.1](#eq-one)')
+    assert caption.startswith(f'Figure 3.1: By [Equation 3.1](#{ONE})')
     assert figures.inline(caption).startswith(
-        'Figure 3.1: By <a href="#eq-one" class="quarto-xref">Equation 3.1</a>, of <span')
+        f'Figure 3.1: By <a href="#{ONE}" class="quarto-xref">Equation 3.1</a>, of <span')
     assert figures.plain(caption) == 'By Equation 3.1, of x.'
 
 def test_references_that_are_left(tmp_path):
-    page = '<p>{}</p><pre><code>@eq-code</code></pre><img src="a.png" alt="{}">'
+    page = '<p>{}</p><pre><code>@tbl-code</code></pre><img src="a.png" alt="{}">'
     (tmp_path/'a.png').write_bytes(b'')
-    (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @eq-b'))
-    assert links.check(tmp_path) == ['a.html: @eq-b is not resolved',
-                                     'a.html: @fig-a is not resolved']
-    (tmp_path/'a.html').write_text(page.format('me@eq-mail.org', 'by eq-b'))
+    (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @tbl-b'))
+    assert links.check(tmp_path) == ['a.html: @fig-a is not resolved',
+                                     'a.html: @tbl-b is not resolved']
+    (tmp_path/'a.html').write_text(page.format('me@tbl-mail.org', 'by tbl-b'))
     assert links.check(tmp_path) == []
 
 # Machado, Oliveira & Fernandes (2009), severity 1, in linear RGB
