@@ -179,6 +179,13 @@ def test_pictures_with_a_file(tmp_path):
                          r'srcset="([^"]+)"><img alt="moves"', text)
     assert (np.asarray(Image.open(tmp_path/still).convert('L')) == 255 - PIXELS).all()
 
+def test_a_drawing_with_a_file_has_a_size(tmp_path):
+    (tmp_path/'d.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="41"/>')
+    (tmp_path/'a.html').write_text('<body><img src="d.svg" alt="a map"></body>')
+    assert figures.finish(tmp_path) == []
+    [image] = Images((tmp_path/'a.html').read_text()).img
+    assert (image['width'], image['height']) == ('90', '41')
+
 def test_lean_drawings_are_the_same_whenever_they_are_made():
     first, second = (figures.lean(svg(plot())) for _ in range(2))
     assert first == second and '<dc:date>' not in first and len(first) < 0.9 * len(svg(plot()))

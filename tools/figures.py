@@ -241,6 +241,9 @@ def sized(tag: str, site: Path, problems: list[str]) -> str:
                 im.seek(frames - 1)
                 still = Path(src).with_suffix('.still.webp').as_posix()
                 (site/still).write_bytes(webp(im.convert('RGB')))
+    elif file.suffix == '.svg' and file.exists() and 'width=' not in tag:
+        own = re.search(r'<svg\b[^>]* (width="\d+" height="\d+")', file.read_text(encoding='utf-8'))
+        if own: more += ' ' + own[1]
     tag = tag.rstrip('>').rstrip('/') + more + '>'
     if not still: return tag
     return ('<picture><source media="(prefers-reduced-motion: reduce)" '
