@@ -180,7 +180,7 @@ def test_pictures_with_a_file(tmp_path):
     assert (np.asarray(Image.open(tmp_path/still).convert('L')) == 255 - PIXELS).all()
 
 def test_a_drawing_with_a_file_has_a_size(tmp_path):
-    (tmp_path/'d.svg').write_text('<svg xmlns="http://www.w3.org/2000/svg" width="90" height="41"/>')
+    (tmp_path/'d.svg').write_text('<svg width="90" height="41"/>')
     (tmp_path/'a.html').write_text('<body><img src="d.svg" alt="a map"></body>')
     assert figures.finish(tmp_path) == []
     [image] = Images((tmp_path/'a.html').read_text()).img
