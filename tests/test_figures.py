@@ -1,5 +1,5 @@
 "Pictures of the site: files of their own, said in words, legible on a light and on a dark page"
-import base64, io, re, sys
+import base64, io, json, re, sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import figures, links, references
 
+ONE = 'eq-one'  # the label of an equation below
 LIGHT, DARK = '#ffffff', '#222222'  # pages
-HREF = '{http://www.w3.org/1999/xlink}href'
 PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def svg(fig) -> str:
 def png(image: Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, 'PNG')
-    return f'<img src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'
+    return base64.b64encode(out.getvalue()).decode()
 
 def player(frame_format: str) -> str:
     fig = Figure(figsize=(3, 1))
@@ -64,27 +64,33 @@ class Images(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag == 'img': self.img.append(dict(attrs))
 
-def site(folder, picture, caption='Figure 1.2: What &quot;a&quot; &amp; `b` do, \\(x_t\\).'):
-    "The text of a page with a picture, its images and the problems"
-    caption = f'<figcaption>{caption}</figcaption>' if caption else ''
-    (folder/'a.html').write_text('<html><body><main><figure class="figure"><p>'
-                                 f'{picture}</p>\n{caption}</figure></main></body></html>')
-    problems = figures.take_out(folder)
-    text = (folder/'a.html').read_text()
-    return text, Images(text).img, problems
+CAPTION = '#| fig-cap: ' + json.dumps('Figure 1.2: What "a" & `b` do, \\(x_t\\).')
+
+def site(folder, kind, picture, options=CAPTION):
+    "What stands in a page for the output of a cell, its images and the problems"
+    cell = dict(cell_type='code', source=options + '\nplot()',
+                outputs=[dict(output_type='display_data', data={kind: [picture]})])
+    problems = figures.take_out(dict(cells=[cell]), 'a', folder)
+    [output] = cell['outputs']
+    assert list(output['data']) == ['text/html']
+    return output['data']['text/html'], Images(output['data']['text/html']).img, problems
+
+SVG, PNG, HTML = 'image/svg+xml', 'image/png', 'text/html'
+DRAWING = Path('assets')/'figures'/'a-1.svg'
 
 def test_a_drawing_is_a_file_with_two_faces(tmp_path):
     drawing = svg(plot())
-    text, images, problems = site(tmp_path, drawing)
+    text, images, problems = site(tmp_path, SVG, drawing)
     assert problems == [] and 'data:' not in text and '<svg' not in text
-    assert [i['src'] for i in images] == ['figures/a-1.svg', 'figures/a-1.svg#dark']
+    assert [i['src'] for i in images] == ['assets/figures/a-1.svg', 'assets/figures/a-1.svg#dark']
     assert ['in-light' in i['class'] for i in images] == [True, False]
     for i in images:
         assert i['alt'] == 'What "a" & b do, x_t.'
         assert (i['loading'], i['decoding']) == ('lazy', 'async')
         assert (int(i['width']), int(i['height'])) == (6 * 96, 2 * 96)
+    assert text.count('<figcaption>Figure 1.2: What &quot;a&quot; &amp; ') == 1
     assert '<code>b</code>' in text and '<span class="math inline">\\(x_t\\)</span>' in text
-    assert (tmp_path/'figures'/'a-1.svg').stat().st_size < len(drawing)
+    assert (tmp_path/DRAWING).stat().st_size < len(drawing)
 
 def faces(svg: str) -> list[tuple[str, str]]:
     "The colours of a drawing on a light page and on a dark one"
@@ -95,20 +101,22 @@ def faces(svg: str) -> list[tuple[str, str]]:
     return [*pairs, *((c, c) for c in same)]
 
 def test_what_is_legible_on_a_light_page_is_so_on_a_dark_one(tmp_path):
-    site(tmp_path, svg(plot()))
-    drawing = (tmp_path/'figures'/'a-1.svg').read_text()
+    site(tmp_path, SVG, svg(plot()))
+    drawing = (tmp_path/DRAWING).read_text()
     ET.fromstring(drawing)
     found = faces(drawing)
     assert len(set(found)) >= 4 and LIGHT not in dict(found)  # no white card
     for light, dark in found:
         assert contrast(light, LIGHT) >= 3 and contrast(dark, DARK) >= 3, (light, dark)
-    letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]  # black has no fill in SVG
+    # black has no fill in SVG
+    letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]
     assert contrast(letters, DARK) >= 7
 
 def test_pixels_of_a_drawing_stay_what_they_are(tmp_path):
-    site(tmp_path, svg(plot()))
-    [image] = [e for e in ET.parse(tmp_path/'figures'/'a-1.svg').iter() if e.tag.endswith('}image')]
-    data = image.get(HREF).split(',')[1]
+    site(tmp_path, SVG, svg(plot()))
+    drawing = ET.parse(tmp_path/DRAWING)
+    [image] = [e for e in drawing.iter() if e.tag.endswith('}image')]
+    data = image.get('href').split(',')[1]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
     times = len(shown) // 28
     matrix = re.search(r'matrix\(([\d.]+)', image.get('transform'))[1]
@@ -121,7 +129,7 @@ def test_pixels_of_a_drawing_stay_what_they_are(tmp_path):
 def test_pixels_become_a_file(tmp_path, white, times):
     "Without loss; what has a white border is a card on a dark page"
     pixels = np.pad(PIXELS, 3, constant_values=255) if white else np.minimum(PIXELS, 200)
-    text, [image], problems = site(tmp_path, png(Image.fromarray(pixels)))
+    text, [image], problems = site(tmp_path, PNG, png(Image.fromarray(pixels)))
     assert problems == [] and ('on-white' in image['class']) == white
     assert (int(image['height']), int(image['width'])) == pixels.shape
     stored = Image.open(tmp_path/image['src'])
@@ -131,35 +139,52 @@ def test_pixels_become_a_file(tmp_path, white, times):
 
 @pytest.mark.parametrize('frame_format', ['svg', 'png'])
 def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
-    text, images, problems = site(tmp_path, player(frame_format))
+    text, images, problems = site(tmp_path, HTML, player(frame_format))
     assert problems == [] and 'data:' not in text and 'Animation(' not in text
-    assert images[0]['src'] == 'figures/a-1.' + dict(svg='svg', png='webp')[frame_format]
+    assert images[0]['src'] == 'assets/figures/a-1.' + dict(svg='svg', png='webp')[frame_format]
     assert all(i['alt'].startswith('What "a"') for i in images)
-    assert '--frames:4;' in text and 'data-interval="80' in text and 'figures.js' in text
+    assert '--frames:4;' in text and 'data-interval="80' in text
     assert text.count('aria-label="Play"') == text.count('type="range"') == 1
     assert 'max="3"' in text and 'aria-label="Frame"' in text
     width, height = int(images[0]['width']), int(images[0]['height'])
     if frame_format == 'png': assert Image.open(tmp_path/images[0]['src']).size == (width, height)
     assert height % 4 == 0 and f'aspect-ratio:{width}/{height // 4}' in text
     if frame_format == 'png': return
-    tall = ET.parse(tmp_path/'figures'/'a-1.svg').getroot()
+    tall = ET.parse(tmp_path/DRAWING).getroot()
     assert len([e for e in tall.iter() if e.tag.endswith('}svg')]) == 1 + 4
     names = {e.get('id') for e in tall.iter()}
-    used = {e.get(HREF)[1:] for e in tall.iter() if e.tag.endswith('}use')}
+    used = {e.get('href')[1:] for e in tall.iter() if e.tag.endswith('}use')}
     assert used and used <= names
 
-def test_pictures_with_a_file(tmp_path):
-    (tmp_path/'b.png').write_bytes(b'')
-    Image.fromarray(PIXELS).save(tmp_path/'b.png')
-    _, [image], problems = site(tmp_path, '<img src="b.png" alt="noise">')
-    assert problems == [] and (image['width'], image['loading']) == ('28', 'lazy')
+@pytest.mark.parametrize('kind, picture', [(SVG, lambda: svg(plot())),
+                                           (PNG, lambda: png(Image.fromarray(PIXELS)))])
+def test_a_picture_without_words_is_a_problem(tmp_path, kind, picture):
+    _, _, [problem] = site(tmp_path, kind, picture(), options='')
+    assert problem.startswith('a: ')
+    _, [image, *_], problems = site(tmp_path, kind, picture(), '#| fig-alt: "noise"')
+    assert problems == [] and image['alt'] == 'noise'
 
-@pytest.mark.parametrize('picture', [lambda: svg(plot()), lambda: png(Image.fromarray(PIXELS)),
-                                     lambda: '<img src="b.png">'])
-def test_a_picture_without_words_is_a_problem(tmp_path, picture):
-    Image.fromarray(PIXELS).save(tmp_path/'b.png')
-    _, _, [problem] = site(tmp_path, picture(), caption='')
-    assert problem.startswith('a.html')
+def test_pictures_with_a_file(tmp_path):
+    "Size for all, lazy loading for all but the first; the end of an animation in place of motion"
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(tmp_path/'b.png')
+    frames[0].save(tmp_path/'c.webp', save_all=True, append_images=frames[1:], lossless=True)
+    (tmp_path/'a.html').write_text('<body><img src="b.png"><img alt="moves" src="c.webp"></body>')
+    assert figures.finish(tmp_path) == ['a.html: b.png has no alternative text']
+    text = (tmp_path/'a.html').read_text()
+    first, second = Images(text).img
+    assert all((i['width'], i['height']) == ('28', '28') for i in (first, second))
+    assert second['loading'] == 'lazy' and 'loading' not in first  # which is there at once
+    [still] = re.findall(r'<picture><source media="\(prefers-reduced-motion: reduce\)" '
+                         r'srcset="([^"]+)"><img alt="moves"', text)
+    assert (np.asarray(Image.open(tmp_path/still).convert('L')) == 255 - PIXELS).all()
+
+def test_a_drawing_with_a_file_has_a_size(tmp_path):
+    (tmp_path/'d.svg').write_text('<svg width="90" height="41"/>')
+    (tmp_path/'a.html').write_text('<body><img src="d.svg" alt="a map"></body>')
+    assert figures.finish(tmp_path) == []
+    [image] = Images((tmp_path/'a.html').read_text()).img
+    assert (image['width'], image['height']) == ('90', '41')
 
 def test_lean_drawings_are_the_same_whenever_they_are_made():
     first, second = (figures.lean(svg(plot())) for _ in range(2))
@@ -167,25 +192,26 @@ def test_lean_drawings_are_the_same_whenever_they_are_made():
 
 def test_references_in_captions():
     "Resolved before the build; one that is left is found in a page, but not in its code"
-    source = '#| label: fig-a\n#| fig-cap: "By @eq-one, of $x$."\nplot()'
-    nb = dict(cells=[dict(cell_type='markdown', source='$$\nx\n$$ {#eq-one}', id='a'),
+    source = f'#| label: fig-a\n#| fig-cap: "By @{ONE}, of $x$."\nplot()'
+    nb = dict(cells=[dict(cell_type='markdown', source=f'$$\nx\n$$ {{#{ONE}}}', id='a'),
                      dict(cell_type='code', source=source, outputs=[], id='b')])
     book = references.Book({})
     book.number('one.ipynb', nb, 3)
     cell = nb['cells'][1]
     book.caption(cell, 'one.ipynb')
     caption = references.opts(cell['source'])['fig-cap']
-    assert caption.startswith('Figure 3.1: By [Equation 3.1](#eq-one)')
+    assert caption.startswith(f'Figure 3.1: By [Equation 3.1](#{ONE})')
     assert figures.inline(caption).startswith(
-        'Figure 3.1: By <a href="#eq-one" class="quarto-xref">Equation 3.1</a>, of <span')
-    assert figures.plain(figures.inline(caption)) == 'By Equation 3.1, of x.'
+        f'Figure 3.1: By <a href="#{ONE}" class="quarto-xref">Equation 3.1</a>, of <span')
+    assert figures.plain(caption) == 'By Equation 3.1, of x.'
 
 def test_references_that_are_left(tmp_path):
-    page = '<p>{}</p><pre><code>@eq-code</code></pre><img src="a.png" alt="{}">'
+    page = '<p>{}</p><pre><code>@tbl-code</code></pre><img src="a.png" alt="{}">'
     (tmp_path/'a.png').write_bytes(b'')
-    (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @eq-b'))
-    assert links.check(tmp_path) == ['a.html: @eq-b is not resolved', 'a.html: @fig-a is not resolved']
-    (tmp_path/'a.html').write_text(page.format('me@eq-mail.org', 'by eq-b'))
+    (tmp_path/'a.html').write_text(page.format('see @fig-a', 'by @tbl-b'))
+    assert links.check(tmp_path) == ['a.html: @fig-a is not resolved',
+                                     'a.html: @tbl-b is not resolved']
+    (tmp_path/'a.html').write_text(page.format('me@tbl-mail.org', 'by tbl-b'))
     assert links.check(tmp_path) == []
 
 # Machado, Oliveira & Fernandes (2009), severity 1, in linear RGB

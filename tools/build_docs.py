@@ -64,7 +64,7 @@ def readme_code(cell, cfg) -> list[str]:
     for output in cell.get('outputs', []):
         data = output.get('data', {})
         shown = text(data.get('text/markdown') or output.get('text') or data.get('text/plain'))
-        if 'image/png' in data or not shown.rstrip(): continue
+        if any(kind.startswith('image/') for kind in data) or not shown.rstrip(): continue
         indent = '' if 'text/markdown' in data else '    '
         parts.append('\n'.join(indent + line for line in shown.rstrip().split('\n')))
     if kept := opts(s).get('keep'):
@@ -167,6 +167,7 @@ def render(proc: Path, cfg, library: api.Library, own_katex: bool) -> tuple[Path
         book.number(page(f), *pages[page(f)])
     for name, (nb, chapter) in pages.items():
         nb = book.resolve(name, nb, cfg)
+        book.errors += figures.take_out(nb, Path(name).stem, work)
         title_of(nb, chapter)
         (work/name).write_text(json.dumps(nb, ensure_ascii=False, indent=1), encoding='utf-8')
     web = yaml.safe_dump(website(quarto), sort_keys=False, allow_unicode=True)
@@ -205,8 +206,8 @@ def main():
         return
     site, warnings = render(proc, cfg, library, own_katex)
     shutil.move(site, out)
+    warnings += figures.finish(out)
     warnings += katex.prerender(out)
-    warnings += figures.take_out(out)
     if own_search: warnings += search.install(out, library)
     furniture.furnish(out, yaml.safe_load((proc/'_quarto.yml').read_text())['book'],
                       [f.name for f in cfg.nbs_path.glob('*.ipynb')])

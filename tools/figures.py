@@ -1,29 +1,21 @@
-"""Pictures of a built site: each in a file of its own, loaded when a reader comes to it.
+"""Pictures of the site: each in a file of its own, loaded when a reader comes to it.
 
-    python tools/figures.py [_site]
-
-Outputs of cells stand in the pages as matplotlib and Pillow gave them. A drawing (SVG) becomes
-one file that is legible on a light and on a dark page: its address with `#dark` turns black into
-white. Pixels become WebP without loss, an animation one tall picture of all its frames, which
-figures.js plays. Every picture gets its size, an alternative text (`fig-alt`, or its caption), and
-captions get their links.
+Outputs of cells hold pictures as matplotlib and Pillow gave them. Before the pages are rendered, a
+drawing (SVG) becomes one file that is legible on a light and on a dark page: its address with
+`#dark` turns black into white. Pixels become WebP without loss, an animation one tall picture of
+all its frames, which figures.js plays. Every picture gets its size and an alternative text
+(`fig-alt`, or its caption).
 """
-import base64, html, io, re, sys
+import base64, html, io, re
 from math import ceil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-SVG = re.compile(r'(?:<\?xml[^>]*>\s*)?(?:<!DOCTYPE[^>]*>\s*)?<svg\b(?=[^>]*xlink).*?</svg>',
-                 re.S)
-DATA = re.compile(r'<img\b[^>]*\bsrc="data:image/[\w+]+;base64,([^"]+)"[^>]*>')
-PLAYER = re.compile(r'<script language="javascript">(?:(?!</script>).)*?</script>\s*'
-                    r'(?:<style>.*?</style>\s*)?<div class="animation">.*?var frames = .*?'
-                    r'</script>', re.S)
+from references import opts, text
+
 FRAME = re.compile(r'frames\[\d+\] = "data:image/([\w+]+);base64,([^"]+)"')
-PICTURE = re.compile(f'(?:{PLAYER.pattern}|{SVG.pattern}|{DATA.pattern})'
-                     r'(?=(?:\s*</p>)?\s*(?:<figcaption>(.*?)</figcaption>)?)', re.S)
 NAMESPACES = ('xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
               'version="1.1"')
 LINK = re.compile(r'\[([^]\[]+)\]\(([^)\s]+)\)(?:\{[^}]*\})?')
@@ -75,7 +67,14 @@ def themed(svg: str) -> str:
     values = ''.join(f';--g{g}:#{bytes([v] * 3).hex()}' for g, v in light.items())
     style = f'<style>#dark:target{{fill:#{bytes([dark(0)] * 3).hex()}{values}}}</style>'
     start = svg[:svg.index('>', svg.index('<svg')) + 1]
-    return f'{start}{style}<g id="dark">{inside(svg)}</g></svg>'
+    return brief(f'{start}{style}<g id="dark">{inside(svg)}</g></svg>')
+
+def brief(svg: str) -> str:
+    "The same drawing in fewer letters"
+    svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>', r'\1 x="\2"/>', svg)
+    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', '')):
+        svg = svg.replace(long, short)
+    return svg
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
@@ -123,21 +122,20 @@ def on_white(image: Image.Image) -> bool:
     return bool((corners > 250).all())
 
 # ---------------------------------------------------------------- pages
-class Page:
-    "A page whose pictures move to files in `site/figures`"
-    def __init__(self, file: Path):
-        self.file, self.folder, self.made = file, file.parent/'figures', 0
-        self.problems = []
+class Pictures:
+    "The pictures of one page, in files of `assets/figures` below `folder`"
+    def __init__(self, name: str, folder: Path):
+        self.name, self.folder, self.made, self.problems = name, folder, 0, []
 
     def store(self, data: bytes, ending: str) -> str:
         self.made += 1
-        name = f'{self.file.stem}-{self.made}{ending}'
-        self.folder.mkdir(exist_ok=True)
-        (self.folder/name).write_bytes(data)
-        return f'figures/{name}'
+        path = f'assets/figures/{self.name}-{self.made}{ending}'
+        (self.folder/path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder/path).write_bytes(data)
+        return path
 
     def img(self, src, width, height, alt, classes='') -> str:
-        return (f'<img src="{src}" width="{width}" height="{height}" alt="{alt}" '
+        return (f'<img src="{src}" width="{width}" height="{height}" alt="{html.escape(alt)}" '
                 f'class="img-fluid{classes}" loading="lazy" decoding="async">')
 
     def pair(self, svg: str, width: int, height: int, alt: str) -> str:
@@ -162,7 +160,6 @@ class Page:
     def player(self, source: str, alt: str) -> str:
         frames = FRAME.findall(source)
         data = [base64.b64decode(d.replace('\\\n', '')) for _, d in frames]
-        interval = re.search(r'slider_id, ([\d.]+)', source)[1]
         if frames[0][0].startswith('svg'):
             drawings = [bare(sharp(lean(d.decode()))) for d in data]
             width, height = size(drawings[0])
@@ -174,7 +171,7 @@ class Page:
             for i, image in enumerate(images): whole.paste(image, (0, i * height))
             src = self.store(webp(whole, lossless=False), '.webp')
             tall = self.img(src, width, height * len(images), alt, ' on-white')
-        last = len(frames) - 1
+        last, interval = len(frames) - 1, re.search(r'slider_id, ([\d.]+)', source)[1]
         return (f'<div class="player" data-interval="{interval}" style="--frames:{len(frames)};'
                 f'--frame:{last};max-width:{width}px">'
                 f'<div class="player-stage" style="aspect-ratio:{width}/{height}">{tall}</div>'
@@ -182,65 +179,90 @@ class Page:
                 f'<input type="range" min="0" max="{last}" value="{last}" aria-label="Frame" '
                 f'aria-valuetext="{last + 1} of {last + 1}"></div></div>')
 
-    def output(self, m) -> str:
-        "What a cell drew"
-        source, data, caption = m[0], m[1], m[2]
-        own = re.match(r'<(?:svg|img)[^>]*\balt="([^"]+)"', source)
-        alt = own[1] if own else plain(caption or '')
-        if not alt: self.problems.append(f'{self.file.name}: a picture without a caption')
-        if data: return self.pixels(base64.b64decode(data), alt)
-        return self.player(source, alt) if 'var frames' in source else self.drawing(source, alt)
+    def output(self, data: dict, alt: str) -> str:
+        "The picture of one output, or nothing"
+        if 'image/svg+xml' in data: return self.drawing(text(data['image/svg+xml']), alt)
+        for kind in ('image/png', 'image/jpeg'):
+            if kind in data: return self.pixels(base64.b64decode(text(data[kind])), alt)
+        player = text(data.get('text/html'))
+        return self.player(player, alt) if 'class="animation"' in player else ''
 
-    def asset(self, m) -> str:
-        "A picture that has a file already; of an animation, its end for who wants no motion"
-        tag, still = m[0], ''
-        src = re.search(r'\bsrc="([^"#?]+)', tag)[1]
-        file = self.file.parent/src
-        if not re.search(r'\balt="[^"]', tag):
-            self.problems.append(f'{self.file.name}: {src} without an alternative text')
-        more = '' if 'loading=' in tag else ' loading="lazy" decoding="async"'
-        if file.suffix in ('.png', '.jpg', '.gif', '.webp') and file.exists():
-            with Image.open(file) as im:
-                if 'width=' not in tag: more += ' width="{}" height="{}"'.format(*im.size)
-                if (frames := getattr(im, 'n_frames', 1)) > 1:
-                    im.seek(frames - 1)
-                    still = self.store(webp(im.convert('RGB')), '.webp')
-        tag = tag.rstrip('>').rstrip('/') + more + '>'
-        if not still: return tag
-        return ('<picture><source media="(prefers-reduced-motion: reduce)" '
-                f'srcset="{still}">{tag}</picture>')
+    def cell(self, cell: dict):
+        "Files in place of the pictures among the outputs of a cell"
+        o, shown = opts(text(cell['source'])), 0
+        captions, alts = ([x] if isinstance(x, str) else x or []
+                          for x in (o.get('fig-cap'), o.get('fig-alt')))
+        for output in cell.get('outputs', []):
+            caption, alt = (x[shown] if shown < len(x) else '' for x in (captions, alts))
+            picture = self.output(output.get('data', {}), alt or plain(caption))
+            if not picture: continue
+            shown += 1
+            if not (alt or caption):
+                self.problems.append(f'{self.name}: a picture without a caption')
+            output['data'] = {'text/html': figure(picture, caption)}
 
-    def write(self):
-        text = self.file.read_text(encoding='utf-8')
-        text = re.sub(r'<figcaption>(.*?)</figcaption>',
-                      lambda m: f'<figcaption>{inline(m[1])}</figcaption>', text, flags=re.S)
-        text = PICTURE.sub(self.output, text)
-        text = re.sub(r'<img\b[^>]*\bsrc="(?!data:|figures/)[^"]*"[^>]*>', self.asset, text)
-        if 'class="player"' in text or 'figure-wide' in text:
-            text = text.replace('</body>', '<script src="assets/figures.js" defer></script></body>')
-        self.file.write_text(text, encoding='utf-8')
+def figure(picture: str, caption: str) -> str:
+    said = f'<figcaption>{inline(html.escape(caption))}</figcaption>' if caption else ''
+    return ('<div class="quarto-figure quarto-figure-center"><figure class="figure">'
+            f'{picture}{said}</figure></div>')
 
 def inline(caption: str) -> str:
-    "Code and links of a caption, which is one line of text"
+    "Code, mathematics and links of a caption, which smalldocs takes for plain text"
     caption = LINK.sub(r'<a href="\2" class="quarto-xref">\1</a>', caption)
     caption = re.sub(r'`([^`<]+)`', r'<code>\1</code>', caption)
-    return re.sub(r'(?<!inline">)(\\\(.*?\\\))', r'<span class="math inline">\1</span>', caption)
+    return re.sub(r'\\\(.*?\\\)', r'<span class="math inline">\g<0></span>', caption)
 
 def plain(caption: str) -> str:
     "A caption as an alternative text: without its number and its markup"
-    text = html.unescape(re.sub(r'<[^>]*>|\\[()]', '', caption))
-    return html.escape(re.sub(r'^(?:Figure|Table) [\d.]+(?:\(\w\))?: ', '', text.strip()))
+    caption = re.sub(r'`|\\[()]', '', LINK.sub(r'\1', caption))
+    return re.sub(r'^(?:Figure|Table) [\d.]+(?:\(\w\))?: ', '', caption)
 
-def take_out(site: Path) -> list[str]:
-    "Move the pictures of a site's pages to files; the problems that a reader would have with them"
+def take_out(nb: dict, name: str, folder: Path) -> list[str]:
+    "Move the pictures of a notebook to files; the problems that a reader would have with them"
+    pictures = Pictures(name, folder)
+    for cell in nb['cells']:
+        if cell['cell_type'] == 'code': pictures.cell(cell)
+    return pictures.problems
+
+# ---------------------------------------------------------------- pictures that have a file
+IMG = re.compile(r'<img\b[^>]*\bsrc="(?!data:|assets/figures/|\w+://)([^"#?]+)[^>]*>')
+SCRIPT = '<script src="assets/figures.js" defer></script>'
+
+def sized(tag: str, site: Path, problems: list[str]) -> str:
+    "An image of a page with its size, loaded lazily; an animation's end for who wants no motion"
+    src = IMG.match(tag)[1]
+    file, still = site/src, ''
+    if not re.search(r'\balt="[^"]', tag): problems.append(f'{src} has no alternative text')
+    more = '' if 'loading=' in tag else ' loading="lazy" decoding="async"'
+    if file.suffix in ('.png', '.jpg', '.gif', '.webp') and file.exists():
+        with Image.open(file) as im:
+            if 'width=' not in tag: more += ' width="{}" height="{}"'.format(*im.size)
+            if (frames := getattr(im, 'n_frames', 1)) > 1:
+                im.seek(frames - 1)
+                still = Path(src).with_suffix('.still.webp').as_posix()
+                (site/still).write_bytes(webp(im.convert('RGB')))
+    elif file.suffix == '.svg' and file.exists() and 'width=' not in tag:
+        own = re.search(r'<svg\b[^>]* (width="\d+" height="\d+")', file.read_text(encoding='utf-8'))
+        if own: more += ' ' + own[1]
+    tag = tag.rstrip('>').rstrip('/') + more + '>'
+    if not still: return tag
+    return ('<picture><source media="(prefers-reduced-motion: reduce)" '
+            f'srcset="{still}">{tag}</picture>')
+
+def first_at_once(page: str) -> str:
+    "The first picture of a page need not wait for its reader to come to it"
+    if not (first := re.search(r'<img\b[^>]*\bsrc="([^"#?]+)', page)): return page
+    return re.sub(rf'<img\b[^>]*\bsrc="{re.escape(first[1])}[^>]*>',
+                  lambda m: m[0].replace(' loading="lazy"', ' fetchpriority="high"'), page)
+
+def finish(site: Path) -> list[str]:
+    "The other pictures of the pages; the script of the players"
     problems = []
     for file in sorted(site.glob('*.html')):
-        page = Page(file)
-        page.write()
-        problems += page.problems
+        page, found = file.read_text(encoding='utf-8'), []
+        page = first_at_once(IMG.sub(lambda m: sized(m[0], site, found), page))
+        if 'class="player"' in page or 'figure-wide' in page:
+            page = page.replace('</body>', SCRIPT + '</body>')
+        file.write_text(page, encoding='utf-8')
+        problems += [f'{file.name}: {p}' for p in found]
     return problems
-
-if __name__ == '__main__':
-    found = take_out(Path(sys.argv[1] if len(sys.argv) > 1 else '_site'))
-    for problem in found: print(problem, file=sys.stderr)
-    sys.exit(bool(found))

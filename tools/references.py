@@ -2,7 +2,7 @@
 
 Numbers of equations, figures, tables and sections, references to them, and citations.
 """
-import codecs, html, json, re
+import codecs, json, re
 from pathlib import Path
 
 import latexcodec  # lets strings be decoded from LaTeX
@@ -160,14 +160,14 @@ class Book:
             return before + self.link(m[3], name, bool(m[2])) + after
         return REF.sub(ref, s)
 
-    def link_code(self, source, name):
+    def link_code(self, html, name):
         "A page with links on the equations that its code names in comments and docstrings"
         def link(m):
             if m[0] not in self.labels: return m[0]
             title, _, where = self.labels[m[0]]
             there = '' if where == name else Path(where).with_suffix('.html')
             return f'<a href="{there}#{m[0]}" title="{title}">{m[0]}</a>'
-        return PRINTED.sub(lambda m: m[1] + EQ_NAME.sub(link, m[2]) + m[3], source)
+        return PRINTED.sub(lambda m: m[1] + EQ_NAME.sub(link, m[2]) + m[3], html)
 
     def resolve(self, name, nb, stored):
         "Second pass: write the numbers, the links and the list of references into a chapter"
@@ -183,7 +183,7 @@ class Book:
                 (re.escape(base), ''),                            # links of nbdev's made relative
                 (r'\[(`_[\w.]+`)\]\([^)]*\)', r'\1'),             # private names have no place
                 (r'\[\[(`[^`\]]+`)\]\([^)]*\)\]', r'[\1]'),       # names within a link
-                (r'(\w+\.html#\w+)\.\w+', r'\1')]:                # a method stands in its class
+                (r'\b(\w+\.html#\w+)\.\w+', r'\1')]:                # a method stands in its class
             raw = re.sub(pattern, replacement, raw)
         nb = json.loads(raw)
         if used: self.list_references(nb, used)
@@ -212,8 +212,6 @@ class Book:
         value = json.dumps(captions if len(captions) > 1 else captions[0], ensure_ascii=False)
         line = '#| fig-cap: ' + value
         cell['source'] = re.sub(r'^#\| *fig-cap:.*$', lambda m: line, s, flags=re.M)
-        for caption, data in zip(captions, (o.get('data', {}) for o in cell.get('outputs', []))):
-            if 'text/html' in data: data['text/html'] = figure(text(data['text/html']), caption)
 
     def list_references(self, nb, used):
         "The list of what was cited, where a chapter has a place for it, else at its end"
@@ -225,11 +223,6 @@ class Book:
                 return
         source = '## References {.unnumbered}\n\n' + items
         nb['cells'].append(dict(cell_type='markdown', id='refs', metadata={}, source=source))
-
-def figure(content: str, caption: str) -> str:
-    "An output in HTML with its caption, which smalldocs gives only to pictures"
-    return (f'<div class="quarto-figure quarto-figure-center"><figure class="figure">{content}'
-            f'<figcaption>{html.escape(caption)}</figcaption></figure></div>')
 
 def clean_output(data: dict):
     "Players ask a CDN for icons (styles.css draws them); a widget needs no text beside it"
