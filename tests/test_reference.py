@@ -163,7 +163,7 @@ def test_names_of_a_term():
 
 def test_plain_text():
     assert search.plain('## A {#b}\nSee [`f`](x.ipynb#f) and **this** $\\hat x_t$ [@ho2020ddpm].'
-                        '\n```python\ncode\n```\n$$\na\n$$ {#eq-a}\n- `x*y`') == (
+                        '\n```python\ncode\n```\n$$\na\n$$ {#' 'eq-' 'a}\n- `x*y`') == (
         'A. See f and this x_t. x*y')
 
 
