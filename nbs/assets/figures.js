@@ -25,6 +25,7 @@ for (const player of document.querySelectorAll('.player')) {
 }
 // A wide figure scrolls on a phone: by keyboard too
 const wide = () => document.querySelectorAll('.figure-wide').forEach(figure => {
+  if (figure.checkVisibility?.({contentVisibilityAuto: true}) === false) return;  // not laid out yet
   if (figure.scrollWidth > figure.clientWidth + 1) figure.tabIndex = 0;
   else figure.removeAttribute('tabindex');
 });

@@ -23,8 +23,9 @@
       e.addEventListener('scroll', () => update(e), { passive: true })
     }
   }
+  const laidOut = (e) => e.checkVisibility?.({ contentVisibilityAuto: true }) ?? true  // not before page.js shows it
   const look = (root = document) => {  // reads before it writes: one layout for the whole page
-    const found = all(SCROLLS, root).map((e) => [e, edges(e)])
+    const found = all(SCROLLS, root).filter(laidOut).map((e) => [e, edges(e)])
     found.forEach(([e, more]) => { if (more || e.dataset.more) update(e, more) })
   }
   let queued = 0
