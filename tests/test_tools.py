@@ -355,6 +355,9 @@ def test_a_page_in_pieces_has_the_same_text_and_headings_stand_apart(size, monke
             '<div><p>x</p><div></div></div>&amp; <p>y</p><section><h3>B</h3>z</section></section>')
     page = f'<body><main id="m">\n{text}</main><footer></footer>'
     made = pieces.divide(page)
+    assert made.count('<div class="piece shown">') == made.count('class="piece') > 0
+    monkeypatch.setattr(pieces, 'IN_SIGHT', -1)
+    made = pieces.divide(page)
     assert re.sub(r'<div class="piece">', '', made).replace('</div>', '') == page.replace(
         '</div>', '')
     assert made.count('</div>') == page.count('</div>') + made.count('<div class="piece">')

@@ -28,7 +28,7 @@
     }
   })
 
-  const pieces = [...document.querySelectorAll('.piece')]
+  const pieces = [...document.querySelectorAll('.piece:not(.shown)')]
   const show = count => {
     for (const piece of pieces.splice(0, count)) piece.classList.add('shown')
     if (pieces.length) requestAnimationFrame(() => setTimeout(show, 0, 1))

@@ -9,6 +9,8 @@ import re
 from html.parser import HTMLParser
 
 SIZE = 12_000  # characters of HTML in a piece, about
+IN_SIGHT = 6_000  # characters of text that the largest window may show at first
+PIECE = '<div class="piece">'
 MAIN = re.compile(r'(<main\b[^>]*>)(.*)(</main>)', re.S)
 SECTION = re.compile(r'(<section\b[^>]*>)(.*)(</section>\s*)', re.S)
 VOID = {'area', 'base', 'br', 'col', 'embed', 'hr', 'img', 'input', 'link', 'meta', 'source', 'wbr'}
@@ -50,7 +52,7 @@ def divided(html: str) -> str:
 
     def close():
         text = ''.join(piece)
-        whole.append(f'<div class="piece">{text}</div>' if text.strip() else text)
+        whole.append(f'{PIECE}{text}</div>' if text.strip() else text)
         piece.clear()
 
     for block in blocks(html):
@@ -63,6 +65,16 @@ def divided(html: str) -> str:
     return ''.join(whole)
 
 
+def begun(html: str) -> str:
+    "Text in pieces of which the first are shown at once: what is in sight must not move"
+    first, *others = html.split(PIECE)
+    seen = 0
+    for i, piece in enumerate(others):
+        others[i] = (PIECE if seen > IN_SIGHT else PIECE.replace('">', ' shown">')) + piece
+        seen += len(re.sub(r'<[^>]*>', '', piece))
+    return first + ''.join(others)
+
+
 def divide(page: str) -> str:
     "A page whose text is in pieces"
-    return MAIN.sub(lambda m: m[1] + divided(m[2]) + m[3], page, count=1)
+    return MAIN.sub(lambda m: m[1] + begun(divided(m[2])) + m[3], page, count=1)
