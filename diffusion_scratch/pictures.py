@@ -163,13 +163,22 @@ def controls(draw: Callable,          # shows a figure; its defaults are the fir
     "A slider for each argument of a function, or a list of choices; on a page, a script"
     from inspect import signature
     from IPython.display import display
-    from ipywidgets import VBox, interactive, interactive_output
-    widgets = {}
+    from IPython.utils.capture import capture_output
+    from ipywidgets import Output, VBox, interactive
+    widgets, output = {}, Output()
+    def redraw(_=None):  # `with output:` would make nbclient send, and it may then wait forever
+        with capture_output() as drawn: draw(**{k: w.value for k, w in widgets.items()})
+        printed = dict(output_type='stream', name='stdout', text=drawn.stdout)
+        shown = [dict(output_type='display_data', data=o.data, metadata=o.metadata or {})
+                 for o in drawn.outputs]
+        output.outputs = tuple([printed] * bool(drawn.stdout) + shown)
     for name, parameter in signature(draw).parameters.items():
         widget = interactive.widget_from_abbrev(choices[name], parameter.default)
         widget.description, widget.continuous_update = name, False
+        widget.observe(redraw, 'value')
         widgets[name] = widget
-    view = VBox([*widgets.values(), interactive_output(draw, widgets)])
+    redraw()
+    view = VBox([*widgets.values(), output])
     shown = view._repr_mimebundle_() | {'text/plain': f'sliders for {draw.__name__}'}
     if script: shown['text/html'] = place_of_script(script, data or {})
     display(shown, raw=True)

@@ -10,7 +10,7 @@ notebook's own code and the modules of the library that it imports, without comm
 docstrings. The library is the one of this checkout. The same code gives the same file, but for
 what it draws at random.
 """
-import argparse, ast, base64, hashlib, io, json, os, re, sys, time, tokenize
+import argparse, ast, base64, hashlib, io, json, os, re, sys, tempfile, time, tokenize
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,10 @@ def execute(nb, file: Path, lib: Path):
     where = {'metadata': {'path': str(file.parent)}}
     client = NotebookClient(nb, timeout=1800, kernel_name='python3', resources=where,
                             extra_arguments=["--InlineBackend.figure_formats={'svg'}"])
-    client.execute(env=env)
+    with tempfile.TemporaryDirectory() as sockets:  # two kernels may choose the same port of TCP
+        client.create_kernel_manager()
+        if os.name == 'posix': client.km.transport, client.km.ip = 'ipc', f'{sockets}/kernel'
+        client.execute(env=env)
 
 
 def run(file: Path, lib: Path):
