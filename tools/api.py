@@ -303,12 +303,8 @@ class Library:
         source = self.source(f'{package}/{module.name}.py')
         cells = [f'The module `{package}.{module.name}`, from [chapter {n}, '
                  f'*{self.chapters[module.name].title}*]({file}). [Its source]({source}).']
-        both = taught and helpers
-        if both: cells.append('## Shown in the chapter {.unnumbered}')
-        cells += map(self.markdown, taught or helpers)
-        if both:
-            cells.append('## Checks and helpers {.unnumbered}')
-            cells += map(self.markdown, helpers)
+        for title, group in ('Shown in the chapter', taught), ('Checks and helpers', helpers):
+            if group: cells += [f'## {title} {{.unnumbered}}', *map(self.markdown, group)]
         return notebook(f'API: {module.name}', self.about(module), cells, f'api-{module.name}')
 
     def index(self) -> dict:
