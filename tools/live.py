@@ -20,6 +20,14 @@ ENGINE = 'onnxruntime-web', '1.30.0'
 ENGINE_FILES = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
 
 
+def moved(part: Path, folder: Path) -> Path:
+    "Move a whole folder to its place, unless another process was there first"
+    try: part.rename(folder)
+    except OSError:
+        if not folder.exists(): raise
+    return folder
+
+
 def npm_files(package: str, number: str, wanted: str) -> Path | None:
     "The files of an npm package whose names match, kept in .cache; none without npm"
     folder = CACHE/'npm'/f'{package}-{number}'
@@ -33,8 +41,7 @@ def npm_files(package: str, number: str, wanted: str) -> Path | None:
         with tarfile.open(archive) as t:
             t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before 3.11.4
             t.extractall(part, [m for m in t.getmembers() if re.search(wanted, m.name)])
-        (Path(part)/'package').rename(folder)
-    return folder
+        return moved(Path(part)/'package', folder)
 
 
 def made_from() -> str:
@@ -94,9 +101,10 @@ def exported() -> Path:
     if folder.exists(): return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-        export(Path(part))
-        shutil.copytree(part, folder)
-    return folder
+        made = Path(part)/'made'
+        made.mkdir()
+        export(made)
+        return moved(made, folder)
 
 
 def build(built: Path = LIVE/'built') -> bool:
