@@ -264,7 +264,7 @@ def test_animation_without_javascript_wasm_or_engine(browser):
 
 
 def test_site_without_npm_has_no_engine(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(live, 'CACHE', tmp_path)
+    monkeypatch.setattr('npm.CACHE', tmp_path)
     monkeypatch.setattr(live.shutil, 'which', lambda name: None)
     assert not live.build(tmp_path/'built')
     equal([f.name for f in (tmp_path/'built').iterdir()], ['about.mjs'])

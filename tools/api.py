@@ -287,10 +287,10 @@ class Library:
 
     def labels(self, entry: Entry) -> list[str]:
         "The equations that the code of an entry names"
-        names = [f'{entry.module}.{entry.name.split(".")[-1] if entry.owner else entry.name}']
         if entry.owner and entry.cell is entry.e.cell:
             return sorted(set(ledger.NAMED.findall(segment(entry.cell.source, entry.node))))
-        return list(dict.fromkeys(l for n in names for l in self.equations.get(n, [])))
+        name = entry.name.split('.')[-1]
+        return list(dict.fromkeys(self.equations.get(f'{entry.module}.{name}', [])))
 
     # ------------------------------------------------------------ pages
     def page(self, module: exported.Module) -> dict:

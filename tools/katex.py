@@ -3,12 +3,14 @@
 `fetch` takes KaTeX from npm; `prerender` runs node once for all formulas of the site. Without
 node or npm the pages stay as they are, and the reader's browser renders them.
 """
-import html, json, re, shutil, subprocess, sys, tarfile
+import html, json, re, shutil, subprocess, sys
 from pathlib import Path
 
+from npm import npm_files
+
 VERSION = '0.16.11'  # the one that smalldocs links
-FILES = re.compile(r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
-                   r'|fonts/.*\.woff2)$')
+FILES = (r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
+         r'|fonts/.*\.woff2)$')
 CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
 FORMULA = re.compile(r'(?s)(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](?=</span>)')
 SCRIPT = re.compile(r'<script src="[^"]*katex[^"]*"[^>]*></script>')
@@ -17,19 +19,11 @@ SCRIPT = re.compile(r'<script src="[^"]*katex[^"]*"[^>]*></script>')
 def fetch(assets: Path) -> bool:
     "KaTeX from npm, once, so that the site needs no other host"
     if (assets/'katex').exists(): return True
-    pack = ['npm', 'pack', f'katex@{VERSION}', '--silent']
-    if not shutil.which('npm') or subprocess.run(pack, cwd=assets, capture_output=True).returncode:
+    if not (package := npm_files('katex', VERSION, FILES)):
         print('npm or its registry is not at hand: '
               'mathematics will be fetched from a CDN by whoever reads the site', file=sys.stderr)
         return False
-    [archive] = assets.glob('katex-*.tgz')
-    with tarfile.open(archive) as t:
-        wanted = [m for m in t.getmembers() if FILES.match(m.name)]
-        t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before Python 3.11.4
-        t.extractall(assets, wanted)
-    archive.unlink()
-    (assets/'package/dist').rename(assets/'katex')
-    (assets/'package').rmdir()
+    shutil.copytree(package/'dist', assets/'katex')
     return True
 
 

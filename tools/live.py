@@ -7,41 +7,18 @@ The network is exported to ONNX with weights of 16 bits, which is what they were
 they were saved. The export takes half a minute and is kept in `.cache/`. onnxruntime-web comes
 from npm. Without npm, `about.mjs` says that there is no engine, and the page shows the animation.
 """
-import argparse, base64, gzip, hashlib, inspect, json, re, shutil, subprocess, sys
-import tarfile, tempfile
+import argparse, base64, gzip, hashlib, inspect, json, re, shutil, sys, tempfile
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
+from npm import CACHE, moved, npm_files
+
 ROOT = Path(__file__).resolve().parent.parent
-LIVE, CACHE = ROOT/'nbs/live', ROOT/'.cache'
+LIVE = ROOT/'nbs/live'
 NETWORK, PACKAGE = 'mnist-conditional', ROOT/'diffusion_scratch'
 ENGINE = 'onnxruntime-web', '1.30.0'
 ENGINE_FILES = 'ort.wasm.bundle.min.mjs', 'ort-wasm-simd-threaded.wasm'
-
-
-def moved(part: Path, folder: Path) -> Path:
-    "Move a whole folder to its place, unless another process was there first"
-    try: part.rename(folder)
-    except OSError:
-        if not folder.exists(): raise
-    return folder
-
-
-def npm_files(package: str, number: str, wanted: str) -> Path | None:
-    "The files of an npm package whose names match, kept in .cache; none without npm"
-    folder = CACHE/'npm'/f'{package}-{number}'
-    if folder.exists(): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as part:
-        pack = ['npm', 'pack', f'{package}@{number}', '--silent']
-        if not shutil.which('npm'): return None
-        if subprocess.run(pack, cwd=part, capture_output=True).returncode: return None
-        [archive] = Path(part).glob('*.tgz')
-        with tarfile.open(archive) as t:
-            t.extraction_filter = getattr(tarfile, 'data_filter', None)  # none before 3.11.4
-            t.extractall(part, [m for m in t.getmembers() if re.search(wanted, m.name)])
-        return moved(Path(part)/'package', folder)
 
 
 def made_from() -> str:

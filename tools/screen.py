@@ -11,6 +11,8 @@ from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+from pieces import VOID
+
 CONTENT = 'quarto-document-content'
 WORDY = 25  # characters of a cell from which a phone shows each row of its table as a block
 
@@ -171,7 +173,6 @@ def split(tex: str, at: str | int) -> list[str]:
 
 # ---------------------------------------------------------------- checking a page
 NAMED = {'nav', 'button', 'th', 'summary'}  # what a screen reader announces by its name
-VOID = {'area', 'base', 'br', 'col', 'embed', 'hr', 'img', 'input', 'link', 'meta', 'source', 'wbr'}
 
 class Outline(HTMLParser):
     "What is wrong with a page for somebody who does not see it"

@@ -7,7 +7,7 @@ also the table of synonyms: a query with any name of a term finds what the book 
 browser ranks with MiniSearch, from npm, and nbs/finder.js, loaded when the search box gets the
 focus. Without npm the site keeps the search of smalldocs.
 """
-import json, re, shutil, subprocess, sys, tarfile, tempfile
+import json, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -15,6 +15,7 @@ from smalldocs.markdown import pandoc_id
 
 import api, ledger
 from links import SEARCH as INDEX
+from npm import npm_files
 from references import CODE_BLOCK, DIVS, Book, bare_title, opts, page, read_bib, text
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -222,19 +223,15 @@ def index(library: api.Library) -> dict:
 def fetch(assets: Path) -> bool:
     "MiniSearch from npm, once"
     if (assets/'minisearch'/'index.js').exists(): return True
-    pack = ['npm', 'pack', f'minisearch@{MINISEARCH}', '--silent']
-    if not shutil.which('npm') or subprocess.run(pack, cwd=assets, capture_output=True).returncode:
+    wanted = 'dist/es/index.js', 'LICENSE.txt'
+    if not (package := npm_files('minisearch', MINISEARCH, f'package/({"|".join(wanted)})$')):
         print('npm or its registry is not at hand: the site has the search of smalldocs',
               file=sys.stderr)
         return False
-    [archive] = assets.glob('minisearch-*.tgz')
-    with tarfile.open(archive) as t:
-        wanted = {'package/dist/es/index.js': 'index.js', 'package/LICENSE.txt': 'LICENSE.txt'}
-        (assets/'minisearch').mkdir()
-        for name, file in wanted.items():
-            data = t.extractfile(name).read()
-            (assets/'minisearch'/file).write_bytes(re.sub(rb'//# sourceMappingURL.*', b'', data))
-    archive.unlink()
+    (assets/'minisearch').mkdir(exist_ok=True)
+    for name in wanted:
+        data = re.sub(rb'//# sourceMappingURL.*', b'', (package/name).read_bytes())
+        (assets/'minisearch'/Path(name).name).write_bytes(data)
     return True
 
 

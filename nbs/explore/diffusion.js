@@ -1,6 +1,8 @@
 // The formulas of the library that the explorables need, for numbers instead of images, in the same
 // order as there. tests/test_explore.py compares them with the library's.
 
+import * as tables from '../live/sampler.mjs'
+
 export const range = n => Array.from({length: n}, (_, i) => i)
 export const linspace = (start, end, n) =>
   range(n).map(i => n > 1 ? start + (end - start) * i / (n - 1) : start)
@@ -32,9 +34,12 @@ export const makers = {linear: linearBetas, cosine: cosineBetas, sigmoid: sigmoi
 
 export function levelsOf(betas) {  // t -> {signal, noise, alphaBar, logSnr}; index 0 is the data
   let alphaBar = 1
-  const level = () => ({alphaBar, signal: Math.sqrt(alphaBar), noise: Math.sqrt(1 - alphaBar),
+  const level = t => ({t, alphaBar, signal: Math.sqrt(alphaBar), noise: Math.sqrt(1 - alphaBar),
                         logSnr: Math.log(alphaBar / (1 - alphaBar))})
-  return [level(), ...betas.map(beta => { alphaBar *= 1 - beta; return level() })]  // eq-alpha-bar
+  return [level(0), ...betas.map((beta, i) => {  // eq-alpha-bar
+    alphaBar *= 1 - beta
+    return level(i + 1)
+  })]
 }
 
 // ---------------------------------------------------------------- noising
@@ -116,39 +121,16 @@ export const guided = (withLabel, without, w) =>  // eq-cfg
 
 // ---------------------------------------------------------------- solvers
 // A solver maps the levels that are visited to four numbers a step (eq-coefficients)
-const stepLength = (t, s) => Math.log(s.signal / s.noise) - Math.log(t.signal / t.noise)
-
-function ddimStep(t, s, eta = 0) {  // eq-eta, eq-ddim
-  const snr = level => (level.signal / level.noise) ** 2
-  const variance = eta ? eta ** 2 * s.noise ** 2 * (1 - snr(t) / snr(s)) : 0
-  const k = Math.sqrt(s.noise ** 2 - variance) / t.noise
-  return {x0: s.signal - k * t.signal, x_t: k, previous: 0, std: Math.sqrt(variance)}
-}
-
-const pairs = levels => range(levels.length - 1).map(i => [levels[i], levels[i + 1]])
-
 export const ddim = (eta = 0) => ({
   visits: levels => levels,
-  coefficients: levels => pairs(levels).map(([t, s]) => ddimStep(t, s, eta)),
+  coefficients: levels => tables.ddim(levels, eta),
 })
 
-export const dpmSolverPP = () => ({
-  visits: levels => levels,
-  coefficients: levels => pairs(levels).map(([t, s], i) => {  // eq-multistep
-    const step = ddimStep(t, s)
-    const r = i && s.noise > 0 ? stepLength(t, s) / (2 * stepLength(levels[i - 1], t)) : 0
-    return {...step, x0: step.x0 * (1 + r), previous: -step.x0 * r}
-  }),
-})
+export const dpmSolverPP = () => ({visits: levels => levels, coefficients: tables.dpm_solver_pp})
 
 export const heun = () => ({  // every level but the first and the last is visited twice
   visits: levels => levels.flatMap((level, i) => i && level.noise ? [level, level] : [level]),
-  coefficients: levels => pairs(levels).map(([t, s], i) => {
-    const move = ddimStep(t, s)
-    if (t !== s) return move
-    const h = stepLength(levels[i - 1], s), c = 1 - (1 - Math.exp(-h)) / h  // eq-heun-rules
-    return {...move, x0: move.x0 + s.signal * c, previous: -s.signal * c}  // eq-heun
-  }),
+  coefficients: tables.heun,
 })
 
 export function walk(levels, solver) {  // levels as visited, and the table
