@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from .denoiser import PARAMETERIZATIONS, Denoiser
 from .schedule import Schedule
-from .unet import UNet
+from .unet import UNet, label_sizes
 
 # %% auto #0
 __all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
@@ -336,6 +336,15 @@ def check_resumable(path, meta: dict, saved: Schedule, weights: dict, state, sch
     if there != here: raise ValueError(f'{path} predicts {there}, not {here}')
     for part, tensors in weights.items():
         check_same_network(path, tensors, getattr(state, part.rstrip('.')).net)
+    _check_same_attributes(path, meta['network'], network_arguments(state.denoiser.net))
+
+def _check_same_attributes(path, there: dict | None, here: dict | None):
+    "Refuse a network whose table of labels has the same size, but other attributes"
+    if not there or not here: return
+    there, here = ([*label_sizes(args['num_classes'])] for args in (there, here))
+    if there != here:
+        raise ValueError(f'{path} holds another network: num_classes is {there} there and {here} '
+                         'here')
 
 # %% ../nbs/21_checkpoint.ipynb #5e6cdc52
 def resume(path: str | Path,  # a run folder, or a checkpoint file

@@ -13,7 +13,8 @@ from torch import Tensor
 from .config import Config, ConfigError, SamplingConfig, check_drawable
 from .config import checked_path, dump_config, in_words, load_config
 from .config import make_fit_options, make_section, shipped_configs, shown
-from .data import ImageSet, cifar10, fingerprint, image_folder, mnist, mnist_mini
+from .data import ImageSet, cifar10, count_classes, fingerprint, image_folder
+from .data import mnist, mnist_mini
 from .data import OBEYED, memory_here, printable, read_image, to_float
 from .data import upright_size
 from .denoiser import Denoiser
@@ -25,7 +26,8 @@ from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx
 from .report import Report, evaluate_model
-from .run import RunFolder, check_writable, conditioned, cpu_threads, draw
+from .run import RunFolder, attributes_named, check_writable, conditioned
+from .run import cpu_threads, draw
 from .run import find_device, free_threads, image_shape
 from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
@@ -264,7 +266,9 @@ def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--n', type=_COUNT, default=64, help='how many images (default 64)')
     p.add_argument('--labels', '--class', action=KeepOptionName, nargs='+', metavar='CLASS',
                    help='classes to draw, in turn (default: all). mnist learned none, so '
-                        'mnist-conditional is used for it')
+                        'mnist-conditional is used for it. Of a model of attributes: '
+                        'attribute=value,... such as glasses=yes,hat=no; what is not stated is '
+                        'left to the model')
     p.add_argument('--steps', type=_COUNT,
                    help="sampling steps (default: the model's)")
     p.add_argument('--solver', help=f"{_SOLVER} (default: the model's)")
@@ -305,7 +309,7 @@ def _save_samples(args: argparse.Namespace) -> Path:
     check_drawable('--n', args.n, model.shape, moments)
     sampling = _sampling_config(args, model.about, model.schedule)
     wanted = _wanted_classes(args, model.classes)
-    y = wanted[torch.arange(args.n) % len(wanted)] if model.classes else None
+    y = wanted[torch.arange(args.n) % len(wanted)] if len(wanted) else None
     frames = draw(model.denoiser.to(device), model.schedule, model.shape, args.n, y,
                   sampling, seed=args.seed, moments=moments)
     columns = _count_columns(args.n, len(wanted))
@@ -321,7 +325,7 @@ class _Model(NamedTuple):
     "A trained network, and what the file of its weights contains about it"
     denoiser: Denoiser
     schedule: Schedule
-    classes: list[str]
+    classes: list[str] | dict # or attribute -> values
     shape: tuple        # of an image (C,H,W)
     about: dict
 
@@ -349,16 +353,32 @@ def _check_own_weight(config: Config, path: Path, network: str | None):
         raise ConfigError(f'{path} names training.weight {module}:{own}; no code runs because a '
                           f'file names it. If you trust it, give --model {module}:CLASS')
 
-def _class_index(name: str, classes: list[str], option: str) -> int:
-    "The number of a class; ConfigError if there is no such class"
+def _class_index(name: str, classes: list[str] | dict, option: str) -> int | list[int]:
+    "The number of a class, or of the value of each attribute; ConfigError if there is none"
+    if isinstance(classes, dict):
+        try: return attributes_named(name, classes)
+        except ValueError as e: raise ConfigError(f'{option}: {e}') from None
     if name in classes: return classes.index(name)
     allowed = ', '.join(classes) or 'none, because this model learned no classes; leave it out'
     raise ConfigError(f'{option}: {name} is not allowed; allowed: {allowed}')
 
-def _wanted_classes(args: argparse.Namespace, classes: list[str]) -> Tensor:
-    "The numbers of the classes to draw, in turn: those that the user named, or all"
+def _allowed_classes(classes: list[str] | dict) -> str:
+    "In words: the classes, or the values of the attributes"
+    if not isinstance(classes, dict): return ', '.join(classes)
+    return 'attribute=value,... of ' + ', '.join(f'{a}={"|".join(v)}' for a, v in classes.items())
+
+def _wanted_classes(args: argparse.Namespace, classes: list[str] | dict) -> Tensor:
+    "What to draw, in turn: what the user named, or all classes, or without stating attributes"
+    if not args.labels and isinstance(classes, dict):
+        if args.guidance: _refuse_guidance(args, classes)
+        return torch.empty(0)
     if not args.labels: return torch.arange(len(classes))
     return torch.tensor([_class_index(label, classes, args.typed) for label in args.labels])
+
+def _refuse_guidance(args: argparse.Namespace, classes: list[str] | dict):
+    raise ConfigError(f'--guidance: {args.guidance} needs --class, the class to draw; '
+                      f'allowed: {_allowed_classes(classes)}; give --class too, '
+                      f'or leave --guidance out')
 
 def _sampling_config(args: argparse.Namespace, about: dict, schedule: Schedule) -> SamplingConfig:
     "The model's sampling settings, with the user's options in their place"
@@ -415,7 +435,8 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='a folder in our format, a pipeline for diffusers, or one ONNX file')
     p.add_argument('out', type=_path, help='the folder or file to write')
     p.add_argument('--label', metavar='CLASS',
-                   help='for diffusers: the class that the pipeline draws (default: any)')
+                   help='for diffusers: the class, or attribute=value,..., that the pipeline '
+                        'draws (default: any)')
     p.add_argument('--half', action='store_true',
                    help='for a folder: numbers of 16 bits, which take half the space')
     p.add_argument('--raw', action='store_true', help=_RAW)
@@ -479,7 +500,7 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
                         'fit better (default 1)')
     p.add_argument('--n', type=_COUNT, default=8, help='how many versions (default 8)')
     p.add_argument('--label', '--class', action=KeepOptionName, metavar='CLASS',
-                   help='the class to draw (default: any)')
+                   help='the class to draw, or attribute=value,... (default: any)')
     p.add_argument('--steps', type=_COUNT,
                    help="steps from T to 0, of which only those below the strength are made "
                         "(default: the model's)")
@@ -543,17 +564,14 @@ def _check_edit_output(args: argparse.Namespace, out: Path):
 def _edit_options(args: argparse.Namespace, model: _Model) -> tuple:
     "The sampling settings, the strength, and the labels (None if no class was given)"
     sampling = _sampling_config(args, model.about, model.schedule)
-    if args.guidance and args.label is None:
-        raise ConfigError(f'--guidance: {args.guidance} needs --class, the class to draw; '
-                          f"allowed: {', '.join(model.classes)}; give --class too, "
-                          f'or leave --guidance out')
+    if args.guidance and args.label is None: _refuse_guidance(args, model.classes)
     strength = args.strength
     if strength is None: strength = 1. if args.mask else 0.7
     if not 0 < strength <= 1:
         raise ConfigError(f'--strength: {strength} is not allowed; allowed: number > 0 and <= 1')
     if args.label is None: return sampling, strength, None
     label = _class_index(args.label, model.classes, args.typed)
-    return sampling, strength, torch.full((args.n,), label)
+    return sampling, strength, torch.tensor([label] * args.n)
 
 def _check_ordinary(file: Path, option: str):
     "Refuse a folder, and a pipe or device, which might never end"
@@ -631,6 +649,9 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--data', metavar='REAL', type=_model_name,
                    help='the real images: mnist_mini, mnist, cifar10, or a folder of images '
                         '(default: those that the model was trained on, if they are available)')
+    p.add_argument('--attributes', type=_path, metavar='FILE',
+                   help='of a folder that --data names: its table of attributes, such as '
+                        'attributes.csv')
     p.add_argument('--corrupt', choices=['refuse', 'skip'], default='refuse',
                    help='what to do with files of a folder that cannot be read '
                         '(default refuse)')
@@ -667,6 +688,7 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
     sampling = _sampling_config(args, settings, model.schedule)
     data = _real_images(args, model.about, model.shape)
+    _check_same_attributes(args, model.classes, data)
     check_drawable('--n', args.n, model.shape)
     extractor = _find_extractor(args.extractor, device)
     path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
@@ -674,7 +696,7 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     check_writable(out, '--out')
     return evaluate_model(
         model.denoiser.to(device), model.schedule, data, out, n=args.n,
-        step=make_solver(sampling), steps=sampling.steps, classes=len(model.classes),
+        step=make_solver(sampling), steps=sampling.steps, classes=count_classes(model.classes),
         guidance=sampling.guidance, seed=args.seed, extractor=extractor, bits=args.bits,
         name=path.name if path.exists() else args.model, batch=args.batch)
 
@@ -687,11 +709,15 @@ def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSe
     known = dict(mnist_mini=mnist_mini, mnist=mnist, cifar10=cifar10)
     config = Path(model).expanduser()/'config.yaml'
     choices = f'{", ".join(known)}, or a folder of images'
+    if args.attributes and (name in known or not name):
+        raise ConfigError(f'--attributes: {args.attributes} is not allowed without a folder; '
+                          'allowed: the table of a folder that --data names')
     if name in known: data = known[name]()
     elif name:
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f'--data: {name} is not allowed; allowed: {choices}')
-        data = image_folder(name, shape[1:], shape[0], corrupt=args.corrupt)
+        data = image_folder(name, shape[1:], shape[0], corrupt=args.corrupt,
+                            attributes=args.attributes)
         for skipped in data.skipped: print(f'skipped {printable(skipped)}', file=sys.stderr)
     elif config.is_file(): data = run_data(config.parent, run_config(config.parent))
     else: data = _training_set(about.get('made', {}), known)
@@ -703,6 +729,16 @@ def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSe
                           f'{shape}; give images of that size, or a folder: its images are '
                           f'cropped and resized')
     return data
+
+def _check_same_attributes(args: argparse.Namespace, classes: list[str] | dict, data: ImageSet):
+    "Refuse real images whose attributes are others than those that the model learned"
+    if not isinstance(classes, dict): return
+    learned = {attribute: tuple(values) for attribute, values in classes.items()}
+    if [*learned.items()] == [*getattr(data.classes, 'items', tuple)()]: return
+    there = _allowed_classes(data.classes) if data.classes else 'none'
+    raise ConfigError(f'--attributes: the attributes of {data.name} are {there}, and {args.model} '
+                      f'learned {_allowed_classes(classes)}; give a folder with these, in this '
+                      'order, and its table')
 
 def _training_set(made: dict, known: dict) -> ImageSet | None:
     "The known data set on which weights were trained, if it has not changed; or None"

@@ -23,7 +23,7 @@ from .loss import min_snr, uniform, v_weight, x0_weight
 from .schedule import (
     Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr)
 from .training import warmup_constant, warmup_cosine
-from .unet import UNet
+from .unet import UNet, label_shape
 
 # %% auto #0
 __all__ = ['setting', 'checked_path', 'DataConfig', 'ScheduleConfig', 'NetworkConfig', 'TrainingConfig', 'SamplingConfig',
@@ -94,6 +94,8 @@ class DataConfig(_Section):
         3, 'of the images of a folder, 3 for colour, 1 for gray')
     flip: bool = setting(False, 'mirror half of the images (never for digits)')
     subfolders: bool = setting(False, 'of a folder: its subfolders are classes')
+    attributes: _File | None = setting(
+        None, 'of a folder: its table of attributes, attributes.csv for example')
     corrupt: Literal['refuse', 'skip'] = setting(
         'refuse', 'of a folder: what to do if a file cannot be read')
     max_pixels: _Positive | None = setting(
@@ -120,7 +122,8 @@ class NetworkConfig(_Section):
     dropout: _Share = setting(0., 'inside residual blocks')
     unshuffle: _Whole = setting(
         1, 'fold so many pixels a side into channels', ge=1, le=64)
-    labels: bool = setting(True, 'condition on the class, if the data has labels')
+    labels: bool = setting(
+        True, 'condition on the class or the attributes, if the data has them')
 
 # %% ../nbs/22_config.ipynb #6fdbd863
 class TrainingConfig(_Section):
@@ -141,7 +144,8 @@ class TrainingConfig(_Section):
     explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
     ema: _Share = setting(0.9999, 'decay of the moving average of the weights')
     label_dropout: _Share = setting(
-        0.1, 'fraction of labels replaced by the null label; guidance needs some')
+        0.1, 'fraction of labels replaced by the null label; guidance needs some; of '
+        'attributes, a random part is always replaced')
     weight: Literal['eps', 'x0', 'v', 'min_snr'] | _Named | None = setting(
         None, "of the loss; null is the parameterization's own")
 
@@ -310,6 +314,10 @@ def _disagreements(c: Config) -> Iterator[str]:
         yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with '
                'training.label_dropout 0, because the network never sees the null label; '
                'allowed: 0, or some label_dropout, such as 0.1')
+    if c.data.attributes and c.data.subfolders:
+        yield (f'data.attributes: {in_words(str(c.data.attributes))} is not allowed with '
+               'data.subfolders true, which takes labels from the subfolders; allowed: nothing, '
+               'or subfolders false')
     if c.data.flip and 'mnist' in c.data.name:
         yield (f'data.flip: True is not allowed with data.name {c.data.name}, because a mirrored '
                'digit is not a digit; allowed: false')
@@ -318,7 +326,7 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.model == 'unet' and c.model_args:
         yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
                'are in network; allowed: nothing')
-    of_folders = ['size', 'channels', 'subfolders', 'corrupt', 'max_pixels']
+    of_folders = ['size', 'channels', 'subfolders', 'attributes', 'corrupt', 'max_pixels']
     unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
     for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
@@ -577,7 +585,8 @@ def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
     if c.name == 'mnist_mini': return datasets.mnist_mini()
     if c.name == 'folder':
         return datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders,
-                                     corrupt=c.corrupt, cache=cache, max_pixels=c.max_pixels)
+                                     attributes=c.attributes, corrupt=c.corrupt, cache=cache,
+                                     max_pixels=c.max_pixels)
     # never write into a folder that a config names
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
 
@@ -664,8 +673,9 @@ def _count_outputs(net: torch.nn.Module, data: ImageSet) -> int:
     for layer in net.modules():
         if not [*layer.children()]: layer.register_forward_hook(note)
     labels = bool(data.num_classes and getattr(net, 'num_classes', True))
+    y = torch.ones(label_shape(1, data.num_classes), dtype=torch.long, device='meta')
     with torch.no_grad(), suppress(Exception):
-        net(torch.zeros(1, *data.shape, device='meta'), t, *[t] * labels)
+        net(torch.zeros(1, *data.shape, device='meta'), t, *[y] * labels)
     return sum(counts)
 
 def _gigabytes(n: int) -> str: return f'{n / 1e9:,.1f} GB'
@@ -734,7 +744,10 @@ def _try_network(config: Config, denoiser: Denoiser, data: ImageSet):
         raise ConfigError(f'model: {config.model} has no parameters, so nothing of it can be '
                           'trained; allowed: a network with weights')
     y, classes = None, data.num_classes
-    if classes: y = torch.tensor([classes - 1, -1 if config.training.label_dropout else 0])
+    if classes:
+        last, table = torch.tensor(classes) - 1, isinstance(classes, tuple)
+        none = -1 if config.training.label_dropout or table else 0
+        y = torch.stack([last, torch.full_like(last, none)])
     x, was = torch.zeros(2, *data.shape), denoiser.training
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -745,9 +758,14 @@ def _try_network(config: Config, denoiser: Denoiser, data: ImageSet):
     except (Exception, SystemExit) as e:
         raise ConfigError(f'model: {config.model} does not work as a network ({in_a_line(e)}); it '
                           f'is called as net(x, t{", y" if classes else ""}) with x (B,C,H,W), '
-                          't (B,)' + ', y (B,), -1 for none,' * bool(classes) + ' and must return '
+                          f't (B,)' + f', y {_shape_of_y(classes)}, -1 for none,' * bool(classes)
+                          + ' and must return '
                           'the shape of x') from e
     finally: denoiser.train(was)
+
+def _shape_of_y(classes: int | tuple) -> str:
+    "In words: one label for each image, or a number for each attribute"
+    return f'(B, {len(classes)})' if isinstance(classes, tuple) else '(B,)'
 
 def _own_weight(config: Config) -> Callable:
     "A weight of your own, which returns a number for each level"

@@ -4,13 +4,13 @@
 
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
-import hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
+import csv, hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, NamedTuple
 import numpy as np
 import psutil
 import torch
@@ -22,10 +22,11 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float',
            'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
-           'warn_if_never_negative', 'printable', 'in_markdown', 'mnist_mini', 'file_checksum', 'check_published',
-           'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch', 'cover_box', 'cover', 'open_image',
-           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'memory_here', 'check_memory', 'list_files',
-           'image_set', 'fingerprint', 'check_varied']
+           'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
+           'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
+           'cover_box', 'cover', 'open_image', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder',
+           'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
+           'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -60,13 +61,13 @@ class ImageSet(Dataset):
     An index, a slice or a tensor of indices gives (float images, labels)"""
     def __init__(self,
                  images: Tensor,              # bytes (N,C,H,W), or floats in [-1, 1]
-                 labels: Tensor | None=None,  # (N,), 0..num_classes-1
-                 classes: tuple=(),           # names of the classes
+                 labels: Tensor | None=None,  # (N,), 0..num_classes-1; or (N,A)
+                 classes: tuple | dict=(),    # of classes; or attribute -> values
                  name: str='images'):
         images = _checked_images(images)
         self.images = to_uint8(images) if images.is_floating_point() else images
-        self.classes, self.name = tuple(classes), name
-        self.labels = _checked_labels(labels, len(images), len(self.classes))
+        self.classes, self.name = _checked_names(classes), name
+        self.labels = _checked_labels(labels, len(images), self.classes)
         self.skipped = ()  # "file: reason" for each file that was skipped
 
     @property
@@ -75,10 +76,10 @@ class ImageSet(Dataset):
         return tuple(self.images.shape[1:])
 
     @property
-    def num_classes(self) -> int:
-        "0 without labels"
+    def num_classes(self) -> int | tuple:
+        "0 without labels; of a table, the number of values of each attribute"
         if self.labels is None: return 0
-        return len(self.classes) or int(self.labels.max()) + 1
+        return count_classes(self.classes) or int(self.labels.max()) + 1
 
     def __len__(self): return len(self.images)
 
@@ -126,24 +127,68 @@ def warn_if_never_negative(low: float, high: float):
 # %% ../nbs/08_data.ipynb #c5f1a0d3
 #| code-fold: true
 #| code-summary: "Plumbing: checks of labels, and the description of a set"
-def _checked_labels(labels, n: int, classes: int) -> Tensor | None:
-    "Labels as long integers, each of an existing class"
+def _checked_names(classes: tuple | dict) -> tuple | dict:
+    "Names of classes as a tuple, or attributes with their values as a dict of tuples"
+    if not isinstance(classes, dict): return tuple(classes)
+    if not classes: raise ValueError('classes is {}: give {attribute: (value, ...)}, at least one')
+    found = {}
+    for attribute, values in classes.items():
+        if isinstance(values, str) or not values:
+            raise ValueError(f'classes[{attribute!r}] = {values!r}: give a tuple of its values')
+        found[str(attribute)] = tuple(map(str, values))
+    for attribute, values in found.items():
+        for name in (attribute, *values): check_attribute_name(name, 'classes')
+        if len(set(values)) < len(values):
+            raise ValueError(f'classes[{attribute!r}] = {values} has the same value twice')
+    return found
+
+def count_classes(classes: tuple | dict # names, or attribute -> values
+                 ) -> int | tuple:
+    "The number of classes, or of the values of each attribute"
+    return tuple(map(len, classes.values())) if isinstance(classes, dict) else len(classes)
+
+def check_attribute_name(name: str, where: str):
+    "Refuse a name of an attribute or a value that attribute=value,... could not state"
+    if name and name == name.strip() and name == printable(name) and not set(name) & set(',='):
+        return
+    raise ValueError(f'{where}: the name {printable(name)!r} is not allowed; allowed: text without '
+                     'comma, = and control characters, and without spaces at its ends')
+
+def _checked_labels(labels, n: int, classes: tuple | dict) -> Tensor | None:
+    "Labels as long integers, each of an existing class; of a table, -1 means not stated"
     if labels is None: return None
-    labels = torch.as_tensor(labels)
-    if labels.shape != (n,):
-        raise ValueError(f'labels have shape {tuple(labels.shape)}; {n} images need ({n},)')
+    labels, table = torch.as_tensor(labels), isinstance(classes, dict)
+    shape = (n, len(classes)) if table else (n,)
+    if labels.shape != shape:
+        other = '' if table else (f'; a table of attributes ({n}, A) needs classes = {{attribute: '
+                                  f'(value, ...)}}') * (labels.ndim == 2)
+        raise ValueError(f'labels have shape {tuple(labels.shape)}; {n} images need {shape}{other}')
     if labels.is_floating_point():
         raise TypeError(f'labels must be whole numbers, not {labels.dtype}')
+    if table: _check_table(labels, classes)
+    else: _check_each_label(labels, len(classes))
+    return labels.long()
+
+def _check_each_label(labels: Tensor, classes: int):
+    "Refuse labels of classes that do not exist"
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or classes and high >= classes:
         allowed = f'0..{classes - 1}, one for each class' if classes else '0, 1, 2, ...'
         raise ValueError(f'labels lie in {low}..{high}; allowed are {allowed}')
-    return labels.long()
+
+def _check_table(labels: Tensor, classes: dict):
+    "Refuse numbers of values that an attribute does not have"
+    for (attribute, values), column in zip(classes.items(), labels.unbind(1)):
+        low, high = int(column.min()), int(column.max())
+        if low < -1 or high >= len(values):
+            raise ValueError(f'labels of {attribute!r} lie in {low}..{high}; allowed are '
+                             f'0..{len(values) - 1}, one for each value, and -1 if it is not stated')
 
 def _describe_set(data: ImageSet) -> str:
     "Number and size of the images, number of classes and of skipped files"
     facts = [f'{len(data):,} images {data.shape}']
-    if data.num_classes: facts.append(f'{data.num_classes} classes')
+    K = data.num_classes
+    if K: facts.append(f'{len(K)} attributes' if isinstance(K, tuple) else f'{K} classes')
     if data.skipped: facts.append(f'{len(data.skipped):,} files skipped')
     return ', '.join(facts)
 
@@ -451,16 +496,20 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  progress: bool=True,
                  *,
                  labels: bool=False,   # the first subfolder below `root` is the class
+                 attributes: str | Path | None=None, # a table in `root`, attributes.csv
                  corrupt: str='refuse', # what to do with a bad file: 'refuse' or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
                  max_pixels: int | None=None # of a file; by default about 179 million
                 ) -> ImageSet:         # with the skipped files in `.skipped`
     """Every image below a folder, upright, scaled to cover `size` and cut to its centre
     (eq-cover). Transparent pixels are put on white. Of an animation, the first image is
-    read. FileNotFoundError and ValueError name the folder or the file"""
+    read. The values of an attribute are sorted in natural order: 2 before 10.
+    FileNotFoundError and ValueError name the folder or the file"""
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
-    names, skipped = list_files(root, labels), []
+    file = _table_file(root, attributes, labels)
+    names, skipped = list_files(root, labels, file), []
+    table = file and read_table(file, names)
     images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels)
     if cache is None: images = _collect(images, len(names), shape)
     else:
@@ -468,7 +517,9 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
         what = [shape, labels, corrupt, max_pixels, _stamps(root, names)]
         n = len(names)
         images, skipped = _through_cache(folder, what, images, n, shape, skipped)
-    y, classes = _class_labels(root, names, dict(skipped)) if labels else (None, ())
+    y, classes = None, ()
+    if labels: y, classes = _class_labels(root, names, dict(skipped))
+    if table: y, classes = _attribute_labels(file, table, names, dict(skipped))
     data = ImageSet(_as_tensor(images), y, classes, printable(root.name))
     data.skipped = tuple(f'{printable(name)}: {why}' for name, why in skipped)
     return data
@@ -509,9 +560,10 @@ def check_memory(size: int, what: str, cure: str='give a smaller size'):
         raise ValueError(f'{what} needs more memory than the {total / 1e9:.3g} GB of this '
                          f'machine; {cure}')
 
-def list_files(root: Path, labels: bool) -> list[str]:
-    "Sorted names of all files in a folder; with `labels`, each must have a class"
-    names = [f.relative_to(root).as_posix() for f in sorted(_walk(root))]
+def list_files(root: Path, labels: bool, table: Path | None=None) -> list[str]:
+    "Sorted names of all files in a folder but the table; with `labels`, each must have a class"
+    def is_table(f): return table and f.name == table.name and f.samefile(table)
+    names = [f.relative_to(root).as_posix() for f in sorted(_walk(root)) if not is_table(f)]
     if not names:
         raise FileNotFoundError(f'{printable(root)} holds no files; put images there '
                                 f'(PNG, JPEG or any format that Pillow reads)')
@@ -592,7 +644,7 @@ def _read_files(root, names, shape, corrupt, progress, skipped, max_pixels):
             elif corrupt == 'skip': skipped.append((name, got))
             else: raise ValueError(
                 f"{printable(root/name)} is not an image that can be read ({got}); repair or "
-                f"remove it, or let corrupt='skip' pass over such files")
+                f"remove it, or let corrupt='skip' pass over such files{_if_a_table(name)}")
     if len(skipped) == n:
         first = printable(': '.join(skipped[0]))
         raise ValueError(f'{printable(root)} holds no image that can be read: all {n:,} files '
@@ -610,6 +662,11 @@ def _collect(images, n: int, shape: tuple) -> np.ndarray:
         for count, image in enumerate(images, 1): out[count - 1] = image
     return out[:count]
 
+def _if_a_table(name: str) -> str:
+    "The end of a message about a file that may be a table of attributes"
+    if not name.endswith('.csv'): return ''
+    return f'. Is it a table of attributes? Then give attributes={name!r} (data.attributes)'
+
 def _class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, tuple]:
     "Labels of the files that were not skipped, and the classes, the names of the subfolders"
     classes = sorted({n.split('/')[0] for n in names})
@@ -625,6 +682,98 @@ def _as_tensor(a) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
         return torch.as_tensor(a)
+
+# %% ../nbs/08_data.ipynb #a47dd752
+#| code-fold: true
+#| code-summary: "Plumbing: a table of attributes, attributes.csv"
+class Table(NamedTuple):
+    "What a CSV file states about the images of a folder"
+    attributes: list[str]          # the names of its columns but the first
+    rows: dict[str, list[str]]     # image file -> the text in its cells; empty: not stated
+
+def natural_order(text: str) -> tuple:
+    "A key for sorting: numbers in a name count by their size, so 2 is before 10"
+    parts = re.split(r'(\d+)', text.casefold())
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], text
+
+def _table_file(root: Path, attributes: str | Path | None, labels: bool) -> Path | None:
+    "The file of a table; refuses labels from subfolders beside it"
+    if attributes is None: return None
+    if labels:
+        raise ValueError(f'attributes = {printable(attributes)!r} is not allowed with labels=True, '
+                         'which takes labels from the subfolders; give one of the two')
+    file = root/attributes
+    if file.is_file(): return file
+    raise FileNotFoundError(f'{printable(file)}, the table of attributes, is not a file; give its '
+                            f'path in {printable(root)}, such as attributes.csv')
+
+def read_table(file: Path,      # CSV: file,<attribute>,<attribute>,...; a row for each image
+               names: list[str] # of the images, as the table must name them
+              ) -> Table:
+    "What a table states about each image. ValueError if it does not fit the images"
+    lines = _csv_lines(file)
+    where, allowed = printable(file), 'file,<attribute>,<attribute>,..., separated by commas'
+    first = [cell.strip() for cell in lines[0][1]] if lines else []
+    if first[:1] != ['file']:
+        raise ValueError(f'{where}: its first line is {printable(",".join(first))!r}; allowed: '
+                         f'{allowed}')
+    attributes, rows, seen = first[1:], {}, {}
+    if not attributes: raise ValueError(f'{where} has no column but file; allowed: {allowed}')
+    for a in attributes:
+        check_attribute_name(a, where)
+        if attributes.count(a) > 1:
+            raise ValueError(f'{where} has the column {a!r} twice; rename or remove one')
+    for number, (name, *cells) in lines[1:]:
+        if len(cells) != len(attributes):
+            raise ValueError(f'{where}: line {number} has {len(cells) + 1} cells, and the first '
+                             f'line {len(first)}; an empty cell means not stated')
+        if name in seen:
+            raise ValueError(f'{where}: lines {seen[name]} and {number} are both of '
+                             f'{printable(name)}; remove one')
+        seen[name], rows[name] = number, [cell.strip() for cell in cells]
+        for cell in rows[name]:
+            if cell: check_attribute_name(cell, f'{where}: line {number}')
+    _check_rows(file, seen, names)
+    return Table(attributes, rows)
+
+def _csv_lines(file: Path) -> list[tuple[int, list[str]]]:
+    "The number and the cells of each line that is not empty"
+    try:
+        with open(file, encoding='utf-8-sig', newline='') as f:
+            reader = csv.reader(f, strict=True)
+            return [(reader.line_num, cells) for cells in reader if cells]
+    except (UnicodeDecodeError, csv.Error) as e:
+        raise ValueError(f'{printable(file)} is not a table that can be read ({_reason(e)}); save '
+                         'it as CSV, with commas, in UTF-8') from e
+
+def _check_rows(file: Path, seen: dict[str, int], names: list[str]):
+    "Refuse rows without a file, and files without a row"
+    known = set(names)
+    for name, number in seen.items():
+        if name not in known:
+            raise ValueError(f'{printable(file)}: line {number} is of {printable(name)!r}, and '
+                             'there is no such file; paths begin in the folder of the images, '
+                             'with forward slashes')
+    missing = [name for name in names if name not in seen]
+    if missing:
+        more = f' and {len(missing) - 1:,} more' if missing[1:] else ''
+        raise ValueError(f'{printable(file)} has no line for {printable(missing[0])}{more}; give '
+                         'each file a line, with empty cells for what is not known, or remove it')
+
+def _attribute_labels(file: Path, table: Table, names: list[str],
+                      skipped: dict) -> tuple[Tensor, dict]: # (N,A), attribute -> values
+    "Numbers for the values of the files that were not skipped, -1 where none is stated"
+    rows = [table.rows[name] for name in names if name not in skipped]
+    classes, columns = {}, []
+    for attribute, cells in zip(table.attributes, zip(*rows)):
+        values = sorted({*cells} - {''}, key=natural_order)
+        if not values:
+            raise ValueError(f'{printable(file)}: the column {attribute!r} states no value for any '
+                             'image that was read; remove the column')
+        number = {'': -1} | {v: k for k, v in enumerate(values)}
+        columns.append(torch.tensor([number[cell] for cell in cells]))
+        classes[attribute] = tuple(values)
+    return torch.stack(columns, 1), classes
 
 # %% ../nbs/08_data.ipynb #7f02c4d8
 #| code-fold: true
@@ -731,19 +880,20 @@ def _sweep_cache(cache: Path, file: Path):
 
 # %% ../nbs/08_data.ipynb #1b9e5c70
 def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
-              labels: Tensor | None=None, # (N,), instead of those of the items
-              name: str='images'
+              labels: Tensor | None=None, # (N,), instead of those of the items; or (N,A)
+              name: str='images',
+              classes: tuple | dict=() # names for `labels`; attribute -> values
              ) -> ImageSet:
     """Any images as an `ImageSet`. An item is an image or a pair (image, label): a PIL
     image, bytes (C,H,W) or floats in [-1, 1] (C,H,W). All images have one size"""
     if isinstance(source, ImageSet):
-        if labels is not None: return ImageSet(source.images, labels, name=name)
+        if labels is not None: return ImageSet(source.images, labels, classes, name)
         return ImageSet(source.images, source.labels, source.classes, name)
     if isinstance(source, (Tensor, np.ndarray)):
-        return ImageSet(_as_tensor(source), labels, name=name)
+        return ImageSet(_as_tensor(source), labels, classes, name)
     _check_source(source)
     images, own_labels = _read_items(source)
-    if labels is not None: return ImageSet(images, _as_tensor(labels), name=name)
+    if labels is not None: return ImageSet(images, _as_tensor(labels), classes, name)
     if all(y is None for y in own_labels): return ImageSet(images, name=name)
     _check_all_labelled(own_labels)
     classes = _class_names(source, max(own_labels) + 1)
@@ -834,7 +984,8 @@ def fingerprint(data: ImageSet) -> str: # 64 hex digits
     """SHA-256 of shape, type, pixels, labels and the names of the classes. Equal sets
     have equal fingerprints; the name of the set does not count"""
     facts = [list(data.images.shape), str(data.images.dtype), data.labels is not None]
-    facts.append([str(c) for c in data.classes])
+    if isinstance(data.classes, dict): facts.append([*map(list, data.classes.items())])
+    else: facts.append([str(c) for c in data.classes])
     h = hashlib.sha256(json.dumps(facts).encode())
     for block in _image_blocks(data): h.update(block.cpu().contiguous().numpy())
     if data.labels is not None: h.update(data.labels.cpu().numpy().astype('<i8'))

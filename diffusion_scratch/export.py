@@ -17,20 +17,21 @@ from .pretrained import (
     unet2d_values, weights_on_cpu, write_folder)
 from .schedule import Schedule, linear_betas
 from .checkpoint import atomic
-from .unet import UNet
+from .unet import UNet, label_shape, label_sizes, label_tables, label_vector
 
 # %% auto #0
 __all__ = ['fold_label', 'scheduler_config', 'export_diffusers', 'export_onnx']
 
 # %% ../nbs/24_export.ipynb #3edc8854
 def fold_label(weights: dict[str, Tensor], # of a UNet
-               y: int | None               # the label to draw, if any
+               num_classes: int | tuple,   # of its labels, or of each attribute
+               y: Tensor                   # what to draw (A,), -1 for none
               ) -> dict[str, Tensor]:      # of a UNet without labels
-    "Add the vector of one label to a bias (eq-fold)"
+    "Add the vector of a label, or of attributes, to a bias (eq-fold)"
     weights = dict(weights)
-    label = weights.pop('label.weight', None)
-    if label is not None:
-        l_y = label[0 if y is None else y + 1]  # row 0: no label
+    if 'label.weight' in weights:
+        tables = label_tables(weights.pop('label.weight'), num_classes)
+        l_y = label_vector(tables, y[None])[0]
         weights['time.2.bias'] = weights['time.2.bias'] + l_y
     return weights
 
@@ -58,14 +59,15 @@ def export_diffusers(denoiser: Denoiser,      # of a UNet, with unshuffle 1
                      folder: str | Path,      # new, or written by this function
                      about: dict | None=None, # shape of an image; sampling
                      *,
-                     y: int | None=None       # the label that it draws, if any
+                     y: int | list | None=None # what it draws: a label, or attributes
                     ) -> Path:                # the folder
     """A pipeline for diffusers' `DDPMPipeline.from_pretrained` that makes the same
     images (eq-fold). Raises TypeError, ValueError, FileExistsError or OSError"""
     net, folder, about = bare_network(denoiser), Path(folder).expanduser(), about or {}
-    _check_export(net, about.get('shape') or (), y)
+    _check_export(net, about.get('shape') or ())
     _check_predicts(denoiser)
-    weights = to_diffusers(fold_label(weights_on_cpu(net, torch.float32), y))
+    weights, y = weights_on_cpu(net, torch.float32), _label_to_draw(net.num_classes, y)
+    weights = to_diffusers(fold_label(weights, net.num_classes, y))
     given = about.get('sampling', {})
     options = {k: given[k] for k in ('variance', 'clip') if k in given}
     sampling = SamplingConfig(**options)
@@ -96,8 +98,8 @@ def _check_predicts(denoiser: Denoiser):
     raise ValueError(f'diffusers\' DDPMScheduler cannot read a prediction of {name}; allowed: '
                      f'{", ".join(PREDICTION_TYPES.values())}')
 
-def _check_export(net: nn.Module, shape: tuple, y: int | None):
-    "Raise ValueError for a network, a size or a label that a DDPMPipeline cannot have"
+def _check_export(net: nn.Module, shape: tuple):
+    "Raise ValueError for a network or a size that a DDPMPipeline cannot have"
     if not isinstance(net, UNet):
         raise ValueError(f'diffusers has no {type(net).__name__}; export_onnx takes any network')
     unshuffle, multipliers = net.config['unshuffle'], net.config['multipliers']
@@ -110,10 +112,19 @@ def _check_export(net: nn.Module, shape: tuple, y: int | None):
         raise ValueError(f'about: shape: {shape!r} is not allowed; allowed: (C, H, W) with H and W '
                          f'multiples of {least}, which is all that a UNet2DModel of '
                          f'{len(multipliers)} levels can do. export_onnx takes any size')
-    labels = net.num_classes
-    if y is not None and not -1 <= y < labels:
-        allowed = f'0..{labels - 1}, or none' if labels else 'none, for the network takes no labels'
-        raise ValueError(f'y: {y} is not allowed; allowed: {allowed}')
+
+def _label_to_draw(num_classes: int | tuple, y: int | list | None) -> Tensor:
+    "A number for each attribute, -1 for none; for labels alone, one number. ValueError if unknown"
+    sizes = label_sizes(num_classes)
+    if y is None: return torch.full((len(sizes),), -1)
+    given = torch.as_tensor(y).reshape(-1).tolist()
+    if len(given) == len(sizes) and all(-1 <= k < K for k, K in zip(given, sizes)):
+        return torch.tensor(given)
+    each = [f'0..{K - 1}, or -1 for none' for K in sizes]
+    allowed = 'a number for each attribute: ' + '; '.join(each)
+    if not isinstance(num_classes, tuple): allowed = f'0..{num_classes - 1}, or none'
+    if not num_classes: allowed = 'none, for the network takes no labels'
+    raise ValueError(f'y: {y} is not allowed; allowed: {allowed}')
 
 # %% ../nbs/24_export.ipynb #ce11f2f3
 def export_onnx(denoiser: Denoiser,
@@ -125,13 +136,14 @@ def export_onnx(denoiser: Denoiser,
                 progress: bool=False            # print each stage to stderr
                ) -> Path:          # the file
     """The network as one ONNX file: x (B,C,H,W), t (B,) in 1..T and, if it takes
-    labels, y (B,), -1 for none -> its output, as the parameterization has it.
+    labels, y (B,), or (B,A), -1 for none -> its output, as the parameterization has it.
     Raises TypeError, ValueError, ImportError or OSError"""
     net, file = bare_network(denoiser), Path(file).expanduser()
     _check_onnx(file)
     inputs = dict(x=torch.zeros(2, *shape), t=torch.ones(2, dtype=torch.long))
-    if labels is None: labels = getattr(net, 'num_classes', 0) > 0
-    if labels: inputs['y'] = torch.zeros(2, dtype=torch.long)
+    classes = getattr(net, 'num_classes', 0)
+    if labels is None: labels = bool(classes)
+    if labels: inputs['y'] = torch.zeros(label_shape(2, classes), dtype=torch.long)
     program = _traced(copy.deepcopy(net).eval().float().cpu(), inputs, progress)
     notes = dict(parameterization=denoiser.parameterization.name)
     if schedule is not None: notes['betas'] = json.dumps(schedule.betas.tolist())

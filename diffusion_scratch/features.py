@@ -187,6 +187,10 @@ def _check_sides(shape):
 def _check_trainable(data, batch):
     if data.labels is None:
         raise ValueError(f'a classifier learns from labels, and {data.name!r} has none')
+    if data.labels.ndim == 2:
+        raise ValueError(f'a classifier learns one label for each image, and {data.name!r} has a '
+                         'table of attributes; give ImageSet(data.images, data.labels[:, i]) of '
+                         'one')
     if not 2 <= batch <= len(data):
         raise ValueError(f'batch = {batch}; allowed: 2..{len(data)}, the number of images')
 

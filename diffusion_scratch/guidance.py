@@ -12,7 +12,7 @@ from .schedule import Level, check_generator, check_number, check_tensor
 from .schedule import check_whole
 
 # %% auto #0
-__all__ = ['NULL', 'check_probability', 'check_dropping', 'check_guidance', 'check_guided_batch', 'drop_labels',
+__all__ = ['NULL', 'check_probability', 'check_dropping', 'check_classes', 'check_guidance', 'check_guided_batch', 'drop_labels',
            'null_label_last', 'guided']
 
 # %% ../nbs/12_guidance.ipynb #65b40112
@@ -24,17 +24,25 @@ def check_probability(p: float):
     if not 0 <= p <= 1: raise ValueError(f'p = {p} is outside 0..1')
 
 def check_dropping(y: Tensor, p: float, generator: torch.Generator | None):
-    "Refuse labels that are no tensor, and a seed in place of a generator"
+    "Refuse labels that are no tensor (B,) or (B,A), and a seed in place of a generator"
     check_tensor(y=y)
+    if y.ndim not in (1, 2):
+        raise ValueError(f'y has shape {tuple(y.shape)}; labels are (B,), attributes (B,A)')
     check_probability(p)
     check_generator(generator)
+
+def check_classes(num_classes: int | tuple):
+    "Refuse numbers of labels below 1"
+    for K in num_classes if isinstance(num_classes, tuple) else (num_classes,):
+        check_whole(1, num_classes=K)
 
 def check_guidance(denoiser: nn.Module, y, scale: float) -> tuple[Tensor, float]:
     "Labels as a tensor and the scale as a number, both checked"
     check_denoiser(denoiser)
     y = labels_as_tensor(y)
-    if y.ndim != 1:
-        raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,)')
+    if y.ndim not in (1, 2):
+        raise ValueError(f'y has shape {tuple(y.shape)}; give one label for each image, (B,), or '
+                         'a row of attributes, (B,A)')
     check_number('0 for the labels as trained', scale=scale)
     if not math.isfinite(scale): raise ValueError(f'scale = {scale} is not a finite number')
     return y, float(scale)
@@ -49,30 +57,36 @@ def check_guided_batch(labels: Tensor, x_t: Tensor, y):
 # %% ../nbs/12_guidance.ipynb #f4af811f
 NULL = -1  # the null label: no label
 
-def drop_labels(y: Tensor,     # labels (B,), long
+def drop_labels(y: Tensor,     # labels (B,), or attributes (B,A), long
                 p: float,      # probability, 0..1
                 generator: torch.Generator | None=None
-               ) -> Tensor:    # (B,)
+               ) -> Tensor:    # like y
     """Labels of which each is replaced by NULL with probability p (eq-cfg-dropout;
-    Ho & Salimans 2022, algorithm 1)"""
+    Ho & Salimans 2022, algorithm 1). Of attributes, a random part is also replaced
+    where not all are (eq-drop-attributes)"""
     check_dropping(y, p, generator)
     device = generator.device if generator else 'cpu'
-    drop = torch.rand(y.shape, generator=generator, device=device) < p
+    def uniform(*shape): return torch.rand(shape, generator=generator, device=device)
+    drop = uniform(len(y)) < p
+    if y.ndim == 2:
+        part = uniform(*y.shape) < uniform(len(y), 1)
+        drop = drop[:, None] | part
     return y.masked_fill(drop.to(y.device), NULL)
 
 # %% ../nbs/12_guidance.ipynb #e8edcaec
 class null_label_last(nn.Module):
     "A network of K + 1 labels, of which the last, K, is its null label"
     def __init__(self,
-                 net: nn.Module,   # such as one with nn.Embedding(num_classes + 1, d)
-                 num_classes: int  # K
+                 net: nn.Module, # such as one with nn.Embedding(num_classes + 1, d)
+                 num_classes: int | tuple # K; of a table, of each attribute
                 ):
         super().__init__()
-        check_whole(1, num_classes=num_classes)
+        check_classes(num_classes)
         self.net, self.num_classes = net, num_classes
 
     def forward(self, x_t: Tensor, t: Tensor, y: Tensor | None=None) -> Tensor:
-        none = torch.full_like(t, self.num_classes)
+        K = torch.tensor(self.num_classes, device=t.device)
+        none = K.expand(t.shape[0], *K.shape)  # (B,) or (B,A)
         return self.net(x_t, t, none if y is None else y.where(y != NULL, none))
 
 # %% ../nbs/12_guidance.ipynb #55720708
@@ -81,7 +95,7 @@ class guided(nn.Module):
     (eq-cfg; Ho & Salimans 2022, eq. 6)"""
     def __init__(self,
                  denoiser: nn.Module,  # trained with some labels dropped
-                 y: Tensor,            # the labels wanted (B,)
+                 y: Tensor,            # the labels wanted (B,), or attributes (B,A)
                  scale: float          # 0: labels as trained; -1: none; above 0: more
                 ):
         super().__init__()

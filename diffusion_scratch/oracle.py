@@ -10,7 +10,7 @@ from .denoiser import Prediction, check_prediction_input
 from .schedule import Level, check_tensor
 
 # %% auto #0
-__all__ = ['as_rows', 'as_prediction', 'GaussianOracle', 'Mixture', 'MixtureOracle']
+__all__ = ['as_rows', 'as_prediction', 'GaussianOracle', 'Mixture', 'agrees', 'MixtureOracle']
 
 # %% ../nbs/04_oracle.ipynb #3df41a6e
 #| code-fold: true
@@ -94,17 +94,21 @@ def _check_mixture(means: Tensor, std: Tensor, weights: Tensor, labels: Tensor |
     if std.shape not in ((), (K,)) or not (std >= 0).all():
         raise ValueError(f'std must be one number or {K}, none below 0, not '
                          f'{std.flatten().tolist()[:8]}')
-    if labels is not None and labels.shape != (K,):
-        raise ValueError(f'labels has shape {tuple(labels.shape)}; {K} modes need ({K},)')
+    if labels is not None and (labels.ndim not in (1, 2) or len(labels) != K):
+        raise ValueError(f'labels has shape {tuple(labels.shape)}; {K} modes need ({K},), or '
+                         f'({K}, A) for A attributes')
 
 def _check_labels(y: Tensor, labels: Tensor | None):
     "Raise ValueError for a label that no mode has"
     if labels is None:
         raise ValueError('this MixtureOracle was made without labels; y must be None')
-    y = y.to(labels)
-    if not (some := (y < 0) | torch.isin(y, labels)).all():
-        raise ValueError(f'no mode has the label y = {int(y[~some][0])}; there are '
-                         f'{labels.unique().tolist()[:20]}')
+    if y.shape[1:] != labels.shape[1:]:
+        raise ValueError(f'y has shape {tuple(y.shape)}, and the labels of the modes '
+                         f'{tuple(labels.shape)}')
+    some = agrees(y, labels).any(1)
+    if not some.all():
+        raise ValueError(f'no mode has the label y = {y.to(labels)[~some][0].tolist()}; there are '
+                         f'{labels.unique(dim=0).tolist()[:20]}')
 
 # %% ../nbs/04_oracle.ipynb #5916c13a
 class Mixture(nn.Module):
@@ -113,7 +117,7 @@ class Mixture(nn.Module):
                  means: Tensor,               # of the modes (K,...)
                  std: Tensor | float=0.,      # sigma_k: one number, or (K,)
                  weights: Tensor | None=None, # pi_k (K,), positive; None: equal
-                 labels: Tensor | None=None   # class of each mode (K,), long
+                 labels: Tensor | None=None   # class, or attributes, of each mode (K,) or (K,A)
                 ):
         super().__init__()
         _check_means(means)
@@ -128,6 +132,14 @@ class Mixture(nn.Module):
         self.register_buffer('labels', labels)
 
 # %% ../nbs/04_oracle.ipynb #b2b01dff
+def agrees(y: Tensor,     # (B,), or (B,A) of A attributes
+           labels: Tensor # of the modes (K,) or (K,A)
+          ) -> Tensor:    # (B,K)
+    "Has mode k the labels y? A negative one agrees with all (eq-label-oracle)"
+    y = y.to(labels)[:, None]
+    same = (y < 0) | (y == labels)
+    return same.view(len(y), len(labels), -1).all(-1)
+
 class MixtureOracle(Mixture):
     """The exact denoiser of a mixture, or of a finite set (eq-mixture-oracle,
     eq-finite-set)"""
@@ -147,8 +159,7 @@ class MixtureOracle(Mixture):
         "Keep the modes of class y, or all where y is negative: eq-label-oracle"
         if y is None: return logits
         _check_labels(y, self.labels)
-        y = y.to(self.labels).view(-1, 1)
-        return logits.where((y < 0) | (y == self.labels), -torch.inf)
+        return logits.where(agrees(y, self.labels), -torch.inf)
 
     def forward(self, x_t: Tensor, level: Level, y: Tensor | None=None) -> Prediction:
         r, mu = self.responsibilities(x_t, level, y), self.means

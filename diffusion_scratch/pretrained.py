@@ -15,7 +15,7 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor, nn
 import diffusion_scratch
 from .config import SamplingConfig, import_named, load_config
-from .data import in_markdown, printable
+from .data import count_classes, in_markdown, printable
 from .denoiser import EPS, PARAMETERIZATIONS, Denoiser, Parameterization
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
 from .checkpoint import (
@@ -166,6 +166,9 @@ def _card(name: str, config: dict, schedule: Schedule, size: int) -> str:
     facts = dict(network=config['network'], numbers=f'{size:,}',
                  predicts=config['parameterization'], schedule=repr(schedule),
                  **config['about'], sha256=config['sha256'])
+    if isinstance(classes := facts.get('classes'), dict):
+        del facts['classes']
+        facts |= {f'attribute {k}': ', '.join(values) for k, values in classes.items()}
     text = lambda v: in_markdown(v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))
     rows = '\n'.join(f'| {in_markdown(k)} | {text(v)} |' for k, v in facts.items())
     own = printable(config['network'].rpartition(':')[2])
@@ -277,14 +280,17 @@ def _saved_config(file: Path) -> dict:
     _check_about(config['about'], file)
     return config
 
+def _are_names(v) -> bool:
+    return isinstance(v, list | tuple) and all(isinstance(name, str) for name in v)
+
 def _check_about(about: dict, file: Path):
     "Raise ValueError if a fact that is used has a wrong type or range"
     def whole(n): return isinstance(n, int) and not isinstance(n, bool) and 1 <= n < 2**20
     fits = dict(shape=lambda v: isinstance(v, list | tuple) and v and all(map(whole, v)),
-                classes=lambda v: isinstance(v, list | tuple)
-                                  and all(isinstance(name, str) for name in v),
+                classes=lambda v: _are_names(v) or isinstance(v, dict) and v and all(
+                    values and _are_names(values) for values in v.values()),
                 sampling=lambda v: isinstance(v, dict))
-    allowed = dict(shape='whole numbers from 1 to 2**20 - 1', classes='a list of names',
+    allowed = dict(shape='whole numbers from 1 to 2**20 - 1', classes='a list of names, or attributes, each with a list of its values',
                    sampling='keys and values')
     for k in fits.keys() & about.keys():
         if not fits[k](about[k]):
@@ -723,7 +729,8 @@ def convert(file: str | Path,            # a pickle, of which only numbers are r
     if to.suffix == '.safetensors':
         with atomic(to) as part: part.write_bytes(to_bytes(weights, {'format': 'pt'}))
         return to
-    net = UNet(**_shapes_of_unet(weights, file)) if net is None else net
+    classes = (about or {}).get('classes', ())
+    net = UNet(**_shapes_of_unet(weights, file, classes)) if net is None else net
     _fill(net, weights, file)
     if schedule is None: schedule = Schedule(linear_betas(1000))
     return save(Denoiser(net, parameterization), schedule, to, about)
@@ -748,7 +755,15 @@ def _numbers(file: Path) -> dict[str, Tensor]:
         found = next((parts[k] for k in (*_PARTS, *parts) if k in parts), None)
     raise ValueError(f'{file} holds no weights by name; where it was made, save net.state_dict()')
 
-def _shapes_of_unet(weights: dict[str, Tensor], file: Path) -> dict:
+def _classes_in(rows: int, classes: list | dict, file: Path) -> int | tuple:
+    "The number of labels of a table of so many rows, or of each attribute if these are named"
+    if not isinstance(classes, dict): return rows - 1
+    sizes = count_classes(classes)
+    if sum(sizes) + len(sizes) == rows: return sizes
+    raise ValueError(f'about: classes: {sizes} values of {len(sizes)} attributes need '
+                     f'{sum(sizes) + len(sizes)} rows of label.weight, and {file} has {rows}')
+
+def _shapes_of_unet(weights: dict[str, Tensor], file: Path, classes: list | dict=()) -> dict:
     "The arguments of the UNet whose weights have these names and shapes; raises ValueError"
     size = {re.sub(r'^((_orig_mod|module)\.)+', '', k): tuple(w.shape) for k, w in weights.items()}
     try:
@@ -757,14 +772,15 @@ def _shapes_of_unet(weights: dict[str, Tensor], file: Path) -> dict:
         widths = [size[f'down.{i}.blocks.0.conv1.weight'][0] for i in levels]
         sides = [(C, round((pixel / C)**0.5)) for C in (1, 3, pixel)]  # gray, colour, other
         in_channels, unshuffle = next((C, r) for C, r in sides if C * r * r == pixel)
-        return dict(in_channels=in_channels, channels=channels, unshuffle=unshuffle,
+        args = dict(in_channels=in_channels, channels=channels, unshuffle=unshuffle,
                     multipliers=[w // channels for w in widths],
                     blocks=len({k.split('.')[3] for k in size if k.startswith('down.0.blocks.')}),
-                    attention=[i for i in levels if f'down.{i}.attentions.0.q.weight' in size],
-                    num_classes=size.get('label.weight', (1,))[0] - 1)
+                    attention=[i for i in levels if f'down.{i}.attentions.0.q.weight' in size])
+        rows = size.get('label.weight', (1,))[0]
     except (LookupError, ValueError):
         raise ValueError(f'{file} holds weights of another network than UNet: give convert the '
                          'network, net=...') from None
+    return args | dict(num_classes=_classes_in(rows, classes, file))
 
 # %% ../nbs/23_pretrained.ipynb #240560bb
 def load(name_or_path: str | Path, # run, checkpoint, folder of `save` or diffusers

@@ -89,6 +89,9 @@ class Reader:
 def _check_labelled(data):
     if data.labels is None:
         raise ValueError(f'a Reader learns from labels, and {data.name!r} has none')
+    if data.labels.ndim == 2:
+        raise ValueError(f'a Reader learns one label for each image, and {data.name!r} has a table '
+                         'of attributes; give ImageSet(data.images, data.labels[:, i]) of one')
 
 def check_readable(data: ImageSet, folds: int=5):
     "Refuse a set that `Reader` or `readable_real` cannot learn from"

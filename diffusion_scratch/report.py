@@ -30,7 +30,8 @@ from .evaluation import (Estimate, Evaluation, Measured, Protocol, evaluate,
 from .likelihood import Bound, bound
 
 # %% auto #0
-__all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'generate', 'model_hash', 'reference', 'Report', 'evaluate_model']
+__all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
+           'evaluate_model']
 
 # %% ../nbs/18_report.ipynb #e78b0444
 def random_labels(shares: list[float], # of the classes (K,)
@@ -41,6 +42,15 @@ def random_labels(shares: list[float], # of the classes (K,)
     edges = torch.tensor(shares, dtype=torch.float64).cumsum(0)
     u = torch.from_numpy(np.random.default_rng([seed, 1]).random(n))
     return torch.bucketize(u * edges[-1], edges[:-1], right=True)
+
+# %% ../nbs/18_report.ipynb #0de5a691
+def random_rows(table: Tensor, # of attributes (N,A)
+                n: int,
+                seed: int
+               ) -> Tensor:    # (n,A)
+    "Rows of a table, drawn independently. Row i depends on (seed, i) alone"
+    u = torch.from_numpy(np.random.default_rng([seed, 1]).random(n))
+    return table[(u * len(table)).long()]
 
 # %% ../nbs/18_report.ipynb #fa55c855
 def _draw(denoiser, schedule, y, guidance, shape, bar, **sampler) -> Tensor:
@@ -62,22 +72,25 @@ def generate(denoiser: nn.Module,
              step: Solver=ddim(),
              steps: int=50,         # of the reverse process
              shares: list[float] | None=None, # frequency of each class; None: no labels
+             table: Tensor | None=None, # of attributes (N,A); its rows are drawn
              guidance: float=0.5,   # guidance scale w
              seed: int=0,           # image i depends on (seed, i) alone
              batch: int=100,        # images at a time; can change the last digits
              progress: bool=True    # show a progress bar
-            ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,)
+            ) -> tuple[Tensor, Tensor | None]: # uint8 (n,C,H,W), labels (n,) or (n,A)
     """Draw n images and store each batch as soon as it is drawn. After an interruption the same
     call continues. It ends with the same bytes, on the same processor, threads, device and version
     of PyTorch. With a larger n, it draws what is missing"""
-    _check_drawing(schedule, shape, n, steps, shares, guidance, seed, batch)
+    _check_drawing(schedule, shape, n, steps, shares, table, guidance, seed, batch)
     folder, times = Path(folder).expanduser(), schedule.times(steps)
     if shares is not None: shares = [round(float(s), 6) for s in shares]
+    y, parts = None if shares is None else random_labels(shares, n, seed), []
+    if table is not None: y = random_rows(table, n, seed)
+    rows = {} if table is None else dict(table=_table_hash(table))
     _claim(folder, dict(
         model=model_hash(denoiser), betas=schedule.betas.tolist(), solver=repr(step),
-        times=times, steps=steps, shape=list(shape), shares=shares,
-        guidance=None if shares is None else guidance, seed=seed, batch=batch))
-    y, parts = None if shares is None else random_labels(shares, n, seed), []
+        times=times, steps=steps, shape=list(shape), shares=shares, **rows,
+        guidance=None if y is None else guidance, seed=seed, batch=batch))
     calls = len(step.visits(times)) - 1
     with tqdm(total=n * calls, desc='drawing', disable=not progress,
               bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
@@ -93,6 +106,11 @@ def generate(denoiser: nn.Module,
             else: bar.update(len(images) * calls)
             parts.append(images)
     return torch.cat(parts), y
+
+def _table_hash(table: Tensor) -> str: # 12 hex digits
+    "A hash of a table of attributes"
+    rows = table.cpu().contiguous().numpy().astype('<i8')
+    return hashlib.sha256(f'{rows.shape}'.encode() + rows.tobytes()).hexdigest()[:12]
 
 def _write(file: Path, blob: bytes):
     "A file that appears whole or not at all"
@@ -136,7 +154,8 @@ def _claim(folder: Path, settings: dict):
                          "of its own, or delete that one")
 
 def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
-                   shares: list[float] | None, guidance: float, seed: int, batch: int):
+                   shares: list[float] | None, table: Tensor | None, guidance: float, seed: int,
+                   batch: int):
     "Refuse, before any work, numbers that are out of range or need too much memory"
     largest = memory_here() // max(1, math.prod(shape))
     ranges = dict(n=(n, 1, largest), steps=(steps, 1, schedule.T), batch=(batch, 1, largest),
@@ -146,6 +165,10 @@ def _check_drawing(schedule: Schedule, shape: tuple, n: int, steps: int,
             raise ValueError(f'{k} = {v!r}; allowed: whole number from {least} to {most:,}')
     if not -1 <= guidance <= 1e6:
         raise ValueError(f'guidance = {guidance}; allowed: number from -1 to 1,000,000')
+    if table is not None and (shares is not None or table.ndim != 2 or not len(table)):
+        given = 'with shares' if shares is not None else f'of shape {tuple(table.shape)}'
+        raise ValueError(f'table {given} is not allowed; allowed: (N,A), a number for each of A '
+                         'attributes, N >= 1, and no shares')
     if shares is None: return
     total = sum(float(s) for s in shares)
     if not (0 < total < math.inf and all(s >= 0 for s in shares)):
@@ -232,7 +255,7 @@ class Report:
     "The result of an evaluation; `str` is its page in Markdown"
     folder: Path
     images: Tensor           # uint8 (n,C,H,W)
-    labels: Tensor | None    # requested classes (n,)
+    labels: Tensor | None    # requested classes (n,), or attributes (n,A)
     evaluation: Evaluation
     made: dict               # when, where and on what
     bits: Bound | None=None  # of real images, in bits per dimension
@@ -272,7 +295,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    n: int=1000,               # images to draw
                    step: Solver=ddim(),
                    steps: int=50,             # of the reverse process
-                   classes: int | None=None,  # of the network; those of the data if None
+                   classes: int | tuple | None=None, # of the network; None: of the data
                    guidance: float=0.5,       # guidance scale w
                    seed: int=0,               # image i depends on (seed, i) alone
                    extractor: Extractor | None=None, # the digit classifier if None
@@ -289,8 +312,8 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     _check_evaluation(data, n, classes, bits)
     real = reference(eye, data, cache, progress)
     images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps,
-                         shares=_shares(data, classes), guidance=guidance, seed=seed, batch=batch,
-                         progress=progress)
+                         **_labels_to_draw(data, classes), guidance=guidance, seed=seed,
+                         batch=batch, progress=progress)
     fake = eye(images, progress)
     protocol = Protocol(
         extractor=f'{eye.name} {eye.hash}', features=eye.dim, generated=n,
@@ -298,14 +321,13 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
         weights=f'{name} {model_hash(denoiser, schedule)}', solver=repr(step), steps=steps,
         guidance=guidance if classes else None, seed=seed, clipped=True)
     found = evaluate(real, fake, protocol, training=real)
-    labelled = y is not None and data.labels is not None
-    if labelled and fake.p is not None and fake.p.shape[1] == classes:
-        found.measures['label_accuracy'] = Measured(_label_accuracy(fake.p, y),
-                                                    _label_accuracy(real.p, data.labels))
+    found.measures.update(_label_accuracies(real, fake, data, y, classes))
     made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
                 device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch,
                 cpu_capability=torch.backends.cpu.get_cpu_capability())
+    if isinstance(classes, tuple):
+        made['attributes'] = f'of random rows of the table of {data.name} (seed {seed})'
     cost = bits and _bits_of_real(denoiser, schedule, data, bits, classes, seed, batch, progress)
     report = Report(folder, images, y, found, made, cost or None)
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)
@@ -325,14 +347,28 @@ def _check_evaluation(data: ImageSet, n: int, classes: int, bits: int):
     if bits and classes and data.labels is None:
         raise ValueError(f'bits = {bits} needs the labels of the real images, and {data.name} has '
                          'none; give 0')
+    if isinstance(classes, tuple) and data.labels is None:
+        raise ValueError(f'a network of attributes needs the table of the real images, whose rows '
+                         f'are drawn, and {data.name} has none; read the folder with its table, '
+                         'attributes=...')
     if classes and data.num_classes and classes != data.num_classes:
         raise ValueError(f'classes = {classes}, and {data.name} has {data.num_classes}')
 
-def _shares(data: ImageSet, classes: int):
-    "The frequency of each class: that in the real images"
-    if not classes: return None
-    if data.labels is None: return [1 / classes] * classes
-    return data.labels.bincount(minlength=classes) / len(data)
+def _labels_to_draw(data: ImageSet, classes: int | tuple) -> dict: # arguments of `generate`
+    "The frequency of each class, that in the real images; or the table of their attributes"
+    if not classes: return dict(shares=None)
+    if isinstance(classes, tuple): return dict(table=data.labels)
+    if data.labels is None: return dict(shares=[1 / classes] * classes)
+    return dict(shares=data.labels.bincount(minlength=classes) / len(data))
+
+def _label_accuracies(real: Features, fake: Features, data: ImageSet, y: Tensor | None,
+                      classes: int | tuple) -> dict[str, Measured]:
+    """How often the extractor reads the requested class. Of attributes, nothing yet: this needs an
+    extractor that gives the probabilities of the values of each attribute"""
+    if y is None or y.ndim == 2 or data.labels is None: return {}
+    if fake.p is None or fake.p.shape[1] != classes: return {}
+    return dict(label_accuracy=Measured(_label_accuracy(fake.p, y),
+                                        _label_accuracy(real.p, data.labels)))
 
 def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parameters()), 'cpu')
 
@@ -424,7 +460,8 @@ def _show(ax, images: Tensor, columns: int):
 
 def _samples(report: Report) -> Figure:
     fig, first = _figure(5, 5), report.images[:100]
-    if report.labels is not None: first = first[report.labels[:100].argsort(stable=True)]
+    if report.labels is not None and report.labels.ndim == 1:  # a class after the other
+        first = first[report.labels[:100].argsort(stable=True)]
     _show(fig.subplots(), first, 10)
     return fig
 

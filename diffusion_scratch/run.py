@@ -25,12 +25,13 @@ from .config import Config, ConfigError, SamplingConfig, check_drawable
 from .config import dump_config, flat_config, load_config, make_section
 from .config import parse_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
-from .data import ImageSet, fingerprint, memory_here
+from .data import ImageSet, count_classes, fingerprint, memory_here
 from .denoiser import Denoiser, clipped
 from .guidance import guided
 from .pictures import grid, loss_curve, save_animation, save_loss_curve
 from .pictures import terminal_text
 from .pretrained import find
+from .report import random_rows
 from .sampling import Frame, Solver, ancestral, fixed_large, fixed_small
 from .sampling import trajectory
 from .schedule import Schedule, check_whole
@@ -47,10 +48,10 @@ from .checkpoint import save_checkpoint
 # %% auto #0
 __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
-           'train_loop', 'Session', 'labels_in_turn', 'draw_results', 'draw_images', 'load_to_draw', 'check_labels',
-           'image_shape', 'find_device', 'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'OtherLoad',
-           'usable_cores', 'threads_beside', 'free_threads', 'train', 'together', 'owned_folder', 'processor_name',
-           'describe_session', 'LiveView']
+           'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'draw_images',
+           'load_to_draw', 'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device',
+           'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside',
+           'free_threads', 'train', 'together', 'owned_folder', 'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -695,18 +696,29 @@ def _open_session(*args):
 # %% ../nbs/26_run.ipynb #c7ec3c60
 SHOWN = 20  # at most so many classes in a figure
 
-def labels_in_turn(classes: int, n: int) -> Tensor | None:
-    "Labels for n images, each class in turn; None if there are no classes"
-    return torch.arange(n) % classes if classes else None
+def labels_in_turn(classes: int | tuple, n: int) -> Tensor | None:
+    """Labels for n images, each class in turn; None if there are no classes. Attributes
+    have too many combinations: None, nothing is stated"""
+    if isinstance(classes, tuple) or not classes: return None
+    return torch.arange(n) % classes
+
+def labels_to_show(data: ImageSet, n: int, seed: int) -> Tensor | None:
+    "Labels for a grid of n images: each class in turn, or attributes of images of the data"
+    if isinstance(data.num_classes, tuple): return random_rows(data.labels, n, seed)
+    return labels_in_turn(min(data.num_classes, SHOWN), n)
+
+def rows_to_show(data: ImageSet) -> int:
+    "The rows of a grid: one for each class, up to `SHOWN`; 0 if there are no classes"
+    return 0 if isinstance(data.num_classes, tuple) else min(data.num_classes, SHOWN)
 
 def _draw_preview(config: Config, state: TrainState, schedule: Schedule,
                   data: ImageSet) -> dict[str, Tensor]: # end of a file's name -> images
     "A few images, each class in turn, with the weights and with their average"
-    n = min(data.num_classes, SHOWN) or 8
+    n = rows_to_show(data) or 8
     quick = dict(steps=min(25, config.sampling.steps))
     sampling = config.sampling.model_copy(update=quick)
     def images(denoiser):
-        y = labels_in_turn(data.num_classes, n)
+        y = labels_to_show(data, n, config.seed)
         frames = draw(denoiser, schedule, data.shape, n, y, sampling, seed=config.seed,
                       progress=False)
         return frames[-1].x
@@ -723,11 +735,12 @@ def _class_rows(images: Tensor, classes: int, columns: int) -> Tensor:
 def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
                  data: ImageSet, progress: bool):
     "Draw images of a finished run and classify them; write run.json; list the files"
-    config, path, classes = run.config, run.path, min(data.num_classes, SHOWN)
+    config, path, classes = run.config, run.path, rows_to_show(data)
     columns = 10 if classes else 8
     n = max(columns * (classes or columns), config.judge if classes else 0)
-    frames = draw(state.ema, schedule, data.shape, n, labels_in_turn(classes, n),
-                  config.sampling, seed=config.seed, moments=24, progress=progress)
+    y = labels_to_show(data, n, config.seed)
+    frames = draw(state.ema, schedule, data.shape, n, y, config.sampling,
+                  seed=config.seed, moments=24, progress=progress)
     images, sheets = frames[-1].x, [_class_rows(f.x, classes, columns) for f in frames]
     run.check_weights()
     samples = grid(sheets[-1], columns, scale=2)
@@ -735,9 +748,10 @@ def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
     save_animation(sheets, path/'noise_to_images.gif', columns)
     if metrics := run.metrics(): save_loss_curve(metrics, path/'loss.png')
     facts = _describe_result(run, state, data, metrics)
+    if isinstance(data.num_classes, tuple): facts |= _attributes_of(y, data)
     if config.judge and classes: facts |= _judge(images[:config.judge], data)
     with atomic(path/'run.json') as part: part.write_bytes(json_with_checksum(facts))
-    print('\nLook at', *_where_to_look(path, bool(classes)), sep='\n')
+    print('\nLook at', *_where_to_look(path, data), sep='\n')
     print('\nNow try', *_what_to_try(config, data), sep='\n  ')
 
 # %% ../nbs/26_run.ipynb #4f696d09
@@ -765,9 +779,16 @@ def _describe_result(run: RunFolder, state: TrainState, data: ImageSet, metrics:
                 seed=run.config.seed, data=repr(data), steps=state.step,
                 training_seconds=round(seconds, 1))
 
-def _where_to_look(path: Path, classes: bool) -> list[str]:
+def _attributes_of(y: Tensor, data: ImageSet) -> dict:
+    "For run.json: what was requested for each image of samples.png, row by row"
+    return dict(samples=[attributes_in_words(row, data.classes) for row in y.tolist()])
+
+def _where_to_look(path: Path, data: ImageSet) -> list[str]:
     "The files and folders of a run, and what they contain"
-    meanings = {'samples.png': 'a row for each class' if classes else 'images',
+    what = 'a row for each class' if rows_to_show(data) else 'images'
+    if isinstance(data.num_classes, tuple):
+        what = 'images, with attributes of images of the data (run.json lists them)'
+    meanings = {'samples.png': what,
                 'noise_to_images.gif': 'noise becoming images', 'loss.png': 'the loss curve',
                 'previews': 'images during training', 'metrics.csv': 'every step',
                 'config.yaml': 'the config, with all its keys',
@@ -781,11 +802,18 @@ def _what_to_try(config: Config, data: ImageSet) -> list[str]:
     "Commands that use a finished run, as they can be typed in this folder"
     run, own = shlex.quote(str(config.run)), ''
     if config.model != 'unet': own = f' --model {shlex.quote(config.model)}'
-    some = ' '.join(shlex.quote(c) for c in data.classes[3:9:5] or data.classes[:1])
-    lines = [f'sample {run}{own} --n 64' + (f' --labels {some}' if some else '') + ' --animation',
+    lines = [f'sample {run}{own} --n 64{_some_labels(data.classes)} --animation',
              f'train --diagnose {run}{own}']
     if data.shape == (1, 28, 28): lines.append(f'evaluate {run}{own}')
     return [_command_here(line) for line in [*lines, f'export {run}{own} --to folder my_model']]
+
+def _some_labels(classes: tuple | dict) -> str:
+    "An option of diffusion-sample: two classes, or values of two attributes; empty without any"
+    if isinstance(classes, dict):
+        few = [f'{attribute}={values[-1]}' for attribute, values in [*classes.items()][:2]]
+        return f" --class {shlex.quote(','.join(few))}"
+    some = ' '.join(shlex.quote(c) for c in classes[3:9:5] or classes[:1])
+    return f' --labels {some}' if some else ''
 
 def _command_here(line: str) -> str:
     "A command of the package by its name, or by its path if the shell does not find the name"
@@ -799,7 +827,8 @@ def _command_here(line: str) -> str:
 def draw_images(model: str | Path,   # as for `load`: a name, a run or a folder
                 n: int=16,
                 *,
-                labels: list[int] | None=None, # in turn; every class if none
+                labels: list | None=None, # in turn; every class if none. For a model
+                                     # of attributes: such as 'glasses=yes,hat=no'
                 seed: int=0,         # image i depends on (seed, i) alone
                 progress: bool=True  # show a progress bar
                ) -> Tensor:          # (n,C,H,W), in [-1, 1]
@@ -807,7 +836,7 @@ def draw_images(model: str | Path,   # as for `load`: a name, a run or a folder
     denoiser, schedule, found = load_to_draw(model, n)
     quick = dict(solver='ddim', steps=min(50, schedule.T))
     sampling = make_section(SamplingConfig, found.get('sampling') or quick)
-    y = labels_in_turn(len(found['classes']), n)
+    y = labels_in_turn(count_classes(found['classes']), n)
     if labels: y = check_labels(labels, found['classes'])[torch.arange(n) % len(labels)]
     frames = draw(denoiser, schedule, found['shape'], n, y, sampling,
                   seed=seed, progress=progress)
@@ -826,8 +855,36 @@ def load_to_draw(model: str | Path,
     check_drawable('n', n, shape)
     return *found.load(), dict(classes=[]) | found.about | dict(shape=shape)
 
-def check_labels(labels: list[int], classes: list[str]) -> Tensor:
-    "The labels as a tensor; ValueError if the model did not learn them"
+def attributes_named(text: str,    # attribute=value,attribute=value,...
+                     classes: dict # attribute -> names of its values
+                    ) -> list[int]: # a number for each attribute, -1 where none is stated
+    "Values by their names or numbers. ValueError if there are no such ones"
+    stated = {}
+    for word in str(text).split(','):
+        attribute, sign, value = (part.strip() for part in word.partition('='))
+        if attribute not in classes or not sign:
+            some = ', '.join(f'{a}={"|".join(values)}' for a, values in classes.items())
+            raise ValueError(f'{word!r} is not allowed; allowed: attribute=value, of {some}')
+        if attribute in stated:
+            raise ValueError(f'{attribute!r} is given twice in {text!r}; allowed: each attribute '
+                             'at most once')
+        values = [*classes[attribute]]
+        numbers = {str(k): k for k in range(len(values))} | {v: k for k, v in enumerate(values)}
+        if value not in numbers:
+            raise ValueError(f'{word!r} is not allowed; allowed: {attribute}= one of '
+                             f'{", ".join(values)}, or its number, 0..{len(values) - 1}')
+        stated[attribute] = numbers[value]
+    return [stated.get(attribute, -1) for attribute in classes]
+
+def attributes_in_words(row: list[int], classes: dict) -> str:
+    "The stated values, attribute=value,...: what `attributes_named` reads"
+    stated = zip(classes.items(), row)
+    return ','.join(f'{attribute}={values[k]}' for (attribute, values), k in stated if k >= 0)
+
+def check_labels(labels: list, classes: list[str] | dict) -> Tensor:
+    "The labels as a tensor (n,) or (n,A); ValueError if the model did not learn them"
+    if isinstance(classes, dict) and isinstance(labels, (list, tuple)):
+        return torch.tensor([attributes_named(text, classes) for text in labels])
     if labels and all(y in range(len(classes)) for y in labels): return torch.tensor(labels)
     allowed = f'numbers from 0 to {len(classes) - 1}' if classes else 'None: it learned no classes'
     raise ValueError(f'labels = {labels!r} is not allowed; allowed: {allowed}')

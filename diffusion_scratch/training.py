@@ -24,7 +24,7 @@ from .guidance import drop_labels
 from .loss import check_weight, draw_level, loss_at, uniform
 from .schedule import Schedule, check_kind, check_number, check_schedule
 from .schedule import check_whole, brief
-from .unet import Conditioned
+from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
 __all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_ema', 'warmup_constant', 'warmup_cosine',
@@ -187,36 +187,45 @@ def check_labels_taken(net: nn.Module, data: ImageSet):
     if not takes_arguments(net, 3):
         raise TypeError(f'the data have labels, but {kind} takes no labels, as net(x_t, t): give '
                         f'its forward a third argument y, or {cure}')
-    if isinstance(own, int) and own < K:
-        takes = f'takes the labels 0..{own - 1}' if own else 'takes no labels'
-        raise ValueError(f'this {kind} was made with num_classes={own}: it {takes}, and the data '
-                         f'have {K} classes: make it with num_classes={K}, or {cure}')
+    if not isinstance(own, (int, tuple)): return
+    enough = all(n >= k for n, k in zip(label_sizes(own), label_sizes(K)))
+    if enough and label_shape(1, own) == label_shape(1, K): return
+    takes, have = f'takes attributes of {own} values', f'attributes of {K} values'
+    if isinstance(own, int): takes = f'takes the labels 0..{own - 1}' if own else 'takes no labels'
+    if isinstance(K, int): have = f'{K} classes'
+    raise ValueError(f'this {kind} was made with num_classes={own}: it {takes}, and the data '
+                     f'have {have}: make it with num_classes={K}, or {cure}')
 
 def check_null_label(net: nn.Module, data: ImageSet):
     "Refuse a custom network that confuses the null label, -1, with the last class"
     net = getattr(net, '_orig_mod', net)
     if isinstance(net, Conditioned): return  # its row 0 is the null label
-    kind, K, first = type(net).__name__, data.num_classes, first_weight(net)
+    kind, classes, first = type(net).__name__, data.num_classes, first_weight(net)
     like = getattr(*first) if first else torch.zeros(())
-    def predict(*labels):  # with slightly changed weights: many networks start with zeros
+    def predict(i, *labels):  # with slightly changed weights: many networks start with zeros
         g = torch.Generator().manual_seed(0)
         moved = {k: p + 0.02 * torch.randn(p.shape, generator=g).to(p)
                  for k, p in net.named_parameters()}
         x = data[:1][0].to(like).expand(len(labels), -1, -1, -1)
-        y = torch.tensor(labels, device=like.device)
+        y = torch.zeros(label_shape(len(x), classes), dtype=torch.long, device=like.device)
+        y.view(len(x), -1)[:, i] = torch.tensor(labels, device=like.device)
+        t = torch.ones(len(x), dtype=torch.long, device=like.device)
         with evaluating(net), forked_random(like.device):
-            return torch.func.functional_call(net, moved, (x, torch.ones_like(y), y))
-    cure = (f'give its table of labels one more row, {K + 1}, and train '
-            f'guidance.null_label_last(net, {K}); or set label_dropout=0.')
-    try: none, last, other = predict(-1, K - 1, 0)
-    except Exception as e:
-        try: predict(0, 0, 0)
-        except Exception: return  # another error: the first step will raise it
-        raise ValueError(f'{kind} fails at the label -1, which stands for no label '
-                         f'({type(e).__name__}): {cure}') from e
-    if (none - last).abs().max() < 1e-3 * (none - other).abs().max():
-        raise ValueError(f'{kind} takes the label -1, which stands for no label, for class '
-                         f'{K - 1}: {cure}')
+            return torch.func.functional_call(net, moved, (x, t, y))
+    for i, K in enumerate(label_sizes(classes)):
+        cure = (f'give its table of labels one more row, {K + 1}, and train '
+                f'guidance.null_label_last(net, {classes})')
+        if isinstance(classes, int): cure += '; or set label_dropout=0.'
+        try: none, last, other = predict(i, -1, K - 1, 0)
+        except Exception as e:
+            try: predict(i, 0, 0, 0)
+            except Exception: return  # another error: the first step will raise it
+            raise ValueError(f'{kind} fails at the label -1, which stands for no label '
+                             f'({type(e).__name__}): {cure}') from e
+        if (none - last).abs().max() < 1e-3 * (none - other).abs().max():
+            of = '' if isinstance(classes, int) else f' of attribute {i}'
+            raise ValueError(f'{kind} takes the label -1, which stands for no label, for class '
+                             f'{K - 1}{of}: {cure}')
 
 def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dropout, clip, explode,
               accumulate, seed, **others):
@@ -239,7 +248,7 @@ def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dro
     check_varied(data)
     if data.labels is None: return
     check_labels_taken(state.denoiser.net, data)
-    if label_dropout: check_null_label(state.denoiser.net, data)
+    if label_dropout or data.labels.ndim == 2: check_null_label(state.denoiser.net, data)
 
 class Steps(Generator):
     "A generator of steps that warns if it is deleted before the first one"
@@ -279,7 +288,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         batch_size: int=64, # of one step, whatever the number of processes
         lr: Callable[[int], float], # steps done -> learning rate
         weight: Callable[..., Tensor]=uniform, # of the loss, by level
-        label_dropout: float=0.1, # fraction of labels replaced by -1, no label
+        label_dropout: float=0.1, # of labels replaced by -1, no label: drop_labels
         clip: float=1.,     # largest norm of the gradient; math.inf clips nothing
         explode: float=math.inf, # a gradient with a larger norm stops the run
         accumulate: int=1,  # micro-batches in a batch, one after the other: less memory

@@ -109,23 +109,23 @@ class DiT(Conditioned):
     """The diffusion transformer of Peebles & Xie (2023), for any channels, height and
     width: eq-patches, eq-places, eq-adaln-zero"""
     def __init__(self,
-                 in_channels: int=3, # of the images, 1 for gray
-                 patch: int=2,       # p, side of the squares that become tokens
-                 width: int=384,     # d, a multiple of 4 and of `heads`, at least 8
-                 depth: int=12,      # number of blocks
-                 heads: int=6,       # of attention
-                 num_classes: int=0  # number of labels; 0: the network takes no labels
+                 in_channels: int=3,       # of the images, 1 for gray
+                 patch: int=2,             # p, side of the squares that become tokens
+                 width: int=384,           # d, a multiple of 4 and of `heads`, at least 8
+                 depth: int=12,            # number of blocks
+                 heads: int=6,             # of attention
+                 num_classes: int | tuple=0 # of the labels, 0: none; of each attribute
                 ):
         super().__init__()
         self.config = _checked_config(  # what rebuilds this network
             in_channels=in_channels, patch=patch, width=width, depth=depth, heads=heads,
             num_classes=num_classes)
-        self.in_channels, self.num_classes = in_channels, num_classes
+        self.in_channels, self.num_classes = in_channels, self.config['num_classes']
         self.patch, self.width = patch, width
         pixels = in_channels * patch**2
 
         self.time = nn.Sequential(linear(width, width), nn.SiLU(), linear(width, width))
-        if num_classes: self.label = LabelEmbedding(num_classes + 1, width)
+        if num_classes: self.label = LabelEmbedding(self.num_classes, width)
         self.stem = linear(pixels, width)
         self.blocks = nn.ModuleList(DiTBlock(width, heads) for _ in range(depth))
         self.ada = linear(width, 2 * width, scale=0.)
@@ -134,7 +134,7 @@ class DiT(Conditioned):
     def forward(self,
                 x: Tensor,             # noised images (B,C,H,W)
                 t: Tensor,             # timesteps (B,), 1..T
-                y: Tensor | None=None  # labels (B,), 0..num_classes-1, or -1 for none
+                y: Tensor | None=None  # labels (B,) or (B,A), from 0, or -1 for none
                ) -> Tensor:            # (B,C,H,W)
         check_network_input(self, x, t, y)
         (H, W), p = x.shape[-2:], self.patch

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 # %% auto #0
 __all__ = ['NEARLY_ZERO', 'timestep_embedding', 'norm_groups', 'group_norm', 'xavier', 'conv', 'linear', 'ResBlock', 'Attention',
-           'Downsample', 'Upsample', 'Stage', 'whole_options', 'refuse_other_kinds', 'check_network_input',
-           'LabelEmbedding', 'Conditioned', 'pad_to_multiple', 'UNet']
+           'Downsample', 'Upsample', 'Stage', 'label_sizes', 'label_shape', 'whole_options', 'refuse_other_kinds',
+           'check_network_input', 'unknown_label', 'label_vector', 'label_tables', 'LabelEmbedding', 'Conditioned',
+           'pad_to_multiple', 'UNet']
 
 # %% ../nbs/05_unet.ipynb #85c2ff02
 def timestep_embedding(t: Tensor,  # timesteps (B,), 1..T
@@ -145,12 +146,33 @@ class Stage(nn.Module):
 # %% ../nbs/05_unet.ipynb #04e741d0
 #| code-fold: true
 #| code-summary: "Plumbing: checks of the network's options, of images, timesteps and labels"
+def label_sizes(num_classes: int | tuple # K of the labels, or K of each attribute
+               ) -> tuple:
+    "The number of values of each attribute; labels alone are one attribute"
+    return tuple(num_classes) if isinstance(num_classes, (tuple, list)) else (num_classes,)
+
+def label_shape(n: int, num_classes: int | tuple) -> tuple:
+    "The shape of the labels of n images: (n,), or (n,A) if there are A attributes"
+    return (n, len(num_classes)) if isinstance(num_classes, (tuple, list)) else (n,)
+
+def _whole_sizes(num_classes: tuple | list) -> tuple:
+    "The numbers of values of the attributes as Python integers, each at least 1"
+    try: sizes = tuple(index(K) for K in num_classes)
+    except TypeError: sizes = ()
+    if sizes and min(sizes) > 0: return sizes
+    raise ValueError(f'num_classes = {num_classes!r} must have a whole number, at least 1, for '
+                     'each attribute, such as (2, 3)')
+
 def whole_options(sizes: dict, # name -> a whole number, at least 1, but num_classes 0
                   **rows       # name -> (whole numbers, an example for the message)
                  ) -> dict:
-    "Options of a network as Python integers; raises TypeError or ValueError"
+    """Options of a network as Python integers; num_classes may be a tuple of them. Raises
+    TypeError or ValueError"""
     out = {}
     for name, value in sizes.items():
+        if name == 'num_classes' and isinstance(value, (tuple, list)):
+            out[name] = _whole_sizes(value)
+            continue
         try: out[name] = index(value)
         except TypeError: raise TypeError(f'{name} = {value!r} must be a whole number') from None
         least = 0 if name == 'num_classes' else 1
@@ -210,9 +232,11 @@ def check_network_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     if not net.num_classes:
         raise ValueError(f'this {type(net).__name__} was made with num_classes=0: it takes no '
                          'labels y')
-    if y.shape != t.shape or y.is_floating_point():
+    shape = label_shape(len(x), net.num_classes)
+    if y.shape != shape or y.is_floating_point():
+        each = f' and each of the {shape[1]} attributes, {shape}' if shape[1:] else ''
         raise ValueError(f'labels y are {y.dtype} of shape {tuple(y.shape)}; give one whole number '
-                         f'for each of the {len(x)} images')
+                         f'for each of the {len(x)} images{each}')
 
 def _check_unet_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
     "As `check_network_input`, and ValueError for images too small for the levels"
@@ -223,29 +247,55 @@ def _check_unet_input(net: nn.Module, x: Tensor, t: Tensor, y: Tensor | None):
         raise ValueError(f'images of {H} x {W} are too small: {levels} levels and unshuffle {r} '
                          f'need at least {least} x {least}')
 
+def unknown_label(y: Tensor, sizes: tuple) -> ValueError:
+    "The error for labels (B,A) that are outside their table: it lists the valid ones"
+    for i, (column, K) in enumerate(zip(y.unbind(1), sizes)):
+        low, high = int(column.min()), int(column.max())
+        if low >= -1 and high < K: continue
+        which = f' of attribute {i}' if len(sizes) > 1 else ''
+        return ValueError(f'labels y{which} lie in {low}..{high}; this network takes '
+                          f'0..{K - 1}, and -1 for none')
+
+# %% ../nbs/05_unet.ipynb #57011744
+def label_vector(tables: tuple, # a table (K+1,d) for each attribute, row 0 for none
+                 y: Tensor      # (B,A), each from 0, or -1 for none
+                ) -> Tensor:    # (B,d)
+    "The learned vectors of all attributes of an image, added: eq-attributes"
+    first, *others = [F.embedding(k + 1, l) for l, k in zip(tables, y.unbind(1))]
+    return sum(others, first)
+
+def label_tables(weight: Tensor,          # of a LabelEmbedding
+                 num_classes: int | tuple # K, or K of each attribute
+                ) -> tuple:               # a table (K+1,d) for each attribute
+    "The tables of the attributes, which are stored one below the other"
+    return weight.split([K + 1 for K in label_sizes(num_classes)])
+
 class LabelEmbedding(nn.Embedding):
-    "nn.Embedding, with an error that lists the valid labels; row 0 means no label"
-    def forward(self, row: Tensor) -> Tensor:
-        try: return super().forward(row)
-        except IndexError:
-            y = row - 1
-            raise ValueError(f'labels y lie in {y.min()}..{y.max()}; this network takes '
-                             f'0..{self.num_embeddings - 2}, and -1 for none') from None
+    "A table of learned vectors for each attribute; for labels alone, one table"
+    def __init__(self, num_classes: int | tuple, width: int):
+        sizes = label_sizes(num_classes)
+        super().__init__(sum(sizes) + len(sizes), width)  # one row more for each: none
+        self.sizes = sizes
+
+    def forward(self, y: Tensor) -> Tensor: # (B,) or (B,A) -> (B,d)
+        y = y.reshape(-1, len(self.sizes))
+        try: return label_vector(label_tables(self.weight, self.sizes), y)
+        except IndexError: raise unknown_label(y, self.sizes) from None
 
 # %% ../nbs/05_unet.ipynb #6dcaf23a
 class Conditioned(nn.Module):
     "A network whose inputs are noised images, timesteps and perhaps labels"
-    in_channels: int       # of the images
-    num_classes: int       # number of labels, 0: none
-    time: nn.Sequential    # embeds the time
-    label: LabelEmbedding  # if there are labels
+    in_channels: int         # of the images
+    num_classes: int | tuple # number of labels, 0: none; of a table, of each attribute
+    time: nn.Sequential      # embeds the time
+    label: LabelEmbedding    # if there are labels
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         "The input of all blocks: the embedded time, plus the embedded label if any"
         e = self.time(timestep_embedding(t, self.time[0].in_features).to(x))
         if not self.num_classes: return e
-        row = torch.zeros_like(t) if y is None else y + 1  # row 0: no label
-        return e + self.label(row)
+        none = t.new_full((t.shape[0], len(self.label.sizes)), -1)
+        return e + self.label(none if y is None else y)
 
 # %% ../nbs/05_unet.ipynb #1f731e48
 def pad_to_multiple(x: Tensor,  # images (B,C,H,W)
@@ -264,7 +314,7 @@ class UNet(Conditioned):
                  blocks: int=2,                # per level; one more on the way up
                  attention: tuple=(1,),        # levels with attention, 0 is full size
                  dropout: float=0.,            # inside residual blocks, 0..1
-                 num_classes: int=0,           # number of labels, 0: none
+                 num_classes: int | tuple=0,   # of the labels; of each attribute
                  unshuffle: int=1              # r: fold r x r pixels into channels
                 ):
         super().__init__()
@@ -273,7 +323,7 @@ class UNet(Conditioned):
             blocks=blocks, attention=attention, dropout=dropout,
             num_classes=num_classes, unshuffle=unshuffle)
         self.in_channels, self.channels = in_channels, channels
-        self.num_classes, self.unshuffle = num_classes, unshuffle
+        self.num_classes, self.unshuffle = self.config['num_classes'], unshuffle
         c_time, c_pixel = 4 * channels, in_channels * unshuffle**2
         groups = norm_groups(channels)
         levels = [(i, channels * m) for i, m in enumerate(multipliers)]
@@ -282,7 +332,7 @@ class UNet(Conditioned):
 
         first, second = linear(channels, c_time), linear(c_time, c_time)
         self.time = nn.Sequential(first, nn.SiLU(), second)
-        if num_classes: self.label = LabelEmbedding(num_classes + 1, c_time)
+        if num_classes: self.label = LabelEmbedding(self.num_classes, c_time)
         self.stem = conv(c_pixel, c := channels)
         skips = [c]
         self.down = nn.ModuleList()
@@ -308,7 +358,7 @@ class UNet(Conditioned):
     def forward(self,
                 x: Tensor,             # noised images (B,C,H,W)
                 t: Tensor,             # timesteps (B,), 1..T
-                y: Tensor | None=None  # labels (B,), 0..num_classes-1, or -1 for none
+                y: Tensor | None=None  # labels (B,) or (B,A), from 0, or -1 for none
                ) -> Tensor:            # (B,C,H,W)
         _check_unet_input(self, x, t, y)
         H, W = x.shape[-2:]
