@@ -160,9 +160,10 @@ def _checked_labels(labels, n: int, classes: tuple | dict) -> Tensor | None:
     labels, table = torch.as_tensor(labels), isinstance(classes, dict)
     shape = (n, len(classes)) if table else (n,)
     if labels.shape != shape:
-        other = '' if table else (f'; a table of attributes ({n}, A) needs classes = {{attribute: '
-                                  f'(value, ...)}}') * (labels.ndim == 2)
-        raise ValueError(f'labels have shape {tuple(labels.shape)}; {n} images need {shape}{other}')
+        needs = f'{n} images need {shape}'
+        if labels.ndim == 2 and not table:
+            needs += f', or ({n}, A) and classes = {{attribute: (value, ...)}}'
+        raise ValueError(f'labels have shape {tuple(labels.shape)}; {needs}')
     if labels.is_floating_point():
         raise TypeError(f'labels must be whole numbers, not {labels.dtype}')
     if table: _check_table(labels, classes)
@@ -182,7 +183,7 @@ def _check_table(labels: Tensor, classes: dict):
         low, high = int(column.min()), int(column.max())
         if low < -1 or high >= len(values):
             raise ValueError(f'labels of {attribute!r} lie in {low}..{high}; allowed are '
-                             f'0..{len(values) - 1}, one for each value, and -1 if it is not stated')
+                             f'0..{len(values) - 1}, one for each value, and -1 for not stated')
 
 def _describe_set(data: ImageSet) -> str:
     "Number and size of the images, number of classes and of skipped files"
