@@ -29,7 +29,7 @@ from diffusion_scratch.transformer import DiT
 from diffusion_scratch.unet import UNet
 from conftest import SHORT, gen
 from helpers_networks import make, randn
-from helpers_training import same, tensors
+from helpers_training import everything, same
 
 X, T2, SIZES = randn(2, 1, 8, 8), torch.tensor([1, 900]), (2, 3, 7)
 CLASSES = dict(side=('left', 'right'), tone=('bright', 'dark'))
@@ -357,7 +357,7 @@ def test_a_run_of_attributes_is_resumed_to_the_same_bits(tmp_path, one_thread):
     again = TrainState(Denoiser(make(UNet, 5, **kind), V), ema=0.9)
     schedule = resume(tmp_path/'a.safetensors', again, SHORT)
     for _ in fit(again, schedule, data, steps=6, batch_size=4, lr=warmup_constant(1e-3, 0)): pass
-    assert same(tensors(whole), tensors(again))
+    assert same(everything(whole), everything(again))
     back, _ = load_checkpoint(tmp_path/'a.safetensors', ema=False)
     assert back.net.num_classes == (2, 2)
     other = TrainState(Denoiser(make(UNet, num_classes=(1, 3), dropout=0.1), V), ema=0.9)

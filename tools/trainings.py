@@ -24,6 +24,7 @@ NBS = Path(__file__).resolve().parent.parent/'nbs'
 STORED = {'05_unet': ('other_starts', 'unet/starts.json'),
           '09_training': ('first_run', 'training/digits.npz'),
           '11_names': ('newly_trained', 'names/digits.npz'),
+          '12_guidance': ('thick_and_thin', 'guidance/strokes.npz'),
           '28_transformer': ('other_runs', 'transformer/runs.json')}
 
 
