@@ -696,8 +696,8 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     check_writable(out, '--out')
     return evaluate_model(
         model.denoiser.to(device), model.schedule, data, out, n=args.n,
-        step=make_solver(sampling), steps=sampling.steps, classes=count_classes(model.classes),
-        guidance=sampling.guidance, seed=args.seed, extractor=extractor, bits=args.bits,
+        step=make_solver(sampling), steps=sampling.steps,
+        classes=count_classes(model.classes), guidance=sampling.guidance, seed=args.seed, extractor=extractor, bits=args.bits,
         name=path.name if path.exists() else args.model, batch=args.batch)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0cf

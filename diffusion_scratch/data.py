@@ -497,20 +497,19 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  progress: bool=True,
                  *,
                  labels: bool=False,   # the first subfolder below `root` is the class
-                 attributes: str | Path | None=None, # a table in `root`, attributes.csv
+                 attributes: str | Path | None=None, # file of a table in `root`
                  corrupt: str='refuse', # what to do with a bad file: 'refuse' or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
                  max_pixels: int | None=None # of a file; by default about 179 million
                 ) -> ImageSet:         # with the skipped files in `.skipped`
     """Every image below a folder, upright, scaled to cover `size` and cut to its centre
     (eq-cover). Transparent pixels are put on white. Of an animation, the first image is
-    read. The values of an attribute are sorted in natural order: 2 before 10.
-    FileNotFoundError and ValueError name the folder or the file"""
+    read. FileNotFoundError and ValueError name the folder or the file"""
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
     file = _table_file(root, attributes, labels)
-    names, skipped = list_files(root, labels, file), []
-    table = file and read_table(file, names)
+    names, skipped, table = list_files(root, labels, file), [], None
+    if file: table = read_table(file, names)
     images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels)
     if cache is None: images = _collect(images, len(names), shape)
     else:
@@ -518,9 +517,7 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
         what = [shape, labels, corrupt, max_pixels, _stamps(root, names)]
         n = len(names)
         images, skipped = _through_cache(folder, what, images, n, shape, skipped)
-    y, classes = None, ()
-    if labels: y, classes = _class_labels(root, names, dict(skipped))
-    if table: y, classes = _attribute_labels(file, table, names, dict(skipped))
+    y, classes = _labels_of_files(root, names, dict(skipped), labels, table)
     data = ImageSet(_as_tensor(images), y, classes, printable(root.name))
     data.skipped = tuple(f'{printable(name)}: {why}' for name, why in skipped)
     return data
@@ -689,6 +686,7 @@ def _as_tensor(a) -> Tensor:
 #| code-summary: "Plumbing: a table of attributes, attributes.csv"
 class Table(NamedTuple):
     "What a CSV file states about the images of a folder"
+    file: Path
     attributes: list[str]          # the names of its columns but the first
     rows: dict[str, list[str]]     # image file -> the text in its cells; empty: not stated
 
@@ -735,7 +733,7 @@ def read_table(file: Path,      # CSV: file,<attribute>,<attribute>,...; a row f
         for cell in rows[name]:
             if cell: check_attribute_name(cell, f'{where}: line {number}')
     _check_rows(file, seen, names)
-    return Table(attributes, rows)
+    return Table(file, attributes, rows)
 
 def _csv_lines(file: Path) -> list[tuple[int, list[str]]]:
     "The number and the cells of each line that is not empty"
@@ -761,16 +759,22 @@ def _check_rows(file: Path, seen: dict[str, int], names: list[str]):
         raise ValueError(f'{printable(file)} has no line for {printable(missing[0])}{more}; give '
                          'each file a line, with empty cells for what is not known, or remove it')
 
-def _attribute_labels(file: Path, table: Table, names: list[str],
+def _labels_of_files(root: Path, names: list[str], skipped: dict, labels: bool,
+                     table: Table | None) -> tuple: # labels and classes, as in an `ImageSet`
+    "Labels of the files that were not skipped: from subfolders, from a table, or none"
+    if labels: return _class_labels(root, names, skipped)
+    return _attribute_labels(table, names, skipped) if table else (None, ())
+
+def _attribute_labels(table: Table, names: list[str],
                       skipped: dict) -> tuple[Tensor, dict]: # (N,A), attribute -> values
-    "Numbers for the values of the files that were not skipped, -1 where none is stated"
+    "Numbers for the values, in natural order, of the files that were not skipped; -1: not stated"
     rows = [table.rows[name] for name in names if name not in skipped]
     classes, columns = {}, []
     for attribute, cells in zip(table.attributes, zip(*rows)):
         values = sorted({*cells} - {''}, key=natural_order)
         if not values:
-            raise ValueError(f'{printable(file)}: the column {attribute!r} states no value for any '
-                             'image that was read; remove the column')
+            raise ValueError(f'{printable(table.file)}: the column {attribute!r} states no value '
+                             'for any image that was read; remove the column')
         number = {'': -1} | {v: k for k, v in enumerate(values)}
         columns.append(torch.tensor([number[cell] for cell in cells]))
         classes[attribute] = tuple(values)
@@ -881,7 +885,7 @@ def _sweep_cache(cache: Path, file: Path):
 
 # %% ../nbs/08_data.ipynb #1b9e5c70
 def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
-              labels: Tensor | None=None, # (N,), instead of those of the items; or (N,A)
+              labels: Tensor | None=None, # (N,) or (N,A), not those of the items
               name: str='images',
               classes: tuple | dict=() # names for `labels`; attribute -> values
              ) -> ImageSet:

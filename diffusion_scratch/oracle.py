@@ -117,7 +117,7 @@ class Mixture(nn.Module):
                  means: Tensor,               # of the modes (K,...)
                  std: Tensor | float=0.,      # sigma_k: one number, or (K,)
                  weights: Tensor | None=None, # pi_k (K,), positive; None: equal
-                 labels: Tensor | None=None   # class, or attributes, of each mode (K,) or (K,A)
+                 labels: Tensor | None=None   # of the modes (K,), or attributes (K,A)
                 ):
         super().__init__()
         _check_means(means)
@@ -131,7 +131,7 @@ class Mixture(nn.Module):
         self.register_buffer('log_weights', (pi / pi.sum()).log())  # log pi_k
         self.register_buffer('labels', labels)
 
-# %% ../nbs/04_oracle.ipynb #b2b01dff
+# %% ../nbs/04_oracle.ipynb #08b82227
 def agrees(y: Tensor,     # (B,), or (B,A) of A attributes
            labels: Tensor # of the modes (K,) or (K,A)
           ) -> Tensor:    # (B,K)
@@ -140,6 +140,7 @@ def agrees(y: Tensor,     # (B,), or (B,A) of A attributes
     same = (y < 0) | (y == labels)
     return same.view(len(y), len(labels), -1).all(-1)
 
+# %% ../nbs/04_oracle.ipynb #b2b01dff
 class MixtureOracle(Mixture):
     """The exact denoiser of a mixture, or of a finite set (eq-mixture-oracle,
     eq-finite-set)"""

@@ -290,7 +290,8 @@ def _check_about(about: dict, file: Path):
                 classes=lambda v: _are_names(v) or isinstance(v, dict) and v and all(
                     values and _are_names(values) for values in v.values()),
                 sampling=lambda v: isinstance(v, dict))
-    allowed = dict(shape='whole numbers from 1 to 2**20 - 1', classes='a list of names, or of values for each attribute',
+    allowed = dict(shape='whole numbers from 1 to 2**20 - 1',
+                   classes='a list of names, or of values for each attribute',
                    sampling='keys and values')
     for k in fits.keys() & about.keys():
         if not fits[k](about[k]):

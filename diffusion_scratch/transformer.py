@@ -111,10 +111,10 @@ class DiT(Conditioned):
     def __init__(self,
                  in_channels: int=3,       # of the images, 1 for gray
                  patch: int=2,             # p, side of the squares that become tokens
-                 width: int=384,           # d, a multiple of 4 and of `heads`, at least 8
+                 width: int=384,           # d, a multiple of 4 and `heads`, at least 8
                  depth: int=12,            # number of blocks
                  heads: int=6,             # of attention
-                 num_classes: int | tuple=0 # of the labels, 0: none; of each attribute
+                 num_classes: int | tuple=0 # of labels, 0: none; of each attribute
                 ):
         super().__init__()
         self.config = _checked_config(  # what rebuilds this network
