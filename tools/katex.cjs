@@ -4,6 +4,7 @@
 // What it means is kept here and written with about a third of the elements: a shift is a relative
 // position, things above each other share the cell of a grid, a space is the margin of its
 // neighbour, and each outline of a root is on a page once. MathML loses only rows of one thing.
+// Where a formula in a line of text may break stands a <wbr>.
 const path = require('path'), fs = require('fs')
 const katex = require(path.resolve(process.argv[2]))
 const css = fs.readFileSync(path.join(path.dirname(process.argv[2]), 'katex.min.css'), 'utf8')
@@ -171,7 +172,7 @@ for (const [style, times] of [...written].sort((a, b) => b[1] - a[1])) {
 const pages = formulas.map(({ error, displayMode, spoken, seen }) => {
   if (error) return { error }
   const html = `<span class="katex">${spoken}<span class="katex-html" aria-hidden="true">` +
-    `${seen.map(markup).join('')}</span></span>`
+    `${seen.map(markup).join(displayMode ? '' : '<wbr>')}</span></span>`
   return { html: displayMode ? `<span class="katex-display">${html}</span>` : html }
 })
 process.stdout.write(JSON.stringify({ formulas: pages, rules, outlines: Object.fromEntries(

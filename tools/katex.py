@@ -13,6 +13,7 @@ FILES = (r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
          r'|fonts/.*\.woff2)$')
 CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
 FORMULA = re.compile(r'(?s)(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](?=</span>)')
+KEPT = re.compile(r'(?s)([(\[“‘]*)(<span class="math inline">\\\(.*?\\\)</span>)([^\s<]*)')
 SCRIPT = re.compile(r'<script src="[^"]*katex[^"]*"[^>]*></script>')
 
 
@@ -43,7 +44,7 @@ def prerender(site: Path) -> list[str]:
         print('without node and npm, the reader\'s browser renders the mathematics',
               file=sys.stderr)
         return []
-    pages = {f: f.read_text(encoding='utf-8') for f in sorted(site.rglob('*.html'))}
+    pages = {f: kept(f.read_text(encoding='utf-8')) for f in sorted(site.rglob('*.html'))}
     key = lambda m: (html.unescape(m[3]), m[2] == 'display')
     formulas = list(dict.fromkeys(key(m) for s in pages.values() for m in FORMULA.finditer(s)))
     rendered, errors = render(formulas, katex), []
@@ -59,6 +60,12 @@ def prerender(site: Path) -> list[str]:
     (katex/'katex.min.js').unlink()
     shutil.rmtree(katex/'contrib')
     return errors
+
+
+def kept(page: str) -> str:
+    "Brackets and punctuation on the line of the formula that they touch"
+    wrapped = lambda m: f'<span class="kept">{m[0]}</span>' if m[1] or m[3] else m[0]
+    return KEPT.sub(wrapped, page)
 
 
 def outlines(page: str, paths: dict[str, str]) -> str:
