@@ -76,6 +76,7 @@ def site(folder, kind, picture, options=CAPTION):
     return output['data']['text/html'], Images(output['data']['text/html']).img, problems
 
 SVG, PNG, HTML = 'image/svg+xml', 'image/png', 'text/html'
+SVG_NAMES = 'http://www.w3.org/2000/svg'
 DRAWING = Path('assets')/'figures'/'a-1.svg'
 
 def test_a_drawing_is_a_file_with_two_faces(tmp_path):
@@ -159,7 +160,8 @@ def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
         names = {e.get('id') for e in drawing.iter()}
         used = {e.get('href')[1:] for e in drawing.iter() if e.tag.endswith('}use')}
         assert used <= names
-    assert back.find('.//*[@id="patch_1"]') and not tall.find('.//*[@id="patch_1"]')
+    paper = f'{{{SVG_NAMES}}}path[@d="M 0 72 L 216 72 L 216 0 L 0 0 z "]'  # 3 x 1 inches
+    assert back.find(f'.//{paper}') is not None and tall.find(f'.//{paper}') is None
 
 @pytest.mark.parametrize('kind, picture', [(SVG, lambda: svg(plot())),
                                            (PNG, lambda: png(Image.fromarray(PIXELS)))])

@@ -7,6 +7,7 @@ all its frames, which figures.js plays. Every picture gets its size and an alter
 (`fig-alt`, or its caption).
 """
 import base64, html, io, re
+from collections import Counter
 from copy import deepcopy
 from math import ceil
 from pathlib import Path
@@ -72,11 +73,18 @@ def themed(svg: str) -> str:
     return brief(f'{start}{style}<g id="dark">{inside(svg)}</g></svg>')
 
 def brief(svg: str) -> str:
-    "The same drawing in fewer letters"
+    "The same drawing in fewer letters: styles by name, and names only of what is named"
     svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>', r'\1 x="\2"/>', svg)
-    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', '')):
+    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', ''),
+                        ('<defs/>', '')):
         svg = svg.replace(long, short)
-    return svg
+    used = set(re.findall(r'#([\w-]+)["\')]', svg)) | {'dark'}
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else '', svg)
+    often = [s for s, n in Counter(re.findall(r' style="([^"]*)"', svg)).most_common() if n > 2]
+    for i, style in enumerate(often): svg = svg.replace(f' style="{style}"', f' class="s{i}"')
+    rules = ''.join(f'.s{i}{{{style}}}' for i, style in enumerate(often))
+    rules = rules.replace(': ', ':').replace('; ', ';')
+    return svg.replace('</style>', rules + '</style>', 1)
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
