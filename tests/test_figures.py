@@ -76,6 +76,7 @@ def site(folder, kind, picture, options=CAPTION):
     return output['data']['text/html'], Images(output['data']['text/html']).img, problems
 
 SVG, PNG, HTML = 'image/svg+xml', 'image/png', 'text/html'
+SVG_NAMES = 'http://www.w3.org/2000/svg'
 DRAWING = Path('assets')/'figures'/'a-1.svg'
 
 def test_a_drawing_is_a_file_with_two_faces(tmp_path):
@@ -141,20 +142,26 @@ def test_pixels_become_a_file(tmp_path, white, times):
 def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
     text, images, problems = site(tmp_path, HTML, player(frame_format))
     assert problems == [] and 'data:' not in text and 'Animation(' not in text
-    assert images[0]['src'] == 'assets/figures/a-1.' + dict(svg='svg', png='webp')[frame_format]
-    assert all(i['alt'].startswith('What "a"') for i in images)
+    shared = [i for i in images if 'player-back' in i['class']]  # the axes of all frames
+    images = [i for i in images if i not in shared]
+    assert all(i['alt'].startswith('What "a"') for i in images) and not any(i['alt'] for i in shared)
     assert '--frames:4;' in text and 'data-interval="80' in text
     assert text.count('aria-label="Play"') == text.count('type="range"') == 1
     assert 'max="3"' in text and 'aria-label="Frame"' in text
     width, height = int(images[0]['width']), int(images[0]['height'])
-    if frame_format == 'png': assert Image.open(tmp_path/images[0]['src']).size == (width, height)
+    file = tmp_path/images[0]['src']
+    assert file.suffix == dict(svg='.svg', png='.webp')[frame_format]
+    if frame_format == 'png': assert Image.open(file).size == (width, height)
     assert height % 4 == 0 and f'aspect-ratio:{width}/{height // 4}' in text
     if frame_format == 'png': return
-    tall = ET.parse(tmp_path/DRAWING).getroot()
+    tall, back = (ET.parse(f).getroot() for f in (file, tmp_path/shared[0]['src']))
     assert len([e for e in tall.iter() if e.tag.endswith('}svg')]) == 1 + 4
-    names = {e.get('id') for e in tall.iter()}
-    used = {e.get('href')[1:] for e in tall.iter() if e.tag.endswith('}use')}
-    assert used and used <= names
+    for drawing in (tall, back):
+        names = {e.get('id') for e in drawing.iter()}
+        used = {e.get('href')[1:] for e in drawing.iter() if e.tag.endswith('}use')}
+        assert used <= names
+    paper = f'{{{SVG_NAMES}}}path[@d="M 0 72 L 216 72 L 216 0 L 0 0 z "]'  # 3 x 1 inches
+    assert back.find(f'.//{paper}') is not None and tall.find(f'.//{paper}') is None
 
 @pytest.mark.parametrize('kind, picture', [(SVG, lambda: svg(plot())),
                                            (PNG, lambda: png(Image.fromarray(PIXELS)))])

@@ -21,6 +21,7 @@ from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 import live  # noqa: E402
+from helpers_browser import browser_or_skip, in_browser  # noqa: E402
 
 SCHEDULE = Schedule(cosine_betas())
 SOLVERS = dict(ancestral=ancestral(), ddim=ddim(), dpm_solver_pp=dpm_solver_pp(), heun=heun())
@@ -162,23 +163,10 @@ def html(chapter: str) -> str:
     return head + '<main>' + text[text.index('<link'):] + '</main>'
 
 
-def playwright() -> str | None:
-    "Where playwright-core is: in NODE_PATH, in node_modules, or else from npm"
-    for folder in [*os.environ.get('NODE_PATH', '').split(os.pathsep), ROOT/'node_modules']:
-        if folder and (Path(folder)/'playwright-core').exists():
-            return str(Path(folder)/'playwright-core')
-    found = live.npm_files('playwright-core', '1.65.1', '.')
-    return found and str(found)
-
-
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
     "What happened in headless Chromium"
-    names = 'chromium', 'chromium-browser', 'google-chrome', 'chrome'
-    chromium = next(filter(None, map(shutil.which, names)), None)
-    if not chromium: pytest.skip('no Chromium is installed')
-    if not shutil.which('node'): pytest.skip('node is not installed')
-    if not (driver := playwright()): pytest.skip('npm package playwright-core is not at hand')
+    driver, chromium = browser_or_skip()
     site = tmp_path_factory.mktemp('site')
     shutil.copytree(ROOT/'nbs/live', site/'live', ignore=shutil.ignore_patterns('built'))
     if not live.build(site/'live/built'): pytest.skip('npm package onnxruntime-web is not at hand')
@@ -192,11 +180,8 @@ def browser(tmp_path_factory):
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f'http://127.0.0.1:{server.server_port}'
-        command = ['node', ROOT/'tests/live_browser.mjs', driver, chromium, url]
-        done = subprocess.run(command, text=True, capture_output=True, timeout=900)
-        server.shutdown()
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+        try: return in_browser('live_browser.mjs', driver, chromium, url)
+        finally: server.shutdown()
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

@@ -7,8 +7,11 @@ all its frames, which figures.js plays. Every picture gets its size and an alter
 (`fig-alt`, or its caption).
 """
 import base64, html, io, re
+from collections import Counter
+from copy import deepcopy
 from math import ceil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
@@ -70,11 +73,18 @@ def themed(svg: str) -> str:
     return brief(f'{start}{style}<g id="dark">{inside(svg)}</g></svg>')
 
 def brief(svg: str) -> str:
-    "The same drawing in fewer letters"
+    "The same drawing in fewer letters: styles by name, and names only of what is named"
     svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>', r'\1 x="\2"/>', svg)
-    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', '')):
+    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', ''),
+                        ('<defs/>', '')):
         svg = svg.replace(long, short)
-    return svg
+    used = set(re.findall(r'#([\w-]+)["\')]', svg)) | {'dark'}
+    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else '', svg)
+    often = [s for s, n in Counter(re.findall(r' style="([^"]*)"', svg)).most_common() if n > 2]
+    for i, style in enumerate(often): svg = svg.replace(f' style="{style}"', f' class="s{i}"')
+    rules = ''.join(f'.s{i}{{{style}}}' for i, style in enumerate(often))
+    rules = rules.replace(': ', ':').replace('; ', ';')
+    return svg.replace('</style>', rules + '</style>', 1)
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
@@ -102,6 +112,54 @@ def strip(frames: list[str]) -> str:
     tall = len(frames) * height
     return (f'<svg {NAMESPACES} width="{width:g}pt" height="{tall:g}pt" '
             f'viewBox="0 0 {width:g} {tall:g}">{rows}</svg>')
+
+SVG = 'http://www.w3.org/2000/svg'
+DEFS = f'{{{SVG}}}defs'
+ElementTree.register_namespace('', SVG)
+ElementTree.register_namespace('xlink', 'http://www.w3.org/1999/xlink')
+
+def parted(frames: list[str]) -> tuple[str, list[str]]:
+    "What all frames of a player share, such as axes, as one drawing, and the frames without it"
+    roots = [with_one_defs(ElementTree.fromstring(f)) for f in frames]
+    shared = deepcopy(roots[0])
+    key = lambda e: e.get('id') or ElementTree.tostring(e)
+    def part(own, others):  # leave in `own` what all have, and in `others` what they do not
+        for child in list(own):
+            if child.tag == DEFS: continue  # both need it
+            each = [next((e for e in o if key(e) == key(child)), None) for o in others]
+            found = all(e is not None and alike(*(str(x.attrib) for x in (e, child)))
+                        for e in each)
+            text = ElementTree.tostring(child, encoding='unicode')
+            if found and all(alike(ElementTree.tostring(e, encoding='unicode'), text) for e in each):
+                for parent, e in zip(others, each): parent.remove(e)
+            elif found and len(child): part(child, each)
+            else: own.remove(child)
+    part(shared, roots)
+    return written(shared), [written(r) for r in roots]
+
+def alike(one: str, other: str) -> bool:
+    "Do two drawings differ by half a point at most? The layout of a frame depends on its title"
+    if one == other: return True
+    numbers, others = (re.split(r'(-?\b\d+\.\d+|-?\b\d+\b)', x) for x in (one, other))
+    return (numbers[::2] == others[::2] and
+            all(abs(float(a) - float(b)) <= 0.5 for a, b in zip(numbers[1::2], others[1::2])))
+
+def with_one_defs(root: ElementTree.Element) -> ElementTree.Element:
+    "A drawing whose letters, markers and clips are defined at its start"
+    whole = ElementTree.Element(DEFS)
+    for parent in list(root.iter()):
+        for defs in parent.findall(DEFS):
+            whole.extend(defs)
+            parent.remove(defs)
+    root.insert(0, whole)
+    return root
+
+def written(root: ElementTree.Element) -> str:
+    "A drawing that defines only what it uses"
+    used = set(re.findall(r'#([\w-]+)["\')]', ElementTree.tostring(root, encoding='unicode')))
+    for e in list(root.find(DEFS)):
+        if e.get('id', '') not in used | {''}: root.find(DEFS).remove(e)
+    return ElementTree.tostring(root, encoding='unicode')
 
 # ---------------------------------------------------------------- pixels
 def webp(image: Image.Image, lossless=True) -> bytes:
@@ -138,11 +196,11 @@ class Pictures:
         return (f'<img src="{src}" width="{width}" height="{height}" alt="{html.escape(alt)}" '
                 f'class="img-fluid{classes}" loading="lazy" decoding="async">')
 
-    def pair(self, svg: str, width: int, height: int, alt: str) -> str:
+    def pair(self, svg: str, width: int, height: int, alt: str, classes='') -> str:
         "Both faces of one drawing: the theme shows one of them"
         src = self.store(svg.encode(), '.svg')
-        return (self.img(src, width, height, alt, ' in-light')
-                + self.img(src + '#dark', width, height, alt, ' in-dark'))
+        return (self.img(src, width, height, alt, classes + ' in-light')
+                + self.img(src + '#dark', width, height, alt, classes + ' in-dark'))
 
     def drawing(self, svg: str, alt: str) -> str:
         width, height = size(svg)
@@ -163,7 +221,9 @@ class Pictures:
         if frames[0][0].startswith('svg'):
             drawings = [bare(sharp(lean(d.decode()))) for d in data]
             width, height = size(drawings[0])
-            tall = self.pair(themed(strip(drawings)), width, height * len(drawings), alt)
+            shared, drawings = parted(drawings)
+            tall = (self.pair(themed(shared), width, height, '', ' player-back')
+                    + self.pair(themed(strip(drawings)), width, height * len(drawings), alt))
         else:
             images = [Image.open(io.BytesIO(d)).convert('RGB') for d in data]
             width, height = images[0].size

@@ -13,6 +13,7 @@ FILES = (r'package/dist/(katex\.min\.(css|js)|contrib/auto-render\.min\.js'
          r'|fonts/.*\.woff2)$')
 CDN = re.compile(r'https://cdn\.jsdelivr\.net/npm/katex@[^/]+/dist')
 FORMULA = re.compile(r'(?s)(<span class="math (inline|display)">)\\[(\[](.*?)\\[)\]](?=</span>)')
+KEPT = re.compile(r'(?s)([(\[“‘]*)(<span class="math inline">\\\(.*?\\\)</span>)([^\s<]*)')
 SCRIPT = re.compile(r'<script src="[^"]*katex[^"]*"[^>]*></script>')
 
 
@@ -27,8 +28,9 @@ def fetch(assets: Path) -> bool:
     return True
 
 
-def render(formulas: list[tuple[str, bool]], katex: Path) -> list[dict]:
-    "`html` or `error` of each formula, given as TeX and whether it stands on a line of its own"
+def render(formulas: list[tuple[str, bool]], katex: Path) -> dict:
+    """`formulas`: `html` or `error` of each, given as TeX and whether it stands on a line of its
+    own; `rules`: what their classes mean; `outlines`: id -> path of what is drawn"""
     node = ['node', Path(__file__).with_suffix('.cjs'), katex/'katex.min.js']
     done = subprocess.run(node, input=json.dumps(formulas), capture_output=True, check=True,
                           encoding='utf-8')
@@ -42,15 +44,33 @@ def prerender(site: Path) -> list[str]:
         print('without node and npm, the reader\'s browser renders the mathematics',
               file=sys.stderr)
         return []
-    pages = {f: f.read_text(encoding='utf-8') for f in sorted(site.rglob('*.html'))}
+    pages = {f: kept(f.read_text(encoding='utf-8')) for f in sorted(site.rglob('*.html'))}
     key = lambda m: (html.unescape(m[3]), m[2] == 'display')
     formulas = list(dict.fromkeys(key(m) for s in pages.values() for m in FORMULA.finditer(s)))
-    made, errors = dict(zip(formulas, render(formulas, katex))), []
+    rendered, errors = render(formulas, katex), []
+    made = dict(zip(formulas, rendered['formulas']))
     for file, page in pages.items():
         for m in FORMULA.finditer(page):
             if 'error' in made[key(m)]: errors.append(f'{file.name}: {made[key(m)]["error"]}')
         page = FORMULA.sub(lambda m: m[1] + made[key(m)].get('html', m[3]), page)
+        page = page.replace('</body>', outlines(page, rendered['outlines']) + '</body>')
         file.write_text(SCRIPT.sub('', page), encoding='utf-8')
+    with open(katex/'katex.min.css', 'a', encoding='utf-8') as css:
+        css.write(Path(__file__).with_suffix('.css').read_text() + rendered['rules'])
     (katex/'katex.min.js').unlink()
     shutil.rmtree(katex/'contrib')
     return errors
+
+
+def kept(page: str) -> str:
+    "Brackets and punctuation on the line of the formula that they touch"
+    wrapped = lambda m: f'<span class="kept">{m[0]}</span>' if m[1] or m[3] else m[0]
+    return KEPT.sub(wrapped, page)
+
+
+def outlines(page: str, paths: dict[str, str]) -> str:
+    "The roots and braces that the formulas of a page name, each once"
+    used = ''.join(f'<path id="{name}" stroke="none" d="{paths[name]}"/>'
+                   for name in dict.fromkeys(re.findall(r'<use href="#(outline-\d+)"', page)))
+    return ('<svg width="0" height="0" style="position:absolute" aria-hidden="true">'
+            f'<defs>{used}</defs></svg>')*bool(used)

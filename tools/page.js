@@ -28,17 +28,31 @@
     }
   })
 
+  // A browser lays out what comes near the window (content-visibility in styles.css). The rest
+  // follows piece by piece once the reader does something, so that links and the scroll bar lead
+  // to the right place; all at once for who arrives in the middle, or follows a link to it.
   const pieces = [...document.querySelectorAll('.piece:not(.shown)')]
   const show = count => {
-    for (const piece of pieces.splice(0, count)) piece.classList.add('shown')
-    if (pieces.length) requestAnimationFrame(() => setTimeout(show, 0, 1))
-    else dispatchEvent(new Event('resize'))  // for scripts that measure what they find
+    const now = pieces.splice(0, count)
+    for (const piece of now) piece.classList.add('shown')
+    requestAnimationFrame(() => setTimeout(() => {
+      for (const piece of now) piece.dispatchEvent(new Event('shown', { bubbles: true }))
+      if (pieces.length) show(1)
+    }))
   }
   const showAll = () => pieces.length && show(Infinity)
   const [arrival] = performance.getEntriesByType('navigation')
-  if (location.hash || arrival?.type !== 'navigate') showAll()  // to scroll to the right place
-  else addEventListener('load', () => setTimeout(show, 0, 1))
+  if (location.hash || arrival?.type !== 'navigate') showAll()
+  else {
+    const begin = new AbortController(), options = { signal: begin.signal, passive: true }
+    const acts = ['scroll', 'wheel', 'pointerdown', 'pointermove', 'touchstart', 'keydown']
+    for (const act of acts) addEventListener(act, () => { begin.abort(); if (pieces.length) show(1) }, options)
+  }
   document.addEventListener('click', event => {
     if (event.target.closest('a[href*="#"]')) showAll()
+  })
+  document.addEventListener('contentvisibilityautostatechange', event => {
+    if (!event.skipped) requestAnimationFrame(() =>
+      event.target.dispatchEvent(new Event('shown', { bubbles: true })))
   })
 }

@@ -2,14 +2,14 @@
 
 A chapter has up to 20,000 elements, most of them in formulas. Laid out at once they hold up a
 phone for seconds. styles.css lets a browser skip the pieces that are not in sight, and page.js
-shows them all, one a frame, once the page has been drawn. A heading is never within a piece: the
-table of contents asks where the headings are.
+shows them all, one a frame, once the reader scrolls or presses something. A heading is never within
+a piece: the table of contents asks where the headings are.
 """
 import re
 from html.parser import HTMLParser
 
 SIZE = 12_000  # characters of HTML in a piece, about
-IN_SIGHT = 6_000  # characters of text that the largest window may show at first
+IN_SIGHT = 3_500  # characters of text that the largest window may show at first
 PIECE = '<div class="piece">'
 MAIN = re.compile(r'(<main\b[^>]*>)(.*)(</main>)', re.S)
 SECTION = re.compile(r'(<section\b[^>]*>)(.*)(</section>\s*)', re.S)

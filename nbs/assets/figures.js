@@ -31,3 +31,4 @@ const wide = () => document.querySelectorAll('.figure-wide').forEach(figure => {
 });
 wide();
 addEventListener('resize', wide);
+document.addEventListener('shown', wide);  // a piece of a page, by page.js

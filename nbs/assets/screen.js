@@ -34,6 +34,7 @@
   addEventListener('resize', later)
   document.fonts?.ready.then(later)
   document.addEventListener('toggle', (event) => look(event.target), true)
+  document.addEventListener('shown', (event) => look(event.target))  // a piece of a page, by page.js
 
   // The chapters: a drawer on a phone
   const sidebar = document.querySelector('#quarto-sidebar')
