@@ -1,13 +1,11 @@
 """Checkpoints: runs that go on, files cut, changed and refused. Runs that are killed, ten times and
 while they write: test_trainer.py"""
 import copy, json, os, random, subprocess, sys
-
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
-
 from diffusion_scratch.checkpoint import (about_checkpoint, atomic, checkpoints, load_checkpoint,
                                           newest_checkpoint, prune_checkpoints, resume,
                                           save_checkpoint)

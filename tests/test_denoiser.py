@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import gen, randn, within
 from torch import nn
-
 from diffusion_scratch.denoiser import (
     EPS, PARAMETERIZATIONS, V, VELOCITY, X0, Denoiser, Parameterization,
     Prediction, clipped, evaluating)

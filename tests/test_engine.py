@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-
 from diffusion_scratch.checkpoint import resume, save_checkpoint
 from diffusion_scratch.engine import (new_accelerator, numeric_environment, parts_of_batch,
                                       step_seed)

@@ -12,7 +12,6 @@ from diffusion_scratch.evaluation import (
     precision_recall, wilson_interval)
 from diffusion_scratch.features import Features
 
-
 # ---- the Frechet distance
 def by_matrix_root(a, b):
     "The textbook's formula with scipy's root of S1 S2"

@@ -1,13 +1,11 @@
 "Weights out: diffusers' pipelines draw our images, and onnxruntime computes our network"
 import copy, json, os, sys
-
 import onnxruntime
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 from helpers_pretrained import ABOUT, S, gap, images, make, tree
 from torch import nn
-
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, clipped
 from diffusion_scratch.export import export_diffusers, export_onnx
 from diffusion_scratch.pretrained import about, load

@@ -1,7 +1,6 @@
 "The tables of exports say what the code says, the map shows the imports, english.py finds phrases"
 import ast, functools, importlib, inspect, json, re, sys
 from pathlib import Path
-
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,14 +3,12 @@ test that is marked as a fault is a row of the table in the chapter on runs (`ma
 import errno, fcntl, json, os, random, shutil, signal, stat, subprocess, warnings
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load, save
-
 from diffusion_scratch.checkpoint import (NO_SUM, checkpoints, newest_checkpoint, read_header,
                                           read_json, with_checksum)
 from diffusion_scratch.cli import evaluate_command, train_command

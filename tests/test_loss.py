@@ -1,13 +1,11 @@
 "The loss, its weights and the variational bound, against closed forms, quadrature and scipy"
 import math
-
 import numpy as np
 import pytest
 import torch
 from conftest import gen, randn
 from scipy import stats
 from torch import nn
-
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
 from diffusion_scratch.loss import (decoder_nll, diffusion_loss, loss_at, min_snr, optimal,

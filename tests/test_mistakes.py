@@ -1,12 +1,10 @@
 "Likely mistakes in Python -> an error in a line or two that names the argument and what to write"
 import gc, warnings
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Subset
-
 from diffusion_scratch import doctor, editing, guidance, likelihood, loss, noising, oracle
 from diffusion_scratch import sampling, schedule, solvers, training, transformer, unet
 from diffusion_scratch.data import ImageSet
@@ -26,7 +24,6 @@ DATA = ImageSet(torch.arange(20 * 16, dtype=torch.int).remainder(256).to(torch.u
 STATE = training.TrainState(D)
 LR = training.warmup_constant(1e-3, 0)
 
-
 class Own(nn.Module):
     "A network with a table of labels, of as many rows as it is given; row -1 may be any"
     def __init__(self, rows=10, start=None):
@@ -45,7 +42,6 @@ class NoLabels(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
     def forward(self, x, t): return x * self.weight / t[:, None, None, None]
 
-
 def sample(*args, **options):
     return sampling.sample(*args, **dict(seed=0, progress=False) | options)
 
@@ -56,7 +52,6 @@ def likelihood_of(f, x0=GRAY, **options): return f(D, S, x0, **dict(progress=Fal
 
 def level_losses(**options):
     return doctor.loss_by_level(D, S, X, **dict(weight=loss.v_weight, times=[1]) | options)
-
 
 MISTAKES = {
     # schedule
@@ -291,7 +286,6 @@ MISTAKES = {
     'loss_by_level: seed none': (lambda: level_losses(seed=None), 'seed = None|whole'),
 }
 
-
 @pytest.mark.parametrize('mistake', MISTAKES)
 def test_a_mistake_is_answered_with_what_to_write(mistake):
     make, words = MISTAKES[mistake]
@@ -299,7 +293,6 @@ def test_a_mistake_is_answered_with_what_to_write(mistake):
     said = str(found.value)
     assert all(w in said for w in words.split('|')), said
     assert len(said) < 320 and said.count('\n') < 2, said
-
 
 @pytest.mark.parametrize('same', [
     lambda: (sample(D, S, SHAPE, y=[3, 8]), sample(D, S, SHAPE, y=torch.tensor([3, 8]))),
@@ -323,13 +316,11 @@ def test_what_means_the_same_gives_the_same(same):
     a, b = same()
     torch.testing.assert_close(a, b)
 
-
 def test_a_network_of_numpy_numbers_keeps_plain_ones():
     one = np.int64(1)
     net = unet.UNet(one, np.int64(4), np.array([1]), one, [], num_classes=np.int32(3))
     assert all(type(v) in (int, float, tuple) for v in net.config.values())
     assert type(net.config['multipliers'][0]) is int
-
 
 def test_training_that_nobody_iterates_is_said():
     state = training.TrainState(D)
@@ -341,7 +332,6 @@ def test_training_that_nobody_iterates_is_said():
         for _ in training.fit(state, S, DATA, steps=2, batch_size=4, lr=LR): break
         gc.collect()
     assert state.step == 1
-
 
 @pytest.mark.parametrize('table', [Own, Wraps])
 def test_a_table_with_a_last_row_for_no_label_trains_and_guides(table):
@@ -357,7 +347,6 @@ def test_a_table_with_a_last_row_for_no_label_trains_and_guides(table):
     moved = (net.net.label.weight != before).any(1)
     assert moved[10] and not moved[:10].any()
     assert sample(guidance.guided(state.ema, [3, 8], 2.), S, SHAPE).isfinite().all()
-
 
 def test_a_network_of_ones_own_that_knows_no_label_is_taken():
     class Shifted(Own):

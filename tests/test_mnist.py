@@ -3,11 +3,9 @@ import json, math, sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-
 import pytest
 import torch
 from test_data import write_idx
-
 from diffusion_scratch.cli import edit_command, sample_command
 from diffusion_scratch.data import mnist, mnist_mini, to_uint8
 from diffusion_scratch.denoiser import V, clipped

@@ -1,13 +1,11 @@
 "One model, many names: schedules from tables, and the processes that differ by a scale and a clock"
 import math
-
 import numpy as np
 import pytest
 import torch
 from conftest import gen, within
 from scipy.integrate import solve_ivp
 from torch import nn
-
 from diffusion_scratch.checkpoint import load_checkpoint, save_checkpoint
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import EPS, V, VELOCITY, X0, Denoiser
@@ -36,8 +34,6 @@ STEPS = (ancestral(), ddim(), ddim(0.5), ddim(1), dpm_solver_pp(), dpm_solver_pp
          heun(trapezoid))
 every_process = pytest.mark.parametrize('schedule', [VP, LINE, VE], ids=['VP', 'line', 'VE'])
 
-
-
 def same_rho(c):
     "The process of VP, each x_t divided by c_t"
     return Schedule.from_tables(VP.signal / c, VP.noise / c)
@@ -45,7 +41,6 @@ RESCALED = dict(line=same_rho(VP.signal + VP.noise), VE=same_rho(VP.signal), odd
 rescaled = pytest.mark.parametrize('other', RESCALED.values(), ids=RESCALED)
 
 def images(n, D=2, seed=0): return torch.randn(n, D, generator=gen(seed), dtype=torch.float64)
-
 
 # A schedule from tables
 def test_the_tables_of_a_schedule_make_it_again():
@@ -77,7 +72,6 @@ def test_a_schedule_from_tables_has_no_betas():
         with pytest.raises(AttributeError, match=f'tables .* has no {name}'): getattr(LINE, name)
     with pytest.raises(AttributeError, match='no size'): LINE.size
 
-
 # The forward process
 @every_process
 def test_steps_lead_where_the_jump_leads(schedule):  # eq-step, eq-jump
@@ -94,7 +88,6 @@ def test_steps_lead_where_the_jump_leads(schedule):  # eq-step, eq-jump
         within(p.std**-2, precision, 1e-6 * precision.max().item())
         mean = (s.signal * x / s.noise**2 + scale * x_t / var) / precision
         within(p.mean, mean, 1e-9 * (1 + mean.abs().max().item()))
-
 
 # Sampling
 @pytest.mark.parametrize('step', STEPS, ids=repr)
@@ -126,7 +119,6 @@ def test_noise_starts_with_the_std_of_T():
     for schedule, std in ((VP, 1), (LINE, 1), (VE, math.hypot(1, 80))):
         first = next(iter(trajectory(HILLS, schedule, (4000, 2), times=[1000, 0], seed=0)))
         within(first.x.std().item() / std, 1., 0.05)
-
 
 # Training and the bound
 @every_process
@@ -176,7 +168,6 @@ def test_fit_trains_on_a_straight_line(one_thread):
     x = sample(state.ema, LINE, (2, 1, 8, 8), step=ddim(), times=LINE.times(5), progress=False)
     assert x.isfinite().all()
 
-
 def test_a_velocity_network_is_saved_and_loaded(tmp_path):
     "With betas, so that there is a schedule to save"
     net = UNet(1, 8, (1, 2), 1, ())
@@ -185,7 +176,6 @@ def test_a_velocity_network_is_saved_and_loaded(tmp_path):
     save_checkpoint(tmp_path/'a.safetensors', TrainState(Denoiser(net, VELOCITY)), VP)
     again, schedule = load_checkpoint(tmp_path/'a.safetensors')
     assert again.parameterization is VELOCITY and schedule.is_close(VP)
-
 
 # Refused
 def test_what_needs_the_circle_refuses_a_straight_line(tmp_path):
@@ -212,7 +202,6 @@ def test_what_saves_betas_refuses_tables(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match='cannot read a prediction of velocity'):
         export_diffusers(Denoiser(net, VELOCITY), VP, tmp_path/'pipe', about)
-
 
 # The chapter: its equations, by other means than its own
 def test_three_scales_of_one_ratio():  # eq-three-scales

@@ -1,13 +1,11 @@
 """The forward process and its posterior against joint Gaussians, brute force, SciPy and
 torch.distributions; every refusal"""
 import math
-
 import numpy as np
 import pytest
 import torch
 from conftest import randn
 from scipy import stats
-
 from diffusion_scratch.noising import Gaussian, q_posterior, q_sample, q_step
 from diffusion_scratch.schedule import (Level, Schedule, cosine_betas, linear_betas, sigmoid_betas,
     zero_terminal_snr)

@@ -1,7 +1,6 @@
 "The notation table has each symbol of the book once, and its check notices what is missing"
 import json, sys
 from pathlib import Path
-
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,12 +2,10 @@
 import os, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from diffusion_scratch import pictures
 from diffusion_scratch.data import to_float
 from diffusion_scratch.pictures import as_text, grid, save_animation, save_loss_curve, terminal_text

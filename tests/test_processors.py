@@ -3,12 +3,10 @@ ATEN_CPU_CAPABILITY, which chooses the instructions that PyTorch uses. `default`
 machine; where that is all there is, nothing moves, and tests of two processors see nothing"""
 import json, os, subprocess, sys
 from pathlib import Path
-
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.export import export_diffusers

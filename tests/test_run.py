@@ -2,12 +2,10 @@
 that are killed without a warning: test_trainer.py"""
 import io, json, os, signal, sys
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from diffusion_scratch import config as config_module
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.config import ConfigError, SamplingConfig, load_config, parse_config

@@ -1,12 +1,10 @@
 "Schedules against NumPy, SciPy and the papers' own recipes; every refusal"
 import math
-
 import numpy as np
 import pytest
 import torch
 from conftest import gen
 from scipy.special import expit
-
 from diffusion_scratch.schedule import (Level, Schedule, cast_like, cosine_betas, leading,
     linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr)
 

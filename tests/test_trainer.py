@@ -3,13 +3,11 @@ among processes and given nonsense"""
 import json, math, os, random, re, resource, shutil, signal, subprocess, sys
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-
 from diffusion_scratch.checkpoint import (about_checkpoint, checkpoints, load_checkpoint,
                                           newest_checkpoint, save_checkpoint)
 from diffusion_scratch.cli import train_command
