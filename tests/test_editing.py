@@ -82,8 +82,6 @@ def test_one_picture_or_one_mask_for_all_and_nothing_or_everything_known():
 
 # ------------------------------------------------------------ how wrong pasting is
 MEAN, COV, GIVEN = np.array([0.3, -0.2]), np.array([[0.25, 0.225], [0.225, 0.25]]), 0.9
-RIGHT = (MEAN[1] + COV[1, 0] / COV[0, 0] * (GIVEN - MEAN[0]),      # eq-conditional
-         math.sqrt(COV[1, 1] - COV[1, 0]**2 / COV[0, 0]))
 mean, cov = torch.from_numpy(MEAN), torch.from_numpy(COV)
 pair, left = GaussianOracle(mean, cov), torch.tensor([[True, False]])
 given = torch.tensor([[GIVEN, 0.]], dtype=torch.float64)
@@ -127,28 +125,6 @@ def test_pasted_samples_have_the_moments_that_follow_by_hand(jump, repeats, smal
         if small and 0 < f.t < 1000: moments(x, LINEAR.signal[f.t] * GIVEN, LINEAR.noise[f.t])
     assert m[0] == GIVEN and C[0, 0] == 0 and (x == torch.tensor(GIVEN)).all()
     moments(y, m[1], math.sqrt(C[1, 1]))
-
-def test_pasting_is_biased_and_walking_again_shrinks_the_bias():
-    """eq-conditional against what pasting draws: two thirds of the way in one walk, nearly all of
-    it in twenty, and more steps alone do not help"""
-    def off(n, jump=1, repeats=1):
-        return RIGHT[0] - pasted(resampled(LINEAR.times(n), jump, repeats))[0][1]
-    assert abs(off(1000) - off(200)) < 0.02 and 0.15 < off(1000) < 0.2
-    gaps = [off(100, 1, r) for r in (1, 2, 3, 5, 10, 20)]
-    assert all(0 < b < a for a, b in zip(gaps, gaps[1:])) and gaps[-1] < 0.1 * gaps[0]
-    assert off(200, 5, 10) < 0.25 * off(200)
-
-def test_steering_with_the_right_strength_takes_the_bias_away():
-    """eq-steer-exact, pointwise: the prediction given x_t and the known pixel is that of the
-    conditional Gaussian; so the samples have its moments, 2 % for steps that are not short"""
-    def off(x0): return (x0 - given)[:, 0].square() / 2
-    def C(level): return covariance(level)[0, 0]
-    def right(x0, level): return x0 - (x0[:, :1] - GIVEN) * covariance(level)[0] / C(level)
-    d = inpaint(steered(pair, off, lambda level: 1 / C(level), least=0.), given, left)
-    agree(d, edited(pair, right))
-    walk = dict(step=ancestral(fixed_large), times=LINEAR.times(250))
-    x = draw(d, (4000, 2), LINEAR, x_T=randn(4000, 2, seed=1), **walk)
-    moments(x[:, 1], *RIGHT, share=0.02)
 
 @pytest.mark.parametrize('jump', range(1, 14))
 @pytest.mark.parametrize('n', [1, 2, 5, 7, 12])
@@ -242,21 +218,6 @@ def test_a_linear_loss_tilts_a_gaussian_exactly(lam):
     walk = dict(step=ancestral(fixed_large), times=COSINE.times(250), x_T=randn(4000, 2, seed=3))
     x = draw(steered(pair, slope, lam), (4000, 2), COSINE, **walk)
     moments(x, tilted.mean, 0.5, share=0.02, off=0.005 * abs(lam))
-
-def test_a_quadratic_loss_tilts_a_gaussian_exactly_with_the_right_scale_alone():
-    """p(x0) exp(-lam/2 (a x0 - b)^2) has precision cov^-1 + lam a a^T; the variance a C a of the
-    prediction must be added to 1 / lam (eq-steer-bayes)"""
-    b, lam, x = 0.4, 3., randn(30, 2)
-    precision = torch.linalg.inv(cov) + lam * A.outer(A)
-    m = torch.linalg.solve(precision, torch.linalg.solve(cov, mean) + lam * b * A)
-    tilted = GaussianOracle(m, torch.linalg.inv(precision))
-    def loss(x0): return (slope(x0) - b)**2 / 2
-    def scale(level): return 1 / (1 / lam + A @ covariance(level) @ A)
-    agree(nudged(loss, scale), tilted)
-    for level in (LINEAR.at(t, x) for t in (1, 100, 500, 1000)):
-        start, moved, right = (d(x, level).x0 @ A for d in (pair, nudged(loss, lam), tilted))
-        close((moved - start) / (right - start), (lam / scale(level)).expand(30), 1e-5)
-    assert lam / scale(level) > 1.25  # a constant one is a quarter too much there
 
 @pytest.mark.parametrize('P', [EPS, X0, V])
 def test_the_gradient_goes_through_any_network_and_the_scale_goes_by_level(P):

@@ -6,8 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusion_scratch.checkpoint import resume, save_checkpoint
-from diffusion_scratch.engine import (new_accelerator, numeric_environment, parts_of_batch,
-                                      step_seed)
+from diffusion_scratch.engine import new_accelerator, numeric_environment, parts_of_batch, step_seed
 from diffusion_scratch.training import fit
 from helpers_training import OPTIONS, SCHEDULE, everything, images, same, start, train
 

@@ -16,7 +16,7 @@ from diffusion_scratch.config import load_config, make_data, parse_config
 from diffusion_scratch.run import RunFolder, read_metrics, run_config, train
 from helpers_damage import never_silent
 from helpers_processes import Command
-from helpers_training import assert_same_run, learned, tensors
+from helpers_training import assert_same_run, learned
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
 CONFIG = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log=[], run='run',

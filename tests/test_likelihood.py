@@ -45,19 +45,6 @@ def test_bound_of_gaussian_data_is_the_closed_form(schedule, times):
     assert b.L_T + b.L_t + b.L_0 == pytest.approx(b.total, abs=1e-9)
     assert b.n == 4000 and b.error == pytest.approx(b.each.std().item() / 4000**0.5)
 
-def test_with_the_right_width_the_bound_is_the_entropy():
-    "eq-right-width: the reverse step is then the true one, at any number of steps"
-    def mmse(t): return t.noise**2 * SIGMA**2 / (t.signal**2 * SIGMA**2 + t.noise**2)
-    def posterior(x0, x_t, t, s):
-        q, c = q_posterior(x0, x_t, t, s), s.signal * (1 - t.snr / s.snr)
-        return Gaussian(q.mean, (q.std**2 + c**2 * mmse(t)).sqrt())
-    times, x = LINEAR.times(8, log_snr), draws(4000, 1)
-    width = mmse(LINEAR.at(times[-2], x))[0].sqrt()
-    def decoder(x0, p): return density_nll(x0, Gaussian(p.mean, width))
-    given = DENSITY | dict(posterior=posterior, decoder=decoder)
-    b = bound(PIXEL, LINEAR, x, times=times, **given)
-    assert abs(b.total - ENTROPY) < 4 * b.error
-
 def test_bound_and_vlb_terms_are_the_same_average():
     "Two implementations that share formulas, not noise; bytes, a wider step; 4 standard errors"
     x, net = bytes_like(400), Denoiser(Labelled(), X0)

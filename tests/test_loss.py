@@ -293,16 +293,6 @@ def test_bound_is_the_entropy_plus_what_is_known_to_be_lost():
     assert se(bound) < 0.03 and lost > 0.5
     assert abs(bound.mean() - entropy - lost) < 4 * se(bound)
 
-def test_skipping_steps_costs_more():
-    """Each step that is cut in two costs less (the sum lies above an integral: eq-step-excess);
-    L_0 and L_T stay"""
-    few, more = (vlb_terms(oracle(), LINEAR, gaussian_data(4000), times=times, generator=gen())
-                 for times in ([1000, 30, 10, 5, 0],
-                               [1000, 700, 400, 200, 100, 50, 30, 20, 10, 5, 0]))
-    assert few.shape == (5, 4000) and torch.equal(few[-1], more[-1])
-    gap = few.sum(0) - more.sum(0)
-    assert gap.mean() > 10 * se(gap)
-
 def test_labels_shorten_the_code():
     "By about the one bit that the label holds; the bound is not tight"
     means, y = torch.tensor([[-0.6], [0.6]]), torch.tensor([0, 1]).repeat(500)

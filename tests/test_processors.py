@@ -11,9 +11,8 @@ from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.pretrained import SHIPPED, load
-from diffusion_scratch.report import generate
 from diffusion_scratch.run import changed_since
-from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
+from diffusion_scratch.schedule import Schedule, linear_betas
 from diffusion_scratch.unet import UNet
 
 def python(program, *words, capability=None):
