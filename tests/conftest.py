@@ -46,6 +46,10 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
 
+def refused(call, words, error=ValueError):
+    "Whatever is wrong with a call is named in such an error"
+    with pytest.raises(error, match=words): call()
+
 # Seeded draws
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

@@ -83,8 +83,7 @@ def test_a_network_that_uses_one_weight_twice(file):
 @pytest.mark.any_processor
 @pytest.mark.parametrize('cut', [0, 1, 5, 13])
 def test_a_resumed_run_equals_one_that_was_never_stopped(cut, file):
-    """With dropout, flips, hidden labels, channels_last: the same bits, metrics included; and so
-    does the run that was saved and not stopped"""
+    "The same bits, metrics included, with dropout, flips, hidden labels and channels_last"
     straight, first, second = start(), start(), start(seed=9)
     a = train(straight, 20)
     train(first, cut); save_checkpoint(file, first, SCHEDULE)

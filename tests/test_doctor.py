@@ -95,8 +95,7 @@ def test_loss_is_weight_times_squared_error(weight):
         assert_close(row, weight(SCHEDULE.at(t, x0[:1])).item() * mse, rtol=1e-5, atol=1e-9)
 
 def test_standard_errors_are_those_of_repetitions(oracle, digits):
-    """eq-doctor-level, eq-doctor-paired: the error claimed is the scatter over seeds, also over
-    correlated timesteps and for differences"""
+    "eq-doctor-level, eq-doctor-paired: the error is the scatter over seeds, of differences too"
     rng, runs, claims = np.random.default_rng(0), [], []
     for s in range(150):
         x0, _ = digits[torch.from_numpy(rng.integers(0, 500, 40))]
@@ -145,8 +144,7 @@ def noised(x0, t):
 
 @pytest.mark.parametrize('side', [1024, 10])
 def test_linear_reference_is_least_squares(digits, side):
-    """eq-doctor-linear: numpy's own regression on many noised copies of the images, of all numbers
-    together or of each alone, does better than the closed form only by what it overfits"""
+    "eq-doctor-linear: NumPy's regression on noised copies is better only by what it overfits"
     refs = references(digits, side=side)
     assert side > 49 and not refs.notes or 'one number at a time' in refs.notes[0]
     x0 = digits[:][0].repeat(60, 1, 1, 1)

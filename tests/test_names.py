@@ -13,7 +13,7 @@ from diffusion_scratch.likelihood import bound, density_nll, encode, flow_bits
 from diffusion_scratch.loss import (loss_at, uniform, v_weight, velocity_weight, vlb_terms,
                                     vlb_weight)
 from diffusion_scratch.noising import q_posterior, q_sample, q_step, transition
-from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
+from diffusion_scratch.oracle import MixtureOracle
 from diffusion_scratch.pretrained import load, save
 from diffusion_scratch.report import generate
 from diffusion_scratch.sampling import ancestral, fixed_large, sample, trajectory
@@ -99,19 +99,6 @@ def test_a_process_with_the_same_rho_draws_the_same_images(other, step):  # eq-r
         c = prior_std(other.at(a.t, a.x)).float()
         torch.testing.assert_close(b.x / c, a.x, atol=2e-5, rtol=2e-4)
         torch.testing.assert_close(b.x0, a.x0, atol=2e-5, rtol=2e-4)
-
-@pytest.mark.parametrize('schedule', [LINE, VE], ids=['line', 'VE'])
-@pytest.mark.parametrize('step', [ddim(), ancestral(), dpm_solver_pp(), heun()], ids=repr)
-def test_an_oracle_draws_its_gaussian(schedule, step):
-    "The mean and the standard deviation of data from N(0.5, 0.3^2), after 250 steps"
-    oracle = GaussianOracle(torch.tensor([0.5]), torch.tensor([[0.09]]))
-    n = 3000
-    start = images(n, 1) * schedule.noise[-1]
-    if schedule is VE: start += 0.5
-    x = sample(oracle, schedule, (n, 1), step=step, times=schedule.times(250), x_T=start, seed=0,
-               progress=False)
-    within(x.mean().item(), 0.5, 4 * 0.3 / math.sqrt(n))
-    within(x.std().item() / 0.3, 1., 4 / math.sqrt(2 * n) + 0.01)  # and the error of 250 steps
 
 def test_noise_starts_with_the_std_of_T():
     for schedule, std in ((VP, 1), (LINE, 1), (VE, math.hypot(1, 80))):

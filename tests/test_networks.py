@@ -103,8 +103,7 @@ def test_same_seed_same_weights_and_the_caller_s_randomness_decides(kind):
     (Attention(128, 32).q, 1.), (Attention(128, 32).out, NEARLY_ZERO),
     (DiTBlock(96, 4).mlp[0], 1.)])
 def test_first_weights_are_xaviers(layer, scale):
-    """Uniform, with variance scale * 2 / (fan in + fan out): the standard deviation of n uniform
-    numbers is known to 0.45 / sqrt(n)"""
+    "Uniform, variance scale * 2 / (fan in + fan out); std of n known to 0.45 / sqrt(n)"
     w = layer.weight.detach().double()
     want = math.sqrt(scale * 2 / (w.shape[0] + w.shape[1]) / w[0, 0].numel())
     assert abs(w.std() / want - 1) < 5 * 0.45 / math.sqrt(w.numel())

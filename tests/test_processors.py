@@ -42,8 +42,7 @@ run.train(load_config('c.yaml'), progress=False)
 '''
 
 def test_a_run_moves_to_another_processor_on_its_way_and_back(tmp_path, monkeypatch):
-    """It goes on with the betas of its first checkpoint, and says what has changed, in a line and
-    in its manifest"""
+    "It goes on with its first betas, and says what has changed, also in its manifest"
     monkeypatch.chdir(tmp_path)
     Path('c.yaml').write_text(yaml.safe_dump(RUN))
     said, betas = [], []

@@ -5,8 +5,9 @@ import pytest
 import torch
 from conftest import gen
 from scipy.special import expit
-from diffusion_scratch.schedule import (Level, Schedule, cast_like, cosine_betas, leading,
-    linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr)
+from diffusion_scratch.schedule import (Schedule, cast_like, cosine_betas, leading, linear_betas,
+                                        linspace, log_snr, sigmoid_betas, trailing,
+                                        zero_terminal_snr)
 
 pytestmark = pytest.mark.any_processor
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
@@ -56,8 +57,7 @@ def test_a_schedule_does_not_change_with_the_tensor_it_came_from():
 @every_maker
 @pytest.mark.parametrize('T', [1, 10, 1000, 4000, 100_000])
 def test_the_same_betas_of_another_processor_are_close(make, T):
-    """Doubles whose last two bits are another's: of the line itself where the betas are one, else
-    of the curve, of which each beta is a small difference from 1"""
+    "Doubles whose last two bits are another's, of the line or of the curve behind the betas"
     other = lambda x: x * (1 + 2.0**-52 * torch.randint(-2, 3, x.shape, generator=gen()))
     schedule = Schedule(make(T))
     betas = schedule.betas if make is linear_betas else 1 - other(1 - schedule.betas)
@@ -133,10 +133,6 @@ def test_snr_from_infinity_to_zero():  # eq-snr
     torch.testing.assert_close(level.alpha_bar, by_log_snr, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(level.alpha_bar, schedule.alpha_bar, rtol=1e-14, atol=0)
 
-def test_a_level_is_only_three_tensors():
-    level = Level(torch.tensor([5]), torch.tensor([0.6]), torch.tensor([0.8]))
-    assert level.snr.item() == pytest.approx(0.5625) and level._fields == ('t', 'signal', 'noise')
-
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_coefficients_go_where_the_images_are(dtype):
     "In float32 at least; `meta` is a device that is always there and is not the CPU"
@@ -164,8 +160,7 @@ def test_times_fall_from_T_to_0_in_strides_that_differ_by_one_at_most():
 @pytest.mark.parametrize(
     'make', MAKERS + [lambda T: zero_terminal_snr(linear_betas(T)) if T > 1 else torch.ones(1)])
 def test_every_spacing_gives_a_walk_for_every_n(spacing, make):
-    """n different timesteps that fall, within 1..T, and 0; all but `leading` start at T, and
-    linspace and log_snr end at 1"""
+    "n times fall within 1..T, then 0; all but `leading` start at T, linspace and log_snr end at 1"
     for T in [*range(1, 31), 97, 200]:
         schedule = Schedule(make(T))
         for n in range(1, T + 1) if T < 31 else (1, 2, 3, T // 3, T - 1, T):
@@ -188,8 +183,7 @@ def test_the_formulas_of_the_spacings():  # eq-spacing
 
 @every_maker
 def test_log_snr_spacing_is_even_in_log_snr(make):  # eq-spacing
-    """A whole timestep is the finest there is: no stop is further from its place than one of those
-    is long"""
+    "No stop is further from its place than a whole timestep there is long"
     schedule = Schedule(make(1000))
     lam = schedule.at(torch.arange(1, 1001), torch.zeros(1000)).log_snr.numpy()
     for n in (2, 5, 10):
@@ -228,8 +222,7 @@ def test_no_spacing_takes_what_is_no_number_of_steps(spacing):
 # The makers
 
 def test_linear_is_the_published_schedule():
-    """eq-linear; Ho et al.'s code: np.linspace(1e-4, 0.02, 1000, dtype=float64). Ten steps of it,
-    not scaled, leave the image in place"""
+    "eq-linear (Ho et al.'s code); ten steps of it, not scaled, leave the image in place"
     np.testing.assert_allclose(linear_betas(), np.linspace(1e-4, 0.02, 1000), rtol=1e-15)
     assert Schedule(linear_betas()).alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
     assert linear_betas(7, 0.1, 0.4)[[0, -1]].tolist() == [0.1, 0.4]

@@ -82,10 +82,6 @@ def test_block_is_its_formula():
     want = h + a2 * dense(gelu(dense((1 + g2) * norm(h) + b2, block.mlp[0])), block.mlp[2])
     np.testing.assert_allclose(numpy(block(x, c)), want, atol=2e-5)
 
-def test_block_s_gradient():  # against finite differences
-    block, x, c = wake(DiTBlock(8, 2)).double(), randn(1, 3, 8).double(), randn(1, 8).double()
-    assert torch.autograd.gradcheck(block, (x.requires_grad_(), c.requires_grad_()))
-
 def test_network_is_its_parts_written_out():
     "In float64, from the state dict, with patches, places and blocks as tested above"
     net = make(DiT, in_channels=2, num_classes=3).double()
@@ -101,11 +97,6 @@ def test_network_is_its_parts_written_out():
     want = unpatchify(dense(h, 'head'), 4, 2, 3)
     assert want.std() > 0.1
     torch.testing.assert_close(net(x, t, y), want, atol=1e-9, rtol=0)
-
-def test_every_pixel_hears_every_other():
-    net, x = make(DiT, depth=1), randn(1, 1, 16, 16).requires_grad_()
-    [g] = torch.autograd.grad(net(x, T2[:1])[0, 0, 0, 0], x)
-    assert (patchify(g, 4)[0].abs().amax(1) > 0).all()  # one block is enough
 
 def test_default_arguments_are_the_paper_s_small_network():
     with torch.device('meta'): config = DiT().config
@@ -129,8 +120,7 @@ def draw(denoiser, schedule, labels, steps, seed):
                   (len(labels), 1, 28, 28), times=schedule.times(steps), seed=seed, progress=False)
 
 def test_trainer_checkpoint_and_sampler_take_it(tmp_path):
-    """fit lowers the loss; what is saved half way, loaded and resumed ends bit for bit like the run
-    that was not stopped; sampling draws with labels and guidance"""
+    "The loss falls; resumed half way, the same bits; sampling with labels and guidance"
     data, schedule = mnist_mini(), Schedule(cosine_betas(100))
     train = lambda state, steps: [m.loss for m in fit(
         state, schedule, data, steps=steps, batch_size=16, lr=warmup_constant(3e-3, 5),
