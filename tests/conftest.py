@@ -1,5 +1,5 @@
 "What pytest must know of these tests"
-import gzip, json, os
+import gzip, json, os, sys
 from datetime import datetime
 from pathlib import Path
 import pytest
@@ -8,6 +8,9 @@ from torch import nn
 from diffusion_scratch.guidance import NULL
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))  # so that tests can import them
 
 FAULTS = {}  # for each test: fault, what happens, in how many cases
 

@@ -1,10 +1,10 @@
 "The networks that ship: what their folders promise, what they draw, the tool that measures them"
-import json, math, sys
+import json, math
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 import pytest
 import torch
+from conftest import ROOT
 from test_data import write_idx
 from diffusion_scratch.cli import edit_command, sample_command
 from diffusion_scratch.data import mnist, mnist_mini, to_uint8
@@ -17,9 +17,6 @@ from diffusion_scratch.report import model_hash, random_labels
 from diffusion_scratch.sampling import ancestral, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
 import mnist as tool
 
 NAMES = 'mnist', 'mnist-conditional'

@@ -1,10 +1,7 @@
 "The API reference, the page of the ledger and the search say and find what the code has"
-import ast, functools, gzip, importlib, inspect, json, re, shutil, sys
-from pathlib import Path
+import ast, functools, gzip, importlib, inspect, json, re, shutil
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+from conftest import ROOT
 import api, ledger, search
 
 PACKAGE = 'diffusion_scratch'

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import gen
+from conftest import gen, refused
 from scipy.special import expit
 from diffusion_scratch.schedule import (Schedule, cast_like, cosine_betas, leading, linear_betas,
                                         linspace, log_snr, sigmoid_betas, trailing,
@@ -16,8 +16,6 @@ TEN = Schedule(linear_betas(10))
 images = torch.zeros(4, 3, 5, 7)
 every_maker = pytest.mark.parametrize('make', MAKERS)
 every_spacing = pytest.mark.parametrize('spacing', SPACINGS)
-
-def refused(says, error=ValueError): return pytest.raises(error, match=says)
 
 # The tables
 
@@ -43,16 +41,15 @@ def test_tables_keep_doubles_where_singles_would_not_do():
     level = schedule.at(1, torch.zeros(1, dtype=torch.float16))
     assert level.signal.dtype == level.noise.dtype == torch.float64
 
-@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.DoubleTensor])
-def test_betas_may_come_in_any_clothes(kind):
+def test_betas_may_come_in_any_clothes_and_a_schedule_keeps_its_own():
     truth = torch.tensor([1, 0.9, 0.72], dtype=torch.float64)
-    torch.testing.assert_close(Schedule(kind([0.1, 0.2])).alpha_bar, truth, rtol=1e-14, atol=0)
-
-def test_a_schedule_does_not_change_with_the_tensor_it_came_from():
-    betas = linear_betas(5)
-    schedule = Schedule(betas)
+    for kind in (list, tuple, np.array, torch.DoubleTensor):
+        torch.testing.assert_close(Schedule(kind([0.1, 0.2])).alpha_bar, truth, rtol=1e-14, atol=0)
+    schedule = Schedule(betas := linear_betas())
     betas[0] = 0.5
     assert schedule.betas[0] == 1e-4
+    assert repr(schedule) == 'Schedule(T=1000, beta 0.0001..0.02, alpha_bar_T=4.04e-05)'
+    assert Schedule([0.5, 1.0]).alpha_bar.tolist() == [1, 0.5, 0]  # only the last may be 1
 
 @every_maker
 @pytest.mark.parametrize('T', [1, 10, 1000, 4000, 100_000])
@@ -70,24 +67,6 @@ def test_other_betas_are_not_close():
                   zero_terminal_snr(betas)):
         assert not Schedule(betas).is_close(Schedule(other))
     assert Schedule(betas).is_close(Schedule(changed), rtol=1e-7)
-
-@pytest.mark.parametrize('betas, says', [
-    ([0.1, 0.0, 0.1], r'beta_2 = 0 is outside \(0, 1\)'), ([-0.1], r'beta_1 = -0.1 '),
-    ([1.0, 0.5], r'beta_1 = 1 .*only the last may be exactly 1'), ([0.5, 1.1], r'beta_2 = 1.1 '),
-    ([0.5, math.nan], r'beta_2 = nan '), ([math.inf], r'beta_1 = inf '), ([], r'shape \(0,\)'),
-    (0.5, r'shape \(\)'), ([[0.1, 0.2]], r'shape \(1, 2\)'),
-    # the published line, scaled to ten steps, reaches two
-    (linear_betas(10, 1e-4 * 100, 0.02 * 100), r'beta_6 = 1\.11556 is outside'),
-])
-def test_bad_betas_are_refused_by_name(betas, says):
-    with refused(says): Schedule(betas)
-
-def test_only_the_last_beta_may_be_one():
-    assert Schedule([0.5, 1.0]).alpha_bar.tolist() == [1, 0.5, 0]
-
-def test_repr_tells_what_matters():
-    assert repr(Schedule(linear_betas())) == (
-        'Schedule(T=1000, beta 0.0001..0.02, alpha_bar_T=4.04e-05)')
 
 # Schedule.at and Level
 
@@ -111,17 +90,6 @@ def test_t_may_come_in_any_clothes(t):
                                          ((1, 1, 8, 8), (1, 1, 1, 1))])
 def test_level_has_as_many_dimensions_as_the_batch(like, shape):
     assert TEN.at(3, torch.zeros(like)).signal.shape == shape
-
-@pytest.mark.parametrize('t, says', [
-    (-1, r't = -1 is outside 1\.\.10'), (11, r't = 11 is outside 1\.\.10'),
-    (torch.tensor([1, 2, 99, 3]), r't = 99 is outside'),
-    (torch.tensor([1, 2]), r'shape \(2,\).* 4 images'),
-    (torch.ones(4, 1).long(), r'shape \(4, 1\)'),
-    (0.5, r'whole numbers 0\.\.10, not torch\.float'),
-    (torch.rand(4), r'whole numbers 0\.\.10, not torch\.float32'),
-])
-def test_bad_t_is_refused_by_value(t, says):
-    with refused(says): TEN.at(t, images)
 
 def test_snr_from_infinity_to_zero():  # eq-snr
     schedule = Schedule(zero_terminal_snr(cosine_betas(20)))
@@ -198,27 +166,6 @@ def test_a_spacing_of_ones_own():
     assert schedule.times(3, lambda s, n: [s.T, 9.6, 1]) == [100, 10, 1, 0]
     assert schedule.times(2, lambda s, n: torch.tensor([50, 3])) == [50, 3, 0]
 
-@pytest.mark.parametrize('spacing, says', [
-    ('leading', r"spacing = 'leading' is not a spacing: give schedule.trailing, leading, linspace"
-                r" or log_snr"),
-    (None, 'spacing = None is not a spacing'),
-    (lambda s, n: [9, 5],
-     r'the spacing gave \[9, 5\]; it must give 3 timesteps that fall within 10\.\.1'),
-    (lambda s, n: [11, 5, 1], 'it must give 3 timesteps'), (lambda s, n: [9, 9, 1], 'that fall'),
-    (lambda s, n: [9, 1, 0], 'it must give 3'), (lambda s, n: [1, 5, 9], 'that fall'),
-])
-def test_spacings_that_are_none(spacing, says):
-    with refused(says): TEN.times(3, spacing)
-
-@every_spacing
-def test_no_spacing_takes_what_is_no_number_of_steps(spacing):
-    for n in (0, -3, 11):
-        with refused(rf'n = {n} steps are outside 1\.\.10'): TEN.times(n, spacing)
-    for n in (2.5, 10., '10', None):
-        message = rf'n = {n!r} is not a number of steps: give a whole number, 1\.\.10'
-        with refused(message, TypeError):
-            TEN.times(n, spacing)
-
 # The makers
 
 def test_linear_is_the_published_schedule():
@@ -242,11 +189,6 @@ def test_sigmoid_is_the_published_curve(start, end, tau):  # eq-sigmoid, against
     np.testing.assert_allclose(ab[:-1], ((g[-1] - g) / (g[-1] - g[0]))[:-1], rtol=1e-10)
 
 @every_maker
-@pytest.mark.parametrize('T', [0, -1])
-def test_no_steps_are_refused(make, T):
-    with refused(f'T = {T} is not a number of steps'): make(T)
-
-@every_maker
 @pytest.mark.parametrize('T', [2, 10, 1000])
 def test_zero_terminal_snr_is_the_published_algorithm(make, T):
     "eq-zero-terminal; Lin et al. 2024, algorithm 1, in NumPy; the second time it does nothing"
@@ -261,10 +203,42 @@ def test_zero_terminal_snr_is_the_published_algorithm(make, T):
     assert ab[1].item() == pytest.approx(1 - betas[0].item(), abs=1e-14)
     torch.testing.assert_close(zero_terminal_snr(result), result, rtol=1e-9, atol=1e-12)
 
-@pytest.mark.parametrize('betas, says', [([0.5], 'T must be at least 2'),
-                                         ([2., 0.5], 'beta_1 = 2 ')])
-def test_zero_terminal_snr_refuses_one_step_and_bad_betas(betas, says):
-    with refused(says): zero_terminal_snr(torch.tensor(betas))
+# Refused
+
+def of(betas): return lambda: Schedule(betas)
+def at(t): return lambda: TEN.at(t, images)
+def times(n, spacing): return lambda: TEN.times(n, spacing)
+
+@pytest.mark.parametrize('case', [
+    (of([0.1, 0.0, 0.1]), r'beta_2 = 0 is outside \(0, 1\)'), (of([-0.1]), r'beta_1 = -0.1 '),
+    (of([1.0, 0.5]), r'beta_1 = 1 .*only the last may be exactly 1'),
+    (of([0.5, 1.1]), r'beta_2 = 1.1 '), (of([0.5, math.nan]), r'beta_2 = nan '),
+    (of([math.inf]), r'beta_1 = inf '), (of([]), r'shape \(0,\)'), (of(0.5), r'shape \(\)'),
+    (of([[0.1, 0.2]]), r'shape \(1, 2\)'),
+    # the published line, scaled to ten steps, reaches two
+    (of(linear_betas(10, 1e-4 * 100, 0.02 * 100)), r'beta_6 = 1\.11556 is outside'),
+    (at(-1), r't = -1 is outside 1\.\.10'), (at(11), r't = 11 is outside 1\.\.10'),
+    (at(torch.tensor([1, 2, 99, 3])), r't = 99 is outside'),
+    (at(torch.tensor([1, 2])), r'shape \(2,\).* 4 images'),
+    (at(torch.ones(4, 1).long()), r'shape \(4, 1\)'),
+    (at(0.5), r'whole numbers 0\.\.10, not torch\.float'),
+    (at(torch.rand(4)), r'whole numbers 0\.\.10, not torch\.float32'),
+    (times(3, 'leading'), "spacing = 'leading' is not a spacing: give schedule.trailing, leading, "
+                          'linspace or log_snr'),
+    (times(3, None), 'spacing = None is not a spacing'),
+    (times(3, lambda s, n: [9, 5]),
+     r'the spacing gave \[9, 5\]; it must give 3 timesteps that fall within 10\.\.1'),
+    *((times(3, lambda s, n, t=t: t), 'it must give 3 timesteps that fall')
+      for t in ([11, 5, 1], [9, 9, 1], [9, 1, 0], [1, 5, 9])),
+    *((times(n, spacing), rf'n = {n} steps are outside 1\.\.10')
+      for n in (0, -3, 11) for spacing in SPACINGS),
+    *((times(n, spacing), rf'n = {n!r} is not a number of steps: give a whole number, 1\.\.10',
+       TypeError) for n in (2.5, 10., '10', None) for spacing in SPACINGS),
+    *((lambda make=make, T=T: make(T), f'T = {T} is not a number of steps')
+      for make in MAKERS for T in (0, -1)),
+    (lambda: zero_terminal_snr(torch.tensor([0.5])), 'T must be at least 2'),
+    (lambda: zero_terminal_snr(torch.tensor([2., 0.5])), 'beta_1 = 2 ')])
+def test_refused_by_name_and_value(case): refused(*case)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_timesteps_may_live_on_the_gpu():
