@@ -1,37 +1,33 @@
 "What pytest must know of these tests"
-import gzip, json, os
+import gzip, json, os, sys
 from datetime import datetime
 from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
-
 from diffusion_scratch.guidance import NULL
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
 
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT/'tools'))  # so that tests can import them
 
 FAULTS = {}  # for each test: fault, what happens, in how many cases
-
 
 def pytest_addoption(parser):
     parser.addoption('--faults', metavar='FILE', help='write the table of the faults that were '
                      'tried and survived: of the tests that are marked as such, and passed')
-
 
 def pytest_collection_modifyitems(items):
     for item in items:  # the properties travel to the process that writes
         mark = item.get_closest_marker('fault')
         if mark: item.user_properties.append(('fault', mark.args))
 
-
 def pytest_runtest_logreport(report):
     fault = dict(report.user_properties).get('fault')
     if not fault or report.when != 'call' or not report.passed: return
     row = FAULTS.setdefault(report.nodeid.partition('[')[0], dict(zip(('fault', 'outcome'), fault)))
     row['cases'] = row.get('cases', 0) + 1
-
 
 def pytest_sessionfinish(session):
     file = session.config.getoption('--faults')
@@ -40,12 +36,10 @@ def pytest_sessionfinish(session):
     made = dict(command='make faults', date=datetime.now().date().isoformat(), rows=rows)
     Path(file).write_text(json.dumps(made, indent=1) + '\n', encoding='utf-8')
 
-
 def pytest_configure(config):
     config.addinivalue_line('markers', 'fault(what, outcome): a row of the table of faults')
     config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make '
                                        'test` runs it again with ATEN_CPU_CAPABILITY=default')
-
 
 @pytest.fixture
 def one_thread():
@@ -55,6 +49,9 @@ def one_thread():
     yield
     torch.set_num_threads(threads)
 
+def refused(call, words, error=ValueError):
+    "Whatever is wrong with a call is named in such an error"
+    with pytest.raises(error, match=words): call()
 
 # Seeded draws
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -62,22 +59,18 @@ def gen(seed=0): return torch.Generator().manual_seed(seed)
 def randn(*shape, seed=0, dtype=torch.float64):
     return torch.randn(shape, generator=gen(seed), dtype=dtype)
 
-
 # For the tests of editing, guidance and likelihood: walks, moments, a network with labels
 SHORT = Schedule(cosine_betas(60))
 def close(a, b, tol=1e-9): torch.testing.assert_close(a, b, rtol=tol, atol=tol)
 
-
 def draw(denoiser, shape=(3, 1, 4, 4), schedule=SHORT, seed=0, **kw):
     return sample(denoiser, schedule, tuple(shape), seed=seed, progress=False, **kw)
-
 
 def moments(x, mean, std, share=0., off=0.):
     "Samples (n,...) have this mean and std to 4.5 standard errors, besides `off` and a `share`"
     x = x.double()
     assert ((x.mean(0) - mean).abs() < 4.5 * std / len(x)**0.5 + off).all()
     assert ((x.std(0) / std - 1).abs() < 4.5 / (2 * len(x))**0.5 + share).all()
-
 
 class Labelled(nn.Module):
     "A small network of images of `size` numbers, with four labels; it keeps the times of its calls"
@@ -94,7 +87,6 @@ class Labelled(nn.Module):
         y = torch.full_like(t, NULL) if y is None else y
         told = torch.cat([x.flatten(1), t[:, None].to(x) / 60, self.label(y + 1)], 1)
         return self.body(told).view(x.shape)
-
 
 # For data, pictures, features and reader: digits, and a disk that is full
 @pytest.fixture(scope='session')
@@ -120,7 +112,6 @@ def full_disk():
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
 
 # For the tests of samplers and solvers
 def within(a, b, atol, rtol=0): torch.testing.assert_close(a, b, rtol=rtol, atol=atol)

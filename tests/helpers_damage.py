@@ -5,7 +5,6 @@ from typing import Callable, Iterator
 
 FLIPS, CUTS = 200, 30
 
-
 def damages(blob: bytes, seed: int=0) -> Iterator[tuple[str, bytes]]:
     "What was done, and the bytes after it: single bits flipped, and cuts, at random places"
     rng = random.Random(seed)
@@ -16,7 +15,6 @@ def damages(blob: bytes, seed: int=0) -> Iterator[tuple[str, bytes]]:
         yield f'bit {i} flipped', bytes(bad)
     for n in rng.sample(range(len(blob)), min(CUTS, len(blob))):
         yield f'cut to {n} bytes', blob[:n]
-
 
 def never_silent(file: Path, read: Callable, same: Callable=lambda a, b: a == b,
                  seed: int=0) -> dict:

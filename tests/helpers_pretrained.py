@@ -1,10 +1,8 @@
 "Small networks, ours and diffusers', and their folders, for the tests of pretrained and export"
 import json
-
 import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
-
 from diffusion_scratch.config import SamplingConfig
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.schedule import Schedule, cosine_betas

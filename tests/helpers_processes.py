@@ -7,7 +7,6 @@ CONTEXT = multiprocessing.get_context('forkserver') if os.name != 'nt' else None
 # torch imports the second one with the first optimizer, which takes a second
 if CONTEXT: CONTEXT.set_forkserver_preload(['diffusion_scratch.cli', 'torch._dynamo'])
 
-
 def _run(words, folder, before, environment):
     "What the process does: `before` may change the system around it"
     import torch
@@ -24,7 +23,6 @@ def _run(words, folder, before, environment):
     others = dict(evaluate=evaluate_command, sample=sample_command)
     if words[0] in others: others[words[0]](words[1:])
     else: train_command(words)
-
 
 class Command:
     """`diffusion-train`, or after the word `evaluate` or `sample` one of these commands, in the

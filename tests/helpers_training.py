@@ -1,10 +1,8 @@
 "Small networks, data and runs that the tests of training, engine, checkpoint and run share"
 import csv
-
 import torch
 from safetensors.torch import load_file
 from torch import nn
-
 from diffusion_scratch.checkpoint import checkpoint_tensors, checkpoints
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import V, Denoiser

@@ -1,13 +1,11 @@
 """Checkpoints: runs that go on, files cut, changed and refused. Runs that are killed, ten times and
 while they write: test_trainer.py"""
 import copy, json, os, random, subprocess, sys
-
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
-
 from diffusion_scratch.checkpoint import (about_checkpoint, atomic, checkpoints, load_checkpoint,
                                           newest_checkpoint, prune_checkpoints, resume,
                                           save_checkpoint)
@@ -85,8 +83,7 @@ def test_a_network_that_uses_one_weight_twice(file):
 @pytest.mark.any_processor
 @pytest.mark.parametrize('cut', [0, 1, 5, 13])
 def test_a_resumed_run_equals_one_that_was_never_stopped(cut, file):
-    """With dropout, flips, hidden labels, channels_last: the same bits, metrics included; and so
-    does the run that was saved and not stopped"""
+    "The same bits, metrics included, with dropout, flips, hidden labels and channels_last"
     straight, first, second = start(), start(), start(seed=9)
     a = train(straight, 20)
     train(first, cut); save_checkpoint(file, first, SCHEDULE)

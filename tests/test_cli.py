@@ -1,5 +1,5 @@
 "The commands from outside: stopped and started again; what they write, refuse and leave alone"
-import contextlib, io, os, re, shlex, signal, subprocess, sys, time
+import contextlib, io, os, re, shlex, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import numpy as np
 import pytest
@@ -36,6 +36,17 @@ def fails(line, capsys):
 
 def pixels(file): return np.asarray(Image.open(file))
 
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory): return tmp_path_factory.mktemp('runs')
+
+def copied(runs, name, *words):
+    "The folder of a small run, which is trained once"
+    if (runs/name).exists(): return shutil.copytree(runs/name, name)
+    return shutil.copytree(trained(name, 2, *words), runs/name) and Path(name)
+
+@pytest.fixture
+def run(runs): return copied(runs, 'run')
+
 # ---- the real commands
 def start(*words, cwd):
     env = os.environ | dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1')
@@ -59,8 +70,7 @@ def stopped(process, metrics, number, more_than=0):
 
 @pytest.mark.skipif(os.name == 'nt', reason='signals of POSIX')
 def test_stop_go_on_finish_and_sample(tmp_path):
-    """SIGTERM and Ctrl-C save and say how to go on; the same command (here the script in
-    examples/) goes on; diffusion-sample draws from what there is"""
+    "SIGTERM and Ctrl-C save; the same command goes on (here in examples/); then samples are drawn"
     net = 'network={channels: 8, multipliers: [1], attention: [], unshuffle: 4}'
     Path('c.yaml').write_text(dump_config(tiny('run', 100_000, net)))
     metrics = Path('run/metrics.csv')
@@ -173,7 +183,7 @@ REFUSED = {  # the line so far, what else is on it, and what is said
 
 @pytest.mark.parametrize('line, message', [
     (f'{first} {rest}', said) for first, of in REFUSED.items() for rest, said in of.items()])
-def test_what_is_refused_leaves_nothing_behind(picture, line, message, capsys):
+def test_what_is_refused_leaves_nothing_behind(picture, runs, line, message, capsys):
     Path('c.yaml').write_text(dump_config(tiny('run')))
     for folder in ('empty', 'texts', 'b', 'folder.png'): Path(folder).mkdir()
     Path('texts/a.png').write_text('not a picture')
@@ -183,10 +193,11 @@ def test_what_is_refused_leaves_nothing_behind(picture, line, message, capsys):
     if 'exported' in line: command('export mnist-mini --to folder exported')
     if 'huge' in line:
         with open('huge.safetensors', 'wb') as f: f.truncate(2**40)
-    state = TrainState(Denoiser(UNet(1, 8, (1,), 1, ()), V))
-    save_checkpoint('foreign.safetensors', state, Schedule(cosine_betas(10)))
-    if ' run ' in line: trained('run', 2)
-    if ' plain ' in line: trained('plain', 2, 'network.labels=false')
+    if 'foreign' in line:
+        state = TrainState(Denoiser(UNet(1, 8, (1,), 1, ()), V))
+        save_checkpoint('foreign.safetensors', state, Schedule(cosine_betas(10)))
+    if ' run ' in line: copied(runs, 'run')
+    if ' plain ' in line: copied(runs, 'plain', 'network.labels=false')
     before = files(), {} if 'pipe' in line or 'huge' in line else contents()
     assert message in fails(line, capsys) and (files(), before[1] and contents()) == before
 
@@ -218,9 +229,6 @@ def test_examples_of_editing_work_as_printed(capsys):
     assert Image.open('seven_edited.png').size == (2 * 59, 2 * 30)
 
 # ---- sample
-@pytest.fixture
-def run(): return trained('run', 2)
-
 def test_sample_command(run, capsys):
     def check(file, y, columns, ema=True, **how):
         x = draw(*load_checkpoint('run', ema=ema), (1, 8, 8), 6, y, SamplingConfig(**how), seed=9,
@@ -253,9 +261,9 @@ def test_what_a_run_says_to_try_works_as_printed(capsys, monkeypatch):
     lines = capsys.readouterr().out.partition('Now try\n')[2].splitlines()
     assert lines and all(os.access(shlex.split(line)[0], os.X_OK) for line in lines)
 
-def test_models_without_labels():
+def test_models_without_labels(runs):
     "Gray ones in two columns, and colour ones that are wider than high into a new folder"
-    trained('plain', 2, 'network.labels=false')
+    copied(runs, 'plain', 'network.labels=false')
     command('sample plain --n 2')
     assert Image.open('plain/samples_seed0.png').size == (2 * 19, 2 * 10)
     colour_run()
@@ -412,8 +420,7 @@ def test_edit_command_does_not_overwrite_its_picture_or_its_mask(picture, out, t
     assert contents() == before and [Path(f).is_symlink() for f in files()] == links
 
 def test_guidance_of_the_config_needs_no_class(run, picture):
-    """And neither does 0, which is none. `diffusion-sample` draws every class if none is named,
-    so there guidance alone means something. 10,000, for two steps teach next to nothing"""
+    "Nor does 0. Scale 10,000, for two steps teach next to nothing; sample draws every class"
     trained('strong', 2, 'sampling.guidance=10000')
     def drawn(line):
         command(f'{line} --n 2 --out a.png')

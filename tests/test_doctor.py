@@ -4,6 +4,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from conftest import refused
 from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
@@ -95,8 +96,7 @@ def test_loss_is_weight_times_squared_error(weight):
         assert_close(row, weight(SCHEDULE.at(t, x0[:1])).item() * mse, rtol=1e-5, atol=1e-9)
 
 def test_standard_errors_are_those_of_repetitions(oracle, digits):
-    """eq-doctor-level, eq-doctor-paired: the error claimed is the scatter over seeds, also over
-    correlated timesteps and for differences"""
+    "eq-doctor-level, eq-doctor-paired: the error is the scatter over seeds, of differences too"
     rng, runs, claims = np.random.default_rng(0), [], []
     for s in range(150):
         x0, _ = digits[torch.from_numpy(rng.integers(0, 500, 40))]
@@ -145,8 +145,7 @@ def noised(x0, t):
 
 @pytest.mark.parametrize('side', [1024, 10])
 def test_linear_reference_is_least_squares(digits, side):
-    """eq-doctor-linear: numpy's own regression on many noised copies of the images, of all numbers
-    together or of each alone, does better than the closed form only by what it overfits"""
+    "eq-doctor-linear: NumPy's regression on noised copies is better only by what it overfits"
     refs = references(digits, side=side)
     assert side > 49 and not refs.notes or 'one number at a time' in refs.notes[0]
     x0 = digits[:][0].repeat(60, 1, 1, 1)
@@ -350,25 +349,21 @@ def test_table_print_and_plot(digits, oracle, tmp_path):
 # ---- mistakes
 TWO, NO_SIGNAL = torch.zeros(2, 1, 1, 1), Schedule([0.5, 1.])
 
-@pytest.mark.parametrize('kw, message', [
-    (dict(times=[]), 'times = .* 1..1000'), (dict(times=[0, 5]), r'times = \[0, 5\]'),
-    (dict(times=[1001]), '1..1000'), (dict(seed=-1), 'seed = -1'),
-    (dict(batch_size=0), 'batch_size = 0'), (dict(x0=TWO[:0]), 'empty'),
-    (dict(x0=TWO.byte()), 'uint8'), (dict(y=torch.zeros(3).long()), '3 labels y for 2 images'),
-    (dict(denoiser=Denoiser(Spoken(const(0.), EPS)), schedule=NO_SIGNAL, times=[2]),
-     'no signal is left')])
-def test_bad_arguments_of_loss_by_level(kw, message):
+def by_level(**kw):
     good = dict(denoiser=const(0.), schedule=SCHEDULE, x0=TWO, weight=uniform, times=[5])
-    with pytest.raises(TypeError if message == 'uint8' else ValueError, match=message):
-        loss_by_level(**good | kw)
+    return lambda: loss_by_level(**good | kw)
+def diagnosis(**kw): return lambda: examined(const(0.), COINS, **dict(losses=[1.]) | kw)
 
-@pytest.mark.parametrize('kw, message', [
-    (dict(n=1), 'n = 1'), (dict(seed=-1), 'seed = -1'), (dict(steps_planned=0), 'planned = 0'),
-    (dict(losses=[[1.], [2.]]), r'losses must be one number a step, not of shape \(2, 1\)')])
-def test_bad_arguments_of_diagnose(kw, message):
-    with pytest.raises(ValueError, match=message):
-        examined(const(0.), COINS, **dict(losses=[1.]) | kw)
-
-def test_losses_that_are_no_pairs_are_refused():
-    a, b = (LevelLoss([t], torch.zeros(1, 4)) for t in (1, 2))
-    with pytest.raises(ValueError, match='are not pairs'): a.minus(b)
+@pytest.mark.parametrize('case', [
+    (by_level(times=[]), 'times = .* 1..1000'), (by_level(times=[0, 5]), r'times = \[0, 5\]'),
+    (by_level(times=[1001]), '1..1000'), (by_level(seed=-1), 'seed = -1'),
+    (by_level(batch_size=0), 'batch_size = 0'), (by_level(x0=TWO[:0]), 'empty'),
+    (by_level(x0=TWO.byte()), 'uint8', TypeError),
+    (by_level(y=torch.zeros(3).long()), '3 labels y for 2 images'),
+    (by_level(denoiser=Denoiser(Spoken(const(0.), EPS)), schedule=NO_SIGNAL, times=[2]),
+     'no signal is left'),
+    (diagnosis(n=1), 'n = 1'), (diagnosis(seed=-1), 'seed = -1'),
+    (diagnosis(steps_planned=0), 'planned = 0'),
+    (diagnosis(losses=[[1.], [2.]]), r'losses must be one number a step, not of shape \(2, 1\)'),
+    (lambda: LevelLoss([1], TWO).minus(LevelLoss([2], TWO)), 'are not pairs')])
+def test_bad_arguments(case): refused(*case)

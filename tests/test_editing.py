@@ -2,14 +2,13 @@
 go up, and a user's mistakes"""
 import copy, math
 import numpy as np, pytest, torch
-from conftest import SHORT, Labelled, close, draw, gen, moments, randn
+from conftest import SHORT, Labelled, close, draw, gen, moments, randn, refused
 from torch import nn
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, clipped
 from diffusion_scratch.editing import (View, consistent, edited, gray, inpaint, interpolate, invert,
                                        pooled, resampled, steered)
 from diffusion_scratch.guidance import NULL, guided
 from diffusion_scratch.oracle import GaussianOracle, MixtureOracle
-from diffusion_scratch.pretrained import load
 from diffusion_scratch.sampling import Noise, ancestral, fixed_large, sample, trajectory
 from diffusion_scratch.schedule import (Schedule, cosine_betas, linear_betas, log_snr,
                                         zero_terminal_snr)
@@ -41,13 +40,6 @@ def test_the_noise_agrees_with_the_changed_image(P):
     assert torch.equal(ours.x0, clipped(d)(3 * X, level, Y).x0)
 
 # ------------------------------------------------------------ known pixels (eq-paste)
-def test_two_pixels_on_paper():
-    "eq-paste-toy, at signal 0.6 and noise 0.8"
-    x, known, eps = torch.tensor([[[0.6, -0.6]], [[1, 0]], [[0, -0.75]]], dtype=torch.float64)
-    twins = MixtureOracle(torch.tensor([[1., 1.], [-1., -1.]]))
-    level = Schedule(torch.tensor([0.64], dtype=torch.float64)).at(1, x)
-    p = inpaint(twins, known, torch.tensor([[True, False]]))(x, level)
-    close(p.x0, known); close(p.eps, eps)
 
 WRAPPED = [
     pasting, lambda d: pasting(pasting(d)), lambda d: clipped(pasting(d)),
@@ -60,10 +52,10 @@ WALKS = [SHORT.times(6), [60, 0], resampled(SHORT.times(6), 2, 3), resampled(SHO
 @every_solver
 @pytest.mark.parametrize('wrap', WRAPPED)
 def test_known_pixels_are_exact_under_every_solver_wrapper_and_walk(wrap, step):
-    """eq-paste: to the last bit, in single and double precision, from noise, in the middle, from 0;
-    what the mask leaves out may be NaN"""
+    "eq-paste, in single and double, from noise or the middle; what the mask leaves out may be NaN"
+    walks = [(times, None) for times in WALKS] if wrap is pasting else [(WALKS[3], None)]
     starts = [(None, None), ([40, 20, 0], X), ([0, 40, 20, 0], X)] * (wrap is pasting)
-    for times, x_T in [*((times, None) for times in WALKS), *starts]:
+    for times, x_T in [*walks, *starts]:
         for d in (single(), double(X0)):
             x = draw(wrap(d), step=step, times=times, x_T=x_T, seed=3)
             assert torch.equal(x[MASK], KNOWN.to(x)[MASK]), times
@@ -82,8 +74,6 @@ def test_one_picture_or_one_mask_for_all_and_nothing_or_everything_known():
 
 # ------------------------------------------------------------ how wrong pasting is
 MEAN, COV, GIVEN = np.array([0.3, -0.2]), np.array([[0.25, 0.225], [0.225, 0.25]]), 0.9
-RIGHT = (MEAN[1] + COV[1, 0] / COV[0, 0] * (GIVEN - MEAN[0]),      # eq-conditional
-         math.sqrt(COV[1, 1] - COV[1, 0]**2 / COV[0, 0]))
 mean, cov = torch.from_numpy(MEAN), torch.from_numpy(COV)
 pair, left = GaussianOracle(mean, cov), torch.tensor([[True, False]])
 given = torch.tensor([[GIVEN, 0.]], dtype=torch.float64)
@@ -100,8 +90,7 @@ def agree(d, other, size=2, times=(1, 50, 400, 800, 1000)):
         close(p.x0, other(x, level).x0, 1e-8); close(level.signal * p.x0 + level.noise * p.eps, x)
 
 def pasted(times, small=True):
-    """Mean and covariance of pasting with ancestral steps, written out in numpy: the denoiser is a
-    matrix, a step is affine (eq-paste, eq-ancestral, eq-step)"""
+    "Mean and covariance of pasting, in numpy: affine steps (eq-paste, eq-ancestral, eq-step)"
     ab, m, C, one = LINEAR.alpha_bar.numpy(), np.zeros(2), np.eye(2), np.eye(2)
     for t, s in zip(times, times[1:]):
         r, a, v = ab[max(t, s)] / ab[min(t, s)], math.sqrt(ab[t]), 1 - ab[t]
@@ -118,8 +107,7 @@ def pasted(times, small=True):
 @pytest.mark.parametrize('small', [True, False])
 @pytest.mark.parametrize('jump, repeats', [(1, 1), (1, 3), (5, 2), (20, 2)])
 def test_pasted_samples_have_the_moments_that_follow_by_hand(jump, repeats, small):
-    """And on the way, whatever is predicted, a known pixel k of x_t is N(signal k, noise^2): the
-    posterior of eq-posterior, and eq-step upwards"""
+    "On the way a known pixel k of x_t is N(signal k, noise^2), by eq-posterior and eq-step"
     times, step = resampled(LINEAR.times(20), jump, repeats), ancestral(*[fixed_large][small:])
     d, (m, C) = inpaint(pair, given, left), pasted(times, small)
     for f in trajectory(d, LINEAR, (4000, 2), times=times, step=step, seed=7):
@@ -127,28 +115,6 @@ def test_pasted_samples_have_the_moments_that_follow_by_hand(jump, repeats, smal
         if small and 0 < f.t < 1000: moments(x, LINEAR.signal[f.t] * GIVEN, LINEAR.noise[f.t])
     assert m[0] == GIVEN and C[0, 0] == 0 and (x == torch.tensor(GIVEN)).all()
     moments(y, m[1], math.sqrt(C[1, 1]))
-
-def test_pasting_is_biased_and_walking_again_shrinks_the_bias():
-    """eq-conditional against what pasting draws: two thirds of the way in one walk, nearly all of
-    it in twenty, and more steps alone do not help"""
-    def off(n, jump=1, repeats=1):
-        return RIGHT[0] - pasted(resampled(LINEAR.times(n), jump, repeats))[0][1]
-    assert abs(off(1000) - off(200)) < 0.02 and 0.15 < off(1000) < 0.2
-    gaps = [off(100, 1, r) for r in (1, 2, 3, 5, 10, 20)]
-    assert all(0 < b < a for a, b in zip(gaps, gaps[1:])) and gaps[-1] < 0.1 * gaps[0]
-    assert off(200, 5, 10) < 0.25 * off(200)
-
-def test_steering_with_the_right_strength_takes_the_bias_away():
-    """eq-steer-exact, pointwise: the prediction given x_t and the known pixel is that of the
-    conditional Gaussian; so the samples have its moments, 2 % for steps that are not short"""
-    def off(x0): return (x0 - given)[:, 0].square() / 2
-    def C(level): return covariance(level)[0, 0]
-    def right(x0, level): return x0 - (x0[:, :1] - GIVEN) * covariance(level)[0] / C(level)
-    d = inpaint(steered(pair, off, lambda level: 1 / C(level), least=0.), given, left)
-    agree(d, edited(pair, right))
-    walk = dict(step=ancestral(fixed_large), times=LINEAR.times(250))
-    x = draw(d, (4000, 2), LINEAR, x_T=randn(4000, 2, seed=1), **walk)
-    moments(x[:, 1], *RIGHT, share=0.02)
 
 @pytest.mark.parametrize('jump', range(1, 14))
 @pytest.mark.parametrize('n', [1, 2, 5, 7, 12])
@@ -159,17 +125,6 @@ def test_resampled_by_its_definition(n, jump):
     for k in (1, 2, 4):
         want = [3 * n, *(t for stretch in stretches for t in (stretch * k)[1:])]
         assert resampled(torch.tensor(times), jump, k) == resampled(times, jump, k) == want
-
-@pytest.mark.parametrize('s, t', [(0, 1), (0, 700), (0, 1000), (300, 301), (300, 700), (999, 1000)])
-@pytest.mark.parametrize('schedule', [LINEAR, DARK], ids=['linear', 'zero terminal'])
-def test_a_jump_up_is_the_forward_process(s, t, schedule):
-    "eq-step: mean and variance of x_t given x_s, of 20,000 numbers, and no correlation with x_s"
-    x_s, d = randn(20_000, 1), GaussianOracle(torch.zeros(1), torch.eye(1))
-    f = next(trajectory(d, schedule, x_s.shape, times=[s, t, 0], x_T=x_s, seed=5))
-    ratio = schedule.alpha_bar[t] / schedule.alpha_bar[s]
-    added = (f.x - ratio.sqrt() * x_s) / (1 - ratio).sqrt()
-    assert f.t == t and abs((added * x_s).mean()) < 4.5 / math.sqrt(20_000)
-    moments(added, 0, 1)
 
 def twist(x): return 0.9 * x.rot90(1, (2, 3)) + 0.1  # twice is not once
 
@@ -205,19 +160,6 @@ def test_a_walk_with_jumps_is_its_walks_down_one_after_another(step, capsys):
     assert d.net.times == 2 * calls and f'{len(calls) + 1}/' in capsys.readouterr().err
     assert not isinstance(step, ddim) or calls == [60, 45, 50, 30, 15, 20, 10]
 
-def test_from_a_picture_up_and_back():
-    """SDEdit: low noise keeps the mode that the picture is of; more loses it as often as it crosses
-    the plane between the two, which the flow, being symmetric, does not; full noise forgets it"""
-    modes = torch.tensor([[-0.7, 0., 0.5], [0.4, 0.1, -0.5]])
-    oracle, half = MixtureOracle(modes, 0.05), (modes[0] - modes[1]).norm() / 2
-    def lost(t, n=60):
-        walk = dict(step=ddim(), times=[0, *range(t, -1, -20)], x_T=modes[:1].expand(n, 3))
-        return torch.cdist(draw(oracle, (n, 3), COSINE, **walk), modes).argmin(1).double().mean()
-    for t in (200, 400):
-        p = torch.special.ndtr(-COSINE.signal[t] * half / COSINE.noise[t])
-        assert abs(lost(t, 4000) - p) < 4 * (p * (1 - p) / 4000).sqrt(), t
-    assert lost(100) == 0 and 0.25 < lost(1000) < 0.75
-
 # ------------------------------------------------------------ steering (eq-steer)
 A = torch.tensor([1., -0.5]).double()
 def slope(x0): return x0 @ A.to(x0)
@@ -242,21 +184,6 @@ def test_a_linear_loss_tilts_a_gaussian_exactly(lam):
     walk = dict(step=ancestral(fixed_large), times=COSINE.times(250), x_T=randn(4000, 2, seed=3))
     x = draw(steered(pair, slope, lam), (4000, 2), COSINE, **walk)
     moments(x, tilted.mean, 0.5, share=0.02, off=0.005 * abs(lam))
-
-def test_a_quadratic_loss_tilts_a_gaussian_exactly_with_the_right_scale_alone():
-    """p(x0) exp(-lam/2 (a x0 - b)^2) has precision cov^-1 + lam a a^T; the variance a C a of the
-    prediction must be added to 1 / lam (eq-steer-bayes)"""
-    b, lam, x = 0.4, 3., randn(30, 2)
-    precision = torch.linalg.inv(cov) + lam * A.outer(A)
-    m = torch.linalg.solve(precision, torch.linalg.solve(cov, mean) + lam * b * A)
-    tilted = GaussianOracle(m, torch.linalg.inv(precision))
-    def loss(x0): return (slope(x0) - b)**2 / 2
-    def scale(level): return 1 / (1 / lam + A @ covariance(level) @ A)
-    agree(nudged(loss, scale), tilted)
-    for level in (LINEAR.at(t, x) for t in (1, 100, 500, 1000)):
-        start, moved, right = (d(x, level).x0 @ A for d in (pair, nudged(loss, lam), tilted))
-        close((moved - start) / (right - start), (lam / scale(level)).expand(30), 1e-5)
-    assert lam / scale(level) > 1.25  # a constant one is a quarter too much there
 
 @pytest.mark.parametrize('P', [EPS, X0, V])
 def test_the_gradient_goes_through_any_network_and_the_scale_goes_by_level(P):
@@ -342,8 +269,7 @@ CUT = View(lambda x: x * MASK[0], lambda y: y * MASK[0])  # inpainting is this s
     (pooled(2), (1, 4, 4)), (pooled(4), (3, 4, 8)), (CUT, (1, 4, 4)), (gray(), (3, 2, 3)),
     (gray((1/3, 1/3, 1/3)), (3, 2, 2)), (gray((0.7, 0.3)), (2, 2, 2))])
 def test_views_against_the_pseudo_inverse_and_least_squares_and_under_every_solver(view, shape):
-    """eq-view: numpy's pseudo-inverse; of all images that agree, the one nearest to the prediction.
-    What is known of a result is as given, up to rounding, 1e-5"""
+    "eq-view, by NumPy; what is known of a result is as given, up to rounding, 1e-5"
     def columns(x): return x.flatten(1).T.numpy()
     seen = view.measure(torch.eye(math.prod(shape)).double().view(-1, *shape))
     A = columns(seen)
@@ -379,8 +305,7 @@ def test_inverting_a_standard_normal_is_a_product_of_cosines(schedule):
         close(invert(line, schedule, x0, times), want * x0)
 
 def test_inversion_converges_to_the_exact_flow():
-    """eq-gaussian-flow backwards: x_T / signal - mu grows by sqrt((var + rho^2) / var). DDIM with
-    order 1, DPM-Solver++ 2M with at least 1.8"""
+    "eq-gaussian-flow backwards: DDIM with order 1, DPM-Solver++ 2M with at least 1.8"
     var, mu = torch.tensor([0.25, 0.09]).double(), torch.tensor([0.3, -0.5]).double()
     oracle, x0 = GaussianOracle(mu, var.diag()), 0.4 * randn(20, 2)
     rho, signal = COSINE.noise[950] / COSINE.signal[950], COSINE.signal[950]
@@ -391,17 +316,6 @@ def test_inversion_converges_to_the_exact_flow():
     first, second = ([error(n, step) for n in (20, 40, 80)] for step in (ddim(), dpm_solver_pp()))
     order = [math.log2(e[0] / e[2]) / 2 for e in (first, second)]
     assert 0.8 < order[0] < 1.2 and order[1] > 1.8 and second[2] < 0.05 * first[2], order
-
-def test_the_round_trip_improves_with_steps_and_with_the_order():
-    modes, x0 = torch.tensor([[-0.8], [0.5]]), torch.linspace(-1, 1, 21)[:, None]
-    oracle = MixtureOracle(modes, 0.2)
-    def trip(n, step):
-        on = dict(schedule=LINEAR, times=LINEAR.times(n, log_snr), step=step)
-        x = draw(oracle, x0.shape, x_T=invert(oracle, x0=x0.double(), **on), **on)
-        return (x - x0).abs().mean().item()
-    errors = [trip(n, ddim()) for n in (25, 50, 100, 200)]
-    assert all(b < 0.65 * a for a, b in zip(errors, errors[1:]))
-    assert trip(200, dpm_solver_pp()) < 0.1 * errors[-1]
 
 def test_inverting_part_of_the_way_with_labels_and_without_footprints():
     d, x0, times = double(), KNOWN.double(), [30, 20, 10, 5, 2, 1, 0]
@@ -452,8 +366,7 @@ def by_frames(d, step, touch, **kw):
 @every_solver
 @pytest.mark.parametrize('change', CHANGED.values(), ids=CHANGED)
 def test_a_frame_changed_in_place_is_where_the_walk_goes_on(change, step):
-    """To 1e-12 what a plain loop gives, from noise and from an x_T, which stays as it was; one more
-    call for each frame that was written to but the result, and none for one that was only read"""
+    "As a plain loop goes; one more call for each frame that was written to, but for the result"
     def touch(i, f):
         f.x.clone().zero_(), f.x.flip(3).neg_(), f.x.mean().item(), f.x.numpy().sum()  # reading
         if new := change(i, f.t): f.x.copy_(new(f.x))
@@ -468,8 +381,7 @@ def test_a_frame_changed_in_place_is_where_the_walk_goes_on(change, step):
     assert torch.equal(X, before)
 
 def test_a_frame_changed_under_a_wrapper_with_labels_and_in_inference_mode():
-    """The second call is of the same denoiser, with the same labels; what inpaint knows still comes
-    out exactly. In inference mode PyTorch counts no writes: the step has the old prediction"""
+    "In inference mode PyTorch counts no writes: the step has the old prediction"
     d = double()
     def zero(i, f): f.t == 30 and f.x.zero_()
     def zeroed(d, **kw): return by_frames(d, ancestral(), zero, **kw)
@@ -484,8 +396,7 @@ def test_a_frame_changed_under_a_wrapper_with_labels_and_in_inference_mode():
     (ddim(), 0, True), (heun(), 1, True), (heun(), 0, False), (dpm_solver_pp(), 0, False),
     (ancestral(), 0, False)], ids=repr)
 def test_stop_change_and_start_anew(step, look, same):
-    """Another walk from a frame is this one going on, for DDIM, and for heun from the second of its
-    frames. At the first it loses its correction, 2M the prediction before; noise starts again"""
+    "The same walk for DDIM and from heun's second frame; heun's first, 2M and noise start anew"
     d, left, at = double(), [], step.visits(TIMES).index(30) + look
     def touch(i, f):
         if i == at: left.append(f.x.copy_(twist(f.x)).clone())
@@ -503,20 +414,6 @@ def test_guided_steered_inpainted_in_fifteen_steps_is_one_expression():
     for other in (drawn(y=Y.flip(0)), drawn(scale=0.), drawn(mask=~MASK)):  # each part counts
         assert (x - other)[~MASK].abs().max() > 1e-3
     assert rough(x).sum() < 0.95 * rough(drawn(strength=0.)).sum()
-
-def test_with_a_label_one_seed_is_one_picture_from_ten_to_a_thousand_steps():
-    """Three threes of the network that comes with the package: for deterministic solvers those of
-    1,000 steps of DPM-Solver++, far nearer than they are to each other; noise draws others"""
-    net, schedule = load('mnist-mini')
-    def drawn(step, n):
-        walk = dict(step=step, times=schedule.times(n), y=torch.full((3,), 3))
-        return draw(clipped(net), (3, 1, 28, 28), schedule, **walk).flatten(1)
-    threes = drawn(dpm_solver_pp(), 1000)
-    between = torch.pdist(threes).min()
-    def off(step, n): return torch.cdist(drawn(step, n), threes).diag()
-    for step in (ddim(), dpm_solver_pp(), heun()):
-        for n in (10, 20, 50): assert off(step, n).max() < between / 4
-    for step in (ancestral(), ddim(1.), dpm_solver_pp(1.)): assert off(step, 20).min() > between / 2
 
 # ------------------------------------------------------------ mistakes
 D, ZERO, ONES, NAN = single(), torch.zeros(3, 1, 4, 4), torch.ones(1, 1, 2, 2), float('nan')
@@ -566,8 +463,7 @@ def up(*times, x0=KNOWN, schedule=SHORT, **kw): return invert(D, schedule, x0, t
     (lambda: interpolate(KNOWN, KNOWN, [0., 1.]), 'not fit'),
     (lambda: interpolate(ZERO, ZERO, 0.5), 'is 0'),
     (lambda: interpolate(KNOWN, -KNOWN, 0.5), 'opposite')])
-def test_mistakes_are_named(case, match):
-    with pytest.raises(ValueError, match=match): case()
+def test_mistakes_are_named(case, match): refused(case, match)
 
 @pytest.mark.parametrize('case, match', [
     (lambda: inpaint(D, KNOWN, MASK.float()), r'mask is torch\.float32; it must be torch\.bool'),
@@ -578,5 +474,4 @@ def test_mistakes_are_named(case, match):
     (lambda: steer('oh'), "loss = 'oh' is not a function"),
     (lambda: resampled([60, 0], 1.5, 1), 'jump = 1.5 .*whole'),
     (lambda: up(60, 0, x0=KNOWN.long()), 'x0 is torch.int64')])
-def test_what_is_of_another_type_is_named(case, match):
-    with pytest.raises(TypeError, match=match): case()
+def test_what_is_of_another_type_is_named(case, match): refused(case, match, TypeError)

@@ -5,10 +5,8 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-
 from diffusion_scratch.checkpoint import resume, save_checkpoint
-from diffusion_scratch.engine import (new_accelerator, numeric_environment, parts_of_batch,
-                                      step_seed)
+from diffusion_scratch.engine import new_accelerator, numeric_environment, parts_of_batch, step_seed
 from diffusion_scratch.training import fit
 from helpers_training import OPTIONS, SCHEDULE, everything, images, same, start, train
 
@@ -35,8 +33,7 @@ def test_a_batch_that_cannot_be_shared_is_refused(batch_size, goes, processes, m
 
 @pytest.mark.parametrize('goes', [2, 4, 8])
 def test_a_batch_in_several_goes_is_the_same_batch(goes):
-    """eq-parts, but for float32's rounding of sums in another order. Adam divides a gradient that
-    is zero but for rounding by itself: such weights, keys' biases, may differ by its steps"""
+    "eq-parts, but for rounding; keys' biases have no gradient, so Adam magnifies their rounding"
     a, b = start(dropout=0.), start(dropout=0.)
     one, many = train(a, 10), train(b, 10, accumulate=goes)
     np.testing.assert_allclose([m.loss for m in many], [m.loss for m in one], rtol=1e-4)

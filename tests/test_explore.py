@@ -5,13 +5,11 @@ SciPy's where the script has its own method (the flow in one dimension, the norm
 import json, math, re, shutil, subprocess
 from base64 import b64decode
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from ipywidgets import IntSlider
 from scipy import integrate, stats
-
 from diffusion_scratch import solvers
 from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.guidance import guided
@@ -25,12 +23,11 @@ from diffusion_scratch.schedule import cosine_betas, linear_betas, sigmoid_betas
 NBS = Path(__file__).resolve().parent.parent/'nbs'
 SCRIPTS = {f.stem for f in (NBS/'explore').glob('*.js')} - {'explore', 'diffusion'}
 MAKERS = dict(linear=linear_betas, cosine=cosine_betas, sigmoid=sigmoid_betas)
-needs_node = pytest.mark.skipif(not shutil.which('node'), reason='node runs the scripts')
 close = lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
-
 
 def run(script: str, code: str, given=None):
     "What the JavaScript expression `code` gives; `m` is the module, `given` is JSON"
+    if not shutil.which('node'): pytest.skip('node runs the scripts')
     file = (NBS/'explore'/f'{script}.js').as_uri()
     program = (f'import * as m from {json.dumps(file)}; const given = {json.dumps(given)};'
                f'console.log(JSON.stringify({code}))')
@@ -60,9 +57,7 @@ def outputs() -> dict[str, str]:
                 if named := re.search(r'data-explore="(\w+)"', html): found[named[1]] = html
     return found
 
-
 # ---------------------------------------------------------------- formulas
-@needs_node
 @pytest.mark.parametrize('T', [1, 2, 10, 1000])
 @pytest.mark.parametrize('kind', MAKERS)
 def test_schedule(kind, T):
@@ -74,16 +69,12 @@ def test_schedule(kind, T):
     log_snr = [level['logSnr'] for level in made['levels'][1:]]
     close(log_snr, (ours.alpha_bar / (1 - ours.alpha_bar)).log()[1:])
 
-
-@needs_node
 def test_other_betas():
     given = dict(kind='linear', T=50, start=1e-3, end=0.4)
     made = run('schedule', 'm.schedule(given)', given)
     close([level['alphaBar'] for level in made['levels']],
           Schedule(linear_betas(50, 1e-3, 0.4)).alpha_bar)
 
-
-@needs_node
 @pytest.mark.parametrize('T', [10, 1000])
 def test_where_the_signal_is_lost(T):
     given = dict(kind='linear', T=T, start=1e-4, end=0.02)
@@ -91,8 +82,6 @@ def test_where_the_signal_is_lost(T):
     alpha_bar = Schedule(linear_betas(T)).alpha_bar
     assert first == int((alpha_bar > 1 / (1 + math.exp(2.9))).sum())
 
-
-@needs_node
 @pytest.mark.parametrize('kind', MAKERS)
 def test_noising_of_the_embedded_digit(kind):
     html = outputs()['noising']
@@ -109,8 +98,6 @@ def test_noising_of_the_embedded_digit(kind):
         close(made['x_t'], q_sample(digit[None], level, eps[None])[0])
         close(np.add(made['signal'], made['noise']), made['x_t'])
 
-
-@needs_node
 @pytest.mark.parametrize('t, s', [(20, 10), (600, 500), (990, 10), (990, 980)])
 def test_posterior(t, s):
     made = run('posterior', 'm.gaussians(given)', dict(t=t, s=s, x0=0.7, x_t=-1.2))
@@ -122,8 +109,6 @@ def test_posterior(t, s):
     for name, gaussian in expected.items():
         close([made[name]['mean'], made[name]['std']], [c.item() for c in gaussian])
 
-
-@needs_node
 @pytest.mark.parametrize('t, s, x_t', [(400, 100, 0.1), (400, 390, -2.), (1000, 700, 1.)])
 def test_reverse_step(t, s, x_t):
     step = '(step => ({...step, kl: m.divergence(step), at: given.x.map(step.mixture)}))'
@@ -147,10 +132,8 @@ def test_reverse_step(t, s, x_t):
     best = stats.norm(mean, std)
     close(made['kl'], moment(lambda x: np.log(bayes(x) / best.pdf(x)) if bayes(x) > 0 else 0.))
 
-
 STEPS = dict(ddim=solvers.ddim(), dpm_solver_pp=solvers.dpm_solver_pp(), heun=solvers.heun())
 
-@needs_node
 @pytest.mark.parametrize('n, width', [(2, 0.06), (8, 0.25), (64, 1.)])
 @pytest.mark.parametrize('name', STEPS)
 def test_solvers(name, n, width):
@@ -163,8 +146,6 @@ def test_solvers(name, n, width):
                   progress=False)
     close(made, ours.flatten())
 
-
-@needs_node
 @pytest.mark.parametrize('eta', [0., 0.3, 1.])
 def test_coefficients(eta):
     schedule = Schedule(cosine_betas(40))
@@ -175,8 +156,6 @@ def test_coefficients(eta):
     for field, ours in table._asdict().items(): close([c[field] for c in made], ours)
     if eta == 1.: close([c['x_t'] for c in made], ancestral().coefficients(t, s).x_t)
 
-
-@needs_node
 @pytest.mark.parametrize('width', [0.06, 0.25, 1.])
 def test_exact_flow_and_error(width):
     "Quantiles against SciPy's solution of the differential equation (eq-flow)"
@@ -198,8 +177,6 @@ def test_exact_flow_and_error(width):
                 dict(width=width, ends=truth.tolist()))
     close(error, np.sqrt(np.mean((drawn - truth)**2)))
 
-
-@needs_node
 @pytest.mark.parametrize('w, std', [(-1., 0.75), (0., 0.3), (2., 0.75), (8., 1.2)])
 def test_guidance(w, std):
     line = MixtureOracle(torch.tensor([[1.], [-1.]]).double(), std, labels=torch.tensor([0, 1]))
@@ -210,8 +187,6 @@ def test_guidance(w, std):
     given = dict(w=w, std=std, x_T=x_T.flatten().tolist())
     close(run('guidance', 'given.x_T.map(x => m.guide(given, x))', given), ours.flatten())
 
-
-@needs_node
 @pytest.mark.parametrize('w, std', [(0., 0.3), (6., 0.3), (2., 0.75), (8., 1.2)])
 def test_tilted_densities(w, std):
     "Compared with sums over the same grid; those of a smooth density are nearly exact"
@@ -230,8 +205,6 @@ def test_tilted_densities(w, std):
     for ours, theirs in zip(made, (tilt(1, 0), tilt(signal, noise),
                                    kernel @ tilt(1, 0) * (x[1] - x[0]))): close(ours, theirs)
 
-
-@needs_node
 def test_density_of_guided_samples():
     "Scale 0: the mass between two starts, moved by the flow, is a Gaussian of the class"
     made = run('guidance', 'm.samples({w: 0, std: 0.75})')
@@ -240,16 +213,12 @@ def test_density_of_guided_samples():
     peak = stats.norm.pdf(made['x'], made['mean'], made['std'])
     assert np.abs(made['y'] - peak).max() < 0.01 * peak.max()
 
-
-@needs_node
 def test_normal_distribution():
     x = np.linspace(-9, 9, 73)
     made = run('diffusion', 'given.map(m.ndtr)', x.tolist())
     np.testing.assert_allclose(made, stats.norm.cdf(x), atol=1e-14)
 
-
 # ---------------------------------------------------------------- plots
-@needs_node
 def test_ticks_and_numbers():
     assert run('explore', 'm.ticks({min: 0, max: 1000}, 3)') == [0, 500, 1000]
     assert run('explore', 'm.ticks({min: 1e-6, max: 1, log: true}, 4)') == \
@@ -259,8 +228,6 @@ def test_ticks_and_numbers():
     shown = run('explore', 'given.map(v => m.number(v ?? Infinity))', values)
     assert shown == ['1000', '−2.5', '0.00635', '4.04 · 10⁻⁵', '10⁻⁴', '∞']
 
-
-@needs_node
 @pytest.mark.parametrize('script', sorted(SCRIPTS))
 def test_every_end_of_every_slider_can_be_drawn(script):
     "All numbers are finite, with each control at both ends and at its start"
@@ -285,24 +252,20 @@ def test_every_end_of_every_slider_can_be_drawn(script):
     tried, wrong = run(script, code, data)
     assert tried > 9 and wrong == []
 
-
 # ---------------------------------------------------------------- chapters
 def test_every_script_has_its_place():
     assert outputs().keys() == SCRIPTS
     for script, html in outputs().items():
         assert f'src="explore/{script}.js"' in html and 'Without it' in html
 
-
 def test_no_widget_is_stored():
     for file in NBS.glob('*.ipynb'):
         assert 'jupyter.widget' not in file.read_text(encoding='utf-8'), file.name
-
 
 def test_scripts_ask_no_other_host():
     for file in (NBS/'explore').iterdir():
         hosts = re.findall(r'https?://(?!www\.w3\.org)', file.read_text(encoding='utf-8'))
         assert not hosts, file.name
-
 
 def test_controls_draw_once_and_have_two_forms(monkeypatch):
     seen, shown = [], []
@@ -314,7 +277,6 @@ def test_controls_draw_once_and_have_two_forms(monkeypatch):
     assert 'data-half="-2.9"' in forms['text/html']
     assert 'application/vnd.jupyter.widget-view+json' in forms
 
-
 def test_a_slider_draws_again(monkeypatch):
     seen = []
     monkeypatch.setattr('IPython.display.display', lambda forms, raw: None)
@@ -323,7 +285,6 @@ def test_a_slider_draws_again(monkeypatch):
     controls(draw, scale=slider)
     slider.value = 5
     assert seen == [2, 5] and slider.description == 'scale'
-
 
 def test_an_error_of_the_drawing_is_seen():
     def broken(scale=2): raise ValueError('broken')

@@ -1,13 +1,11 @@
 "Weights out: diffusers' pipelines draw our images, and onnxruntime computes our network"
 import copy, json, os, sys
-
 import onnxruntime
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 from helpers_pretrained import ABOUT, S, gap, images, make, tree
 from torch import nn
-
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, clipped
 from diffusion_scratch.export import export_diffusers, export_onnx
 from diffusion_scratch.pretrained import about, load
@@ -22,8 +20,7 @@ LINEAR, ZERO = Schedule(linear_betas(20, 0.01, 0.3)), Schedule(zero_terminal_snr
     (ancestral(fixed_large), EPS, LINEAR, 20), (ancestral(fixed_small), X0, S, 7),
     (ancestral(fixed_large), V, ZERO, 5), (ddim(0.), V, S, 10), (ddim(0.), EPS, S, 10)], ids=repr)
 def test_pipelines_walk_our_trajectory(tmp_path, step, parameterization, schedule, steps):
-    """From the same noise, every frame, and as they are called. Differences are those of float32
-    coefficients, which grow from step to step: 1e-3 on images of size 1"""
+    "From the same noise, every frame: float32 coefficients differ, 1e-3 on images of size 1"
     denoiser, noise = make(parameterization, num_classes=3), Noise(5, 3)
     variance = getattr(step, 'variance', fixed_small).__name__
     kind, options, per_step = DDPMPipeline, {}, dict(generator=noise.streams)

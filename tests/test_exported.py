@@ -1,11 +1,7 @@
 "The tables of exports say what the code says, the map shows the imports, english.py finds phrases"
-import ast, functools, importlib, inspect, json, re, sys
-from pathlib import Path
-
+import ast, functools, importlib, inspect, json, re
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+from conftest import ROOT
 import chapter_map, english, exported
 from test_tools import notebook
 

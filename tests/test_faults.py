@@ -3,14 +3,12 @@ test that is marked as a fault is a row of the table in the chapter on runs (`ma
 import errno, fcntl, json, os, random, shutil, signal, stat, subprocess, warnings
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load, save
-
 from diffusion_scratch.checkpoint import (NO_SUM, checkpoints, newest_checkpoint, read_header,
                                           read_json, with_checksum)
 from diffusion_scratch.cli import evaluate_command, train_command
@@ -18,7 +16,7 @@ from diffusion_scratch.config import load_config, make_data, parse_config
 from diffusion_scratch.run import RunFolder, read_metrics, run_config, train
 from helpers_damage import never_silent
 from helpers_processes import Command
-from helpers_training import assert_same_run, learned, tensors
+from helpers_training import assert_same_run, learned
 
 pytestmark = pytest.mark.skipif(os.name == 'nt', reason='signals and limits of POSIX')
 CONFIG = dict(device='cpu', threads=1, preview_every=10**6, save_every=7, log=[], run='run',

@@ -2,7 +2,6 @@
 is wrong, without a traceback and without a wait. FUZZ_SEED=1 is another seed"""
 import contextlib, io, os, random, re, signal
 from pathlib import Path
-
 import pytest
 from test_run import elsewhere  # 40 small images of two classes, in an empty folder
 from diffusion_scratch import cli
@@ -37,7 +36,6 @@ OWN = ['math:pi', 'math:sin', 'os:getcwd', 'sys:exit', 'torch.nn:Linear', 'torch
 BOMB = ['a: &a [x, x, x, x, x, x, x, x, x]', *(
     f'{b}: &{b} [{", ".join([f"*{a}"] * 9)}]' for a, b in zip('abcdefgh', 'bcdefghi'))]
 KEYS = [*flat_config(Config()), 'data', 'schedule', 'network', 'training', 'sampling']
-
 
 def odd_key(rng):
     key = rng.choice(KEYS)

@@ -1,14 +1,11 @@
 "The loss, its weights and the variational bound, against closed forms, quadrature and scipy"
 import math
-
 import numpy as np
 import pytest
 import torch
-from conftest import gen, randn
+from conftest import gen, randn, refused
 from scipy import stats
 from torch import nn
-
-from diffusion_scratch.data import mnist_mini
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser
 from diffusion_scratch.loss import (decoder_nll, diffusion_loss, loss_at, min_snr, optimal,
     uniform, v_weight, vlb_terms, vlb_weight, x0_variance, x0_weight)
@@ -66,15 +63,6 @@ def test_vlb_weight_in_any_order_and_shape():
     w = weight(LINEAR.at(t, torch.zeros(4, 3, 2, 2)))
     assert w.shape == (4, 1, 1, 1) and torch.equal(w.flatten(), weight(levels(LINEAR))[t - 1, 0])
 
-def test_vlb_weight_of_another_schedule():
-    "Without the check the weight of a cosine level would be below 0"
-    level = Schedule(cosine_betas(1000)).at(500, torch.zeros(2, 1))
-    with pytest.raises(ValueError, match='t = 500 has signal 0.70.*vlb_weight has 0.28'):
-        vlb_weight(LINEAR)(level)
-
-def test_vlb_weight_needs_two_steps():
-    with pytest.raises(ValueError, match='at least 2 steps'): vlb_weight(Schedule([0.5]))
-
 # diffusion_loss
 @pytest.mark.parametrize('p, weight', [(EPS, uniform), (X0, x0_weight), (V, v_weight)])
 def test_each_weight_is_the_plain_mse_of_its_own_target(p, weight):
@@ -130,10 +118,6 @@ def test_without_a_generator_torchs_own_is_used():
         torch.manual_seed(5); c = draw()
     assert torch.equal(a, c) and not torch.equal(a, b)
 
-def test_single_numbers_need_a_dimension():
-    with pytest.raises(ValueError, match=r'x0 has shape \(8,\): .*\(B, 1\)'):
-        diffusion_loss(oracle(), LINEAR, torch.zeros(8))
-
 def test_zero_terminal_snr():
     S = Schedule(zero_terminal_snr(linear_betas(2)))
     loss = lambda p, weight: diffusion_loss(Denoiser(Net(), p), S, uniform_data(64, 2),
@@ -169,13 +153,6 @@ def test_decoder_in_half_precision():
     torch.testing.assert_close(half, decoder_nll(x0.float(), p), rtol=1e-2, atol=1e-3)
     assert half[0].item() == pytest.approx(-math.log(1e-12), rel=1e-5)
 
-def test_decoder_is_symmetric_in_float32():
-    "Black on white costs what white on black costs: the upper tail is as exact as the lower"
-    x, mean = GRAYS.float(), torch.linspace(-1, 1, 256)
-    a, b = (decoder_nll(s * x[:, None], Gaussian(s * mean, torch.tensor(0.05))) for s in (1, -1))
-    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    assert 27 < a.max() < 27.7
-
 # The bound
 def test_terms_of_known_data():
     "Order, shape and L_T of chosen images, in float32, more than one pixel"
@@ -187,8 +164,7 @@ def test_terms_of_known_data():
 
 @pytest.mark.parametrize('posterior', [q_posterior, fixed_large])
 def test_every_step_has_its_closed_form(posterior):
-    """Each L_{t-1} of the exact Gaussian denoiser, both variances (eq-snr-difference,
-    eq-gaussian-bound); r is the ratio of the posterior's variance to the forward step's"""
+    "eq-snr-difference, eq-gaussian-bound, both variances; r is the ratio of the two variances"
     ab, snr, n = STEEP.alpha_bar, levels(STEEP).snr.flatten(), 40_000
     exact = 0.5 * (snr[:-1] - snr[1:]) / (4 + snr[1:])
     if posterior is fixed_large:
@@ -236,8 +212,7 @@ def test_optimal_costs_the_information_of_the_steps(times):
     assert abs(cost.mean() - 0.5 * math.log((4 + snr[0]) / (4 + snr[-1]))) < 5 * se(cost)
 
 def test_optimal_is_the_best_of_a_denoiser_that_errs():
-    """eq-optimal-cost: of a wrong denoiser too, each step costs log(1 + (SNR_s - SNR_t) MSE) / 2,
-    and another variance more"""
+    "eq-optimal-cost of a wrong denoiser too; another variance costs more"
     times, x0, d = [10, 6, 3, 2, 1, 0], gaussian_data(40_000), oracle(-0.3, 0.4)
     snr = STEEP.alpha_bar[times] / (1 - STEEP.alpha_bar[times])
     table = x0_variance(d, STEEP, x0, times=times, generator=gen(1))
@@ -260,13 +235,6 @@ def test_optimal_is_data():
         with pytest.raises(ValueError, match=f't = {t} is not one of them.*x0_variance the times'):
             optimal(table[:-1])(x, x, LINEAR.at(t, x), LINEAR.at(5, x))
 
-@pytest.mark.parametrize('table, error, says', [
-    (0.3, TypeError, r'table = 0.3: .*x0_variance\(denoiser'), (oracle(), TypeError, 'table = '),
-    ([0., 0.1, -0.2], ValueError, 'table holds -0.2 at t = 2'),
-    ([0., math.inf], ValueError, 'table holds inf at t = 1')], ids=str)
-def test_bad_tables(table, error, says):
-    with pytest.raises(error, match=says): optimal(table)
-
 def test_decoder_term_by_quadrature():
     "E L_0 of the exact Gaussian denoiser: integrate over x_1 | x_0 numerically (eq-decoder)"
     S, n = Schedule([0.02, 0.05, 0.3]), 20_000
@@ -280,8 +248,7 @@ def test_decoder_term_by_quadrature():
     assert abs(L_0.mean() - np.trapezoid(nll * stats.norm.pdf(z), z)) < 5 * se(L_0)
 
 def test_bound_is_the_entropy_plus_what_is_known_to_be_lost():
-    """The code length of Gaussian data: the entropy of its gray values, plus the excess of each
-    step, plus that of the last step's width (eq-vlb, eq-jensen)"""
+    "eq-vlb, eq-jensen: the grays' entropy, each step's excess and that of the last width"
     sigma, n = 0.25, 20_000
     edges = np.concatenate([[-np.inf], GRAYS[:-1] + 1/255, [np.inf]])
     entropy = stats.entropy(np.diff(stats.norm.cdf(edges / sigma)), base=2)
@@ -295,16 +262,6 @@ def test_bound_is_the_entropy_plus_what_is_known_to_be_lost():
     assert se(bound) < 0.03 and lost > 0.5
     assert abs(bound.mean() - entropy - lost) < 4 * se(bound)
 
-def test_skipping_steps_costs_more():
-    """Each step that is cut in two costs less (the sum lies above an integral: eq-step-excess);
-    L_0 and L_T stay"""
-    few, more = (vlb_terms(oracle(), LINEAR, gaussian_data(4000), times=times, generator=gen())
-                 for times in ([1000, 30, 10, 5, 0],
-                               [1000, 700, 400, 200, 100, 50, 30, 20, 10, 5, 0]))
-    assert few.shape == (5, 4000) and torch.equal(few[-1], more[-1])
-    gap = few.sum(0) - more.sum(0)
-    assert gap.mean() > 10 * se(gap)
-
 def test_labels_shorten_the_code():
     "By about the one bit that the label holds; the bound is not tight"
     means, y = torch.tensor([[-0.6], [0.6]]), torch.tensor([0, 1]).repeat(500)
@@ -313,14 +270,6 @@ def test_labels_shorten_the_code():
     S = Schedule(linear_betas(50, 1e-3, 0.2))
     bits = lambda y: vlb_terms(d, S, x0, y, generator=gen()).sum(0).mean()
     assert 0.7 < bits(None) - bits(y) < 1.3
-
-def test_a_better_denoiser_of_real_digits_has_the_smaller_loss_and_bound():
-    x, S = mnist_mini()[:][0], Schedule(linear_betas(100, 1e-3, 0.2))
-    f = x.flatten(1).double()
-    knows_mean, knows_cov = (GaussianOracle(x.mean(0), C) for C in (f.var(0).diag(), f.T.cov()))
-    for measure in (lambda d: diffusion_loss(d, S, x[::50], generator=gen()).mean(),
-                    lambda d: vlb_terms(d, S, x[::250], generator=gen()).sum(0).mean()):
-        assert measure(knows_cov) < 0.9 * measure(knows_mean)
 
 def test_measuring_leaves_no_footprints():
     "Dropout is off in every mode, also in a part left in train mode by hand, and modes stay"
@@ -335,10 +284,18 @@ def test_measuring_leaves_no_footprints():
     assert torch.equal(torch.random.get_rng_state(), rng)
     assert torch.equal(x0, uniform_data(4, 1, 3, 3))
 
-@pytest.mark.parametrize('times, says', [
-    ([1000, 0], 'at least 2 steps'), ([1000, 500, 1], r'end at 0, not with \[1000, 500, 1\]'),
-    ([], 'end at 0'), ([500, 700, 0], 's must be less than t'), ([1001, 500, 0], '1001 is outside'),
-])
-def test_bad_times(times, says):
-    with pytest.raises(ValueError, match=says):
-        vlb_terms(oracle(), LINEAR, torch.zeros(2, 1), times=times)
+OTHER = Schedule(cosine_betas(1000)).at(500, torch.zeros(2, 1))  # its weight would be below 0
+
+@pytest.mark.parametrize('case', [
+    *((lambda t=t: vlb_terms(oracle(), LINEAR, torch.zeros(2, 1), times=t), says) for t, says in (
+        ([1000, 0], 'at least 2 steps'), ([1000, 500, 1], r'end at 0, not with \[1000, 500, 1\]'),
+        ([], 'end at 0'), ([500, 700, 0], 's must be less than t'),
+        ([1001, 500, 0], '1001 is outside'))),
+    (lambda: optimal(0.3), r'table = 0.3: .*x0_variance\(denoiser', TypeError),
+    (lambda: optimal(oracle()), 'table = ', TypeError),
+    (lambda: optimal([0., 0.1, -0.2]), 'table holds -0.2 at t = 2'),
+    (lambda: optimal([0., math.inf]), 'table holds inf at t = 1'),
+    (lambda: vlb_weight(LINEAR)(OTHER), 't = 500 has signal 0.70.*vlb_weight has 0.28'),
+    (lambda: vlb_weight(Schedule([0.5])), 'at least 2 steps'),
+    (lambda: diffusion_loss(oracle(), LINEAR, torch.zeros(8)), r'x0 has shape \(8,\): .*\(B, 1\)')])
+def test_refused(case): refused(*case)

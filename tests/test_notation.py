@@ -1,11 +1,7 @@
 "The notation table has each symbol of the book once, and its check notices what is missing"
-import json, sys
-from pathlib import Path
-
+import json
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+from conftest import ROOT
 import notation
 
 def test_each_symbol_of_the_book_stands_in_the_table_once():

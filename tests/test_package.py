@@ -26,8 +26,7 @@ def names(code, *operations):
     return {i.argval for i in dis.get_instructions(code) if i.opname in operations}.union(*inside)
 
 def test_no_notebook_global_leaks(module):
-    """Every global name that a module's code loads exists in the module: the classic bug of a
-    library exported from notebooks"""
+    "Every global that a module loads exists in it: the classic bug of exported notebooks"
     code = compile(source(module.__name__.split('.')[1]), 'module', 'exec')
     inside_classes = names(code, 'STORE_NAME') | {'__module__', '__qualname__', '__name__'}
     loaded = names(code, 'LOAD_GLOBAL', 'LOAD_NAME') - inside_classes
@@ -40,8 +39,7 @@ def test_all_is_true(module):
     assert values and all(docs.values()), docs
 
 def test_imports_go_one_way():
-    """No module imports one that comes after it in the book; networks and data know no diffusion
-    (DDPM's own parts know nothing of config and command line)"""
+    "No module imports a later one of the book; networks and data know no diffusion"
     order = '''schedule noising denoiser oracle unet transformer loss sampling solvers data guidance
         editing engine training checkpoint pictures reader features evaluation likelihood config
         report doctor pretrained export run cli'''.split()

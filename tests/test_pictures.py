@@ -2,12 +2,10 @@
 import os, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from diffusion_scratch import pictures
 from diffusion_scratch.data import to_float
 from diffusion_scratch.pictures import as_text, grid, save_animation, save_loss_curve, terminal_text
@@ -117,8 +115,7 @@ def test_a_file_is_whole_or_not_there(tmp_path, full_disk):
     assert os.listdir(tmp_path) == ['a.gif'] and old.read_bytes() == b'the old one'
 
 def test_text_has_the_bits_of_braille_breaks_lines_and_pads():
-    """Unicode's order of the 8 dots: 1, 2, 3 down the left, 4, 5, 6 down the right, then 7 and 8
-    below (U+2800 plus the bits)"""
+    "Unicode: dots 1, 2, 3 down the left, 4, 5, 6 down the right, 7 and 8 below, from U+2800"
     for dot, place in enumerate([(0, 0), (1, 0), (2, 0), (0, 1), (1, 1), (2, 1), (3, 0), (3, 1)]):
         x = torch.full((1, 1, 4, 2), -1.)
         x[0, 0][place] = 1

@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from helpers_damage import never_silent
-from helpers_pretrained import (ABOUT, CELEBA, CIFAR, SMALL, TINY, S, compare, edit, gap, images,
-                                make, publish, same, theirs, tree)
+from helpers_pretrained import (ABOUT, CELEBA, CIFAR, SMALL, TINY, S, compare, edit, images, make,
+                                publish, same, theirs, tree)
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -22,9 +22,8 @@ from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Parameterization, c
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.pretrained import (
-    DIFFUSERS_WEIGHTS, PUBLISHED, SCHEDULER_DEFAULTS, SHIPPED, UNET2D_DEFAULTS, WEIGHTS, about,
-    find, from_diffusers, load, read_scheduler, save, to_diffusers, unet2d_values,
-    unet_arguments)
+    DIFFUSERS_WEIGHTS, PUBLISHED, SCHEDULER_DEFAULTS, UNET2D_DEFAULTS, WEIGHTS, about, find,
+    from_diffusers, load, read_scheduler, save, to_diffusers, unet2d_values, unet_arguments)
 from diffusion_scratch.schedule import Schedule, linear_betas
 from diffusion_scratch.training import TrainState, fit
 from diffusion_scratch.unet import UNet
@@ -81,20 +80,6 @@ def test_other_networks_in_and_out(tmp_path, options):
     back = UNet2DModel.from_pretrained(tmp_path/'out'/'unet').eval()
     assert same(back, reference)
     compare(denoiser.net, back, x, (1, 7, 1000))
-
-def test_gradients_agree(published, reference):
-    "Of every weight and of the input; float32 sums in another order"
-    denoiser, _ = load(published)
-    x, target = images(2, 1, 8, 8), images(2, 1, 8, 8, seed=1)
-    xs = [x.clone().requires_grad_() for _ in range(2)]
-    (denoiser.net(xs[0], torch.tensor([3, 900])) - target).square().sum().backward()
-    (reference(xs[1], torch.tensor([2, 899])).sample - target).square().sum().backward()
-    assert gap(xs[0].grad, xs[1].grad) < 1e-5
-    ours = to_diffusers({k: p.grad for k, p in denoiser.net.named_parameters()})
-    # the key's bias has a gradient of zero: softmax does not see it
-    worst = max(p.grad.norm() for p in reference.parameters())
-    for k, p in reference.named_parameters():
-        assert (ours[k] - p.grad).norm() < 1e-5 * max(p.grad.norm(), 0.01 * worst), k
 
 def test_old_names_of_attention_and_half_precision(published, reference):
     "As diffusers spelt names when the first networks were published; float16 becomes float32"
@@ -447,16 +432,6 @@ def test_every_file_is_read_whole_or_refused(tmp_path, write):
         if file.name in NO_READER: continue
         told = never_silent(file, lambda: read_whole(tmp_path/'net'))
         assert told['refused'] > 100, file
-
-@pytest.mark.parametrize('name', ['config.json', 'schedule.json', WEIGHTS])
-def test_shipped_weights_are_read_whole_or_refused(tmp_path, name):
-    folder = shutil.copytree(SHIPPED/'mnist-mini', tmp_path/'net')
-    def read():
-        found = find(folder)
-        weights, betas = found.read(True)
-        total = sum(w.sum() for w in weights.values())
-        return found.about, found.parameterization, betas.tolist(), total
-    assert never_silent(folder/name, read)['refused'] > 200
 
 def test_folders_without_checksums_stay_readable(tmp_path):
     "As they were written before there were any, and as other programs write them"

@@ -3,19 +3,16 @@ ATEN_CPU_CAPABILITY, which chooses the instructions that PyTorch uses. `default`
 machine; where that is all there is, nothing moves, and tests of two processors see nothing"""
 import json, os, subprocess, sys
 from pathlib import Path
-
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.pretrained import SHIPPED, load
-from diffusion_scratch.report import generate
 from diffusion_scratch.run import changed_since
-from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas
+from diffusion_scratch.schedule import Schedule, linear_betas
 from diffusion_scratch.unet import UNet
 
 def python(program, *words, capability=None):
@@ -45,8 +42,7 @@ run.train(load_config('c.yaml'), progress=False)
 '''
 
 def test_a_run_moves_to_another_processor_on_its_way_and_back(tmp_path, monkeypatch):
-    """It goes on with the betas of its first checkpoint, and says what has changed, in a line and
-    in its manifest"""
+    "It goes on with its first betas, and says what has changed, also in its manifest"
     monkeypatch.chdir(tmp_path)
     Path('c.yaml').write_text(yaml.safe_dump(RUN))
     said, betas = [], []

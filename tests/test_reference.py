@@ -1,19 +1,13 @@
 "The API reference, the page of the ledger and the search say and find what the code has"
-import ast, functools, gzip, importlib, inspect, json, re, shutil, sys
-from pathlib import Path
-
+import ast, functools, gzip, importlib, inspect, json, re, shutil
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
+from conftest import ROOT
 import api, ledger, search
 
 PACKAGE = 'diffusion_scratch'
 
-
 @functools.cache
 def library(): return api.Library(ROOT)
-
 
 def signature(code: str) -> list[tuple[str, str, bool]]:
     "(name, kind, has it a default?) of the arguments of a signature on the page, without self"
@@ -27,14 +21,12 @@ def signature(code: str) -> list[tuple[str, str, bool]]:
     if args.kwarg: found.append((args.kwarg.arg, 'var', False))
     return [a for a in found if a[0] not in ('self', 'cls')]
 
-
 def python_says(function) -> list[tuple[str, str, bool]]:
     kinds = dict(POSITIONAL_ONLY='plain', POSITIONAL_OR_KEYWORD='plain', KEYWORD_ONLY='named',
                  VAR_POSITIONAL='var', VAR_KEYWORD='var')
     parameters = inspect.signature(function).parameters.values()
     return [(p.name, kinds[p.kind.name], p.default is not p.empty) for p in parameters
             if p.name not in ('self', 'cls')]
-
 
 def test_every_public_name_has_its_signature():
     "As Python itself sees the package: names, order, those that must be named, defaults"
@@ -55,7 +47,6 @@ def test_every_public_name_has_its_signature():
     assert len(seen) > 300
     assert sum(any(kind == 'named' for _, kind, _ in s) for s in seen.values()) > 15
 
-
 def test_defaults_are_those_of_the_source():
     code = lambda name: library().all[name].code
     assert 'step: Solver=ancestral(),' in code('sample') and '    *,\n' in code('sample')
@@ -65,14 +56,12 @@ def test_defaults_are_those_of_the_source():
     rates = [line for line in code('linear_betas').splitlines() if '1e-4' in line]
     assert rates  # and not 0.0001
 
-
 def test_an_entry_says_what_the_source_says():
     entry = library().all['Schedule.at']
     assert dict(entry.parameters)['t'] == 'timesteps (B,) or one for all, 0..T'
     assert ('ValueError', 't = {extreme} is outside 1..{T} (0 is the data itself)') in entry.errors
     assert {'T', 's', 'return'} == {n for n, _ in library().all['cosine_betas'].parameters}
     assert library().labels(library().all['cosine_betas']) == ['eq-' + 'cosine']
-
 
 def test_entries_link_to_their_line_and_to_their_chapter():
     base = library().source('')
@@ -86,7 +75,6 @@ def test_entries_link_to_their_line_and_to_their_chapter():
             names = {n.lower() for s in cells if s.startswith('#|') for n in api.names_printed(s)}
             assert not place or place in names
 
-
 def test_no_link_between_the_pages_is_dead(tmp_path):
     library().write(tmp_path)
     pages = {f.name: '\n'.join(s for _, s in ledger.cells(f)) for f in tmp_path.glob('*.ipynb')}
@@ -96,7 +84,6 @@ def test_no_link_between_the_pages_is_dead(tmp_path):
              for link in re.findall(r'\]\((api\w*\.ipynb)#([\w.]+)\)', library().link_prose(text))]
     assert len(links) > 500 and all(place in places[file] for file, place in links)
     assert [file for file, _ in links if file == 'api_sampling.ipynb']
-
 
 def test_quarto_and_smalldocs_get_all_pages(tmp_path):
     "Quarto's parts hold no parts; both list each page once"
@@ -108,7 +95,6 @@ def test_quarto_and_smalldocs_get_all_pages(tmp_path):
     pages = [api.INDEX, *(api.file_of(m.name) for m in library().modules)]
     for found in map(ledger.chapters, (chapters, nested)):
         assert len(set(found)) == len(found) and set(pages) <= set(found)
-
 
 def test_names_in_prose_link_to_their_entries():
     link = library().link_prose
@@ -122,7 +108,6 @@ def test_names_in_prose_link_to_their_entries():
         assert link(text) == text
     assert link(f'## [`sample`]({site}/sampling.html#sample)') == '## `sample`'
 
-
 def test_names_in_code_link_to_their_entries():
     "What is imported, used or defined; not what the block itself assigns, nor strings"
     page = '<code class="sourceCode python">{}</code>'.format
@@ -134,7 +119,6 @@ def test_names_in_code_link_to_their_entries():
     assert api.link_code(page('from x import é, sample'), names) == page(f'from x import é, {a}')
     assert api.link_code(page('def sample(a) -&gt; int'), names) == page(f'def {a}(a) -&gt; int')
     assert api.link_code(page('not python: sample('), names) == page('not python: sample(')
-
 
 def test_the_ledger_shows_the_equations_and_links_to_their_tests():
     equations, lines = ledger.read(ROOT)[0], ledger.test_lines(ROOT)
@@ -150,7 +134,6 @@ def test_the_ledger_shows_the_equations_and_links_to_their_tests():
     page = '\n'.join(ledger.page_cells(equations, {e.chapter: '1 A'}, {}, url, lines))
     assert page.count('.ledger-entry') == sum(x.chapter == e.chapter for x in equations)
 
-
 # ---------------------------------------------------------------- search
 def test_names_of_a_term():
     assert search.names_of('variational lower bound (ELBO)', 'evidence lower bound; VLB') == [
@@ -160,21 +143,17 @@ def test_names_of_a_term():
         'Frechet distance', 'Fréchet inception distance', 'FID']
     assert 'EDM' not in search.names_of('a', 'b (EDM); $x$; `C` (diffusers, where c)')
 
-
 def test_plain_text():
     assert search.plain('## A {#b}\nSee [`f`](x.ipynb#f) and **this** $\\hat x_t$ [@ho2020ddpm].'
                         '\n```python\ncode\n```\n$$\na\n$$ {#' 'eq-' 'a}\n- `x*y`') == (
         'A. See f and this x_t. x*y')
 
-
 @functools.cache
 def index(): return search.index(library())
-
 
 def test_the_index_is_small():
     text = json.dumps(index(), ensure_ascii=False, separators=(',', ':')).encode()
     assert len(gzip.compress(text)) < 400_000
-
 
 def test_the_index_has_what_it_must():
     documents = index()['documents']
@@ -183,7 +162,6 @@ def test_the_index_has_what_it_must():
     assert {api.on_site(e.href) for e in library().all.values()} <= set(hrefs)
     assert {'schedule.html#sec-notation', 'data.html#a-folder-of-your-own-images'} <= set(hrefs)
     assert not [d for d in documents if re.search(r'\$|\]\(|\{#|:::|\*\*', d['text'])]
-
 
 def test_the_search_finds(tmp_path):
     minisearch = ROOT/'nbs'/'assets'/'minisearch'

@@ -1,14 +1,13 @@
 "Schedules against NumPy, SciPy and the papers' own recipes; every refusal"
 import math
-
 import numpy as np
 import pytest
 import torch
-from conftest import gen
+from conftest import gen, refused
 from scipy.special import expit
-
-from diffusion_scratch.schedule import (Level, Schedule, cast_like, cosine_betas, leading,
-    linear_betas, linspace, log_snr, sigmoid_betas, trailing, zero_terminal_snr)
+from diffusion_scratch.schedule import (Schedule, cast_like, cosine_betas, leading, linear_betas,
+                                        linspace, log_snr, sigmoid_betas, trailing,
+                                        zero_terminal_snr)
 
 pytestmark = pytest.mark.any_processor
 MAKERS = [linear_betas, cosine_betas, sigmoid_betas]
@@ -17,8 +16,6 @@ TEN = Schedule(linear_betas(10))
 images = torch.zeros(4, 3, 5, 7)
 every_maker = pytest.mark.parametrize('make', MAKERS)
 every_spacing = pytest.mark.parametrize('spacing', SPACINGS)
-
-def refused(says, error=ValueError): return pytest.raises(error, match=says)
 
 # The tables
 
@@ -44,22 +41,20 @@ def test_tables_keep_doubles_where_singles_would_not_do():
     level = schedule.at(1, torch.zeros(1, dtype=torch.float16))
     assert level.signal.dtype == level.noise.dtype == torch.float64
 
-@pytest.mark.parametrize('kind', [list, tuple, np.array, torch.DoubleTensor])
-def test_betas_may_come_in_any_clothes(kind):
+def test_betas_may_come_in_any_clothes_and_a_schedule_keeps_its_own():
     truth = torch.tensor([1, 0.9, 0.72], dtype=torch.float64)
-    torch.testing.assert_close(Schedule(kind([0.1, 0.2])).alpha_bar, truth, rtol=1e-14, atol=0)
-
-def test_a_schedule_does_not_change_with_the_tensor_it_came_from():
-    betas = linear_betas(5)
-    schedule = Schedule(betas)
+    for kind in (list, tuple, np.array, torch.DoubleTensor):
+        torch.testing.assert_close(Schedule(kind([0.1, 0.2])).alpha_bar, truth, rtol=1e-14, atol=0)
+    schedule = Schedule(betas := linear_betas())
     betas[0] = 0.5
     assert schedule.betas[0] == 1e-4
+    assert repr(schedule) == 'Schedule(T=1000, beta 0.0001..0.02, alpha_bar_T=4.04e-05)'
+    assert Schedule([0.5, 1.0]).alpha_bar.tolist() == [1, 0.5, 0]  # only the last may be 1
 
 @every_maker
 @pytest.mark.parametrize('T', [1, 10, 1000, 4000, 100_000])
 def test_the_same_betas_of_another_processor_are_close(make, T):
-    """Doubles whose last two bits are another's: of the line itself where the betas are one, else
-    of the curve, of which each beta is a small difference from 1"""
+    "Doubles whose last two bits are another's, of the line or of the curve behind the betas"
     other = lambda x: x * (1 + 2.0**-52 * torch.randint(-2, 3, x.shape, generator=gen()))
     schedule = Schedule(make(T))
     betas = schedule.betas if make is linear_betas else 1 - other(1 - schedule.betas)
@@ -72,24 +67,6 @@ def test_other_betas_are_not_close():
                   zero_terminal_snr(betas)):
         assert not Schedule(betas).is_close(Schedule(other))
     assert Schedule(betas).is_close(Schedule(changed), rtol=1e-7)
-
-@pytest.mark.parametrize('betas, says', [
-    ([0.1, 0.0, 0.1], r'beta_2 = 0 is outside \(0, 1\)'), ([-0.1], r'beta_1 = -0.1 '),
-    ([1.0, 0.5], r'beta_1 = 1 .*only the last may be exactly 1'), ([0.5, 1.1], r'beta_2 = 1.1 '),
-    ([0.5, math.nan], r'beta_2 = nan '), ([math.inf], r'beta_1 = inf '), ([], r'shape \(0,\)'),
-    (0.5, r'shape \(\)'), ([[0.1, 0.2]], r'shape \(1, 2\)'),
-    # the published line, scaled to ten steps, reaches two
-    (linear_betas(10, 1e-4 * 100, 0.02 * 100), r'beta_6 = 1\.11556 is outside'),
-])
-def test_bad_betas_are_refused_by_name(betas, says):
-    with refused(says): Schedule(betas)
-
-def test_only_the_last_beta_may_be_one():
-    assert Schedule([0.5, 1.0]).alpha_bar.tolist() == [1, 0.5, 0]
-
-def test_repr_tells_what_matters():
-    assert repr(Schedule(linear_betas())) == (
-        'Schedule(T=1000, beta 0.0001..0.02, alpha_bar_T=4.04e-05)')
 
 # Schedule.at and Level
 
@@ -114,17 +91,6 @@ def test_t_may_come_in_any_clothes(t):
 def test_level_has_as_many_dimensions_as_the_batch(like, shape):
     assert TEN.at(3, torch.zeros(like)).signal.shape == shape
 
-@pytest.mark.parametrize('t, says', [
-    (-1, r't = -1 is outside 1\.\.10'), (11, r't = 11 is outside 1\.\.10'),
-    (torch.tensor([1, 2, 99, 3]), r't = 99 is outside'),
-    (torch.tensor([1, 2]), r'shape \(2,\).* 4 images'),
-    (torch.ones(4, 1).long(), r'shape \(4, 1\)'),
-    (0.5, r'whole numbers 0\.\.10, not torch\.float'),
-    (torch.rand(4), r'whole numbers 0\.\.10, not torch\.float32'),
-])
-def test_bad_t_is_refused_by_value(t, says):
-    with refused(says): TEN.at(t, images)
-
 def test_snr_from_infinity_to_zero():  # eq-snr
     schedule = Schedule(zero_terminal_snr(cosine_betas(20)))
     level = schedule.at(torch.arange(21), torch.zeros(21))
@@ -134,10 +100,6 @@ def test_snr_from_infinity_to_zero():  # eq-snr
     by_log_snr = torch.sigmoid(level.log_snr)
     torch.testing.assert_close(level.alpha_bar, by_log_snr, rtol=1e-12, atol=1e-15)
     torch.testing.assert_close(level.alpha_bar, schedule.alpha_bar, rtol=1e-14, atol=0)
-
-def test_a_level_is_only_three_tensors():
-    level = Level(torch.tensor([5]), torch.tensor([0.6]), torch.tensor([0.8]))
-    assert level.snr.item() == pytest.approx(0.5625) and level._fields == ('t', 'signal', 'noise')
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_coefficients_go_where_the_images_are(dtype):
@@ -166,8 +128,7 @@ def test_times_fall_from_T_to_0_in_strides_that_differ_by_one_at_most():
 @pytest.mark.parametrize(
     'make', MAKERS + [lambda T: zero_terminal_snr(linear_betas(T)) if T > 1 else torch.ones(1)])
 def test_every_spacing_gives_a_walk_for_every_n(spacing, make):
-    """n different timesteps that fall, within 1..T, and 0; all but `leading` start at T, and
-    linspace and log_snr end at 1"""
+    "n times fall within 1..T, then 0; all but `leading` start at T, linspace and log_snr end at 1"
     for T in [*range(1, 31), 97, 200]:
         schedule = Schedule(make(T))
         for n in range(1, T + 1) if T < 31 else (1, 2, 3, T // 3, T - 1, T):
@@ -190,8 +151,7 @@ def test_the_formulas_of_the_spacings():  # eq-spacing
 
 @every_maker
 def test_log_snr_spacing_is_even_in_log_snr(make):  # eq-spacing
-    """A whole timestep is the finest there is: no stop is further from its place than one of those
-    is long"""
+    "No stop is further from its place than a whole timestep there is long"
     schedule = Schedule(make(1000))
     lam = schedule.at(torch.arange(1, 1001), torch.zeros(1000)).log_snr.numpy()
     for n in (2, 5, 10):
@@ -201,42 +161,15 @@ def test_log_snr_spacing_is_even_in_log_snr(make):  # eq-spacing
             i = off.argmin()
             assert abs(stop - wanted) <= off[i] + np.abs(np.diff(lam))[max(0, i - 2):i + 2].max()
 
-def test_log_snr_spacing_is_linspace_where_log_snr_falls_on_a_line():
-    fine = torch.sigmoid(torch.linspace(9, -9, 1000, dtype=torch.float64))
-    line = Schedule(1 - fine / torch.cat([torch.ones(1, dtype=torch.float64), fine[:-1]]))
-    assert line.times(10, log_snr) == line.times(10, linspace)
-
 def test_a_spacing_of_ones_own():
     schedule = Schedule(linear_betas(100))
     assert schedule.times(3, lambda s, n: [s.T, 9.6, 1]) == [100, 10, 1, 0]
     assert schedule.times(2, lambda s, n: torch.tensor([50, 3])) == [50, 3, 0]
 
-@pytest.mark.parametrize('spacing, says', [
-    ('leading', r"spacing = 'leading' is not a spacing: give schedule.trailing, leading, linspace"
-                r" or log_snr"),
-    (None, 'spacing = None is not a spacing'),
-    (lambda s, n: [9, 5],
-     r'the spacing gave \[9, 5\]; it must give 3 timesteps that fall within 10\.\.1'),
-    (lambda s, n: [11, 5, 1], 'it must give 3 timesteps'), (lambda s, n: [9, 9, 1], 'that fall'),
-    (lambda s, n: [9, 1, 0], 'it must give 3'), (lambda s, n: [1, 5, 9], 'that fall'),
-])
-def test_spacings_that_are_none(spacing, says):
-    with refused(says): TEN.times(3, spacing)
-
-@every_spacing
-def test_no_spacing_takes_what_is_no_number_of_steps(spacing):
-    for n in (0, -3, 11):
-        with refused(rf'n = {n} steps are outside 1\.\.10'): TEN.times(n, spacing)
-    for n in (2.5, 10., '10', None):
-        message = rf'n = {n!r} is not a number of steps: give a whole number, 1\.\.10'
-        with refused(message, TypeError):
-            TEN.times(n, spacing)
-
 # The makers
 
 def test_linear_is_the_published_schedule():
-    """eq-linear; Ho et al.'s code: np.linspace(1e-4, 0.02, 1000, dtype=float64). Ten steps of it,
-    not scaled, leave the image in place"""
+    "eq-linear (Ho et al.'s code); ten steps of it, not scaled, leave the image in place"
     np.testing.assert_allclose(linear_betas(), np.linspace(1e-4, 0.02, 1000), rtol=1e-15)
     assert Schedule(linear_betas()).alpha_bar[-1].item() == pytest.approx(4.0358e-5, rel=1e-4)
     assert linear_betas(7, 0.1, 0.4)[[0, -1]].tolist() == [0.1, 0.4]
@@ -255,15 +188,6 @@ def test_sigmoid_is_the_published_curve(start, end, tau):  # eq-sigmoid, against
     ab = Schedule(sigmoid_betas(200, start, end, tau)).alpha_bar
     np.testing.assert_allclose(ab[:-1], ((g[-1] - g) / (g[-1] - g[0]))[:-1], rtol=1e-10)
 
-def test_a_hot_sigmoid_is_a_straight_line():
-    ab = Schedule(sigmoid_betas(100, tau=1000.)).alpha_bar[:-1]
-    np.testing.assert_allclose(ab, np.linspace(1, 0, 101)[:-1], rtol=0, atol=1e-6)
-
-@every_maker
-@pytest.mark.parametrize('T', [0, -1])
-def test_no_steps_are_refused(make, T):
-    with refused(f'T = {T} is not a number of steps'): make(T)
-
 @every_maker
 @pytest.mark.parametrize('T', [2, 10, 1000])
 def test_zero_terminal_snr_is_the_published_algorithm(make, T):
@@ -279,17 +203,42 @@ def test_zero_terminal_snr_is_the_published_algorithm(make, T):
     assert ab[1].item() == pytest.approx(1 - betas[0].item(), abs=1e-14)
     torch.testing.assert_close(zero_terminal_snr(result), result, rtol=1e-9, atol=1e-12)
 
-@pytest.mark.parametrize('betas, says', [([0.5], 'T must be at least 2'),
-                                         ([2., 0.5], 'beta_1 = 2 ')])
-def test_zero_terminal_snr_refuses_one_step_and_bad_betas(betas, says):
-    with refused(says): zero_terminal_snr(torch.tensor(betas))
+# Refused
 
-@pytest.mark.parametrize('make, bound', [(linear_betas, 3e-5), (cosine_betas, 2e-9),
-                                         (sigmoid_betas, 2.5e-7)])
-def test_prior_gap_of_the_usual_lengths(make, bound):
-    "eq-prior-gap, its largest value for pixels in [-1, 1]: all of them 1 or -1"
-    ab = Schedule(make()).alpha_bar[-1].item()
-    assert 0 < -0.5 * math.log1p(-ab) / math.log(2) < bound
+def of(betas): return lambda: Schedule(betas)
+def at(t): return lambda: TEN.at(t, images)
+def times(n, spacing): return lambda: TEN.times(n, spacing)
+
+@pytest.mark.parametrize('case', [
+    (of([0.1, 0.0, 0.1]), r'beta_2 = 0 is outside \(0, 1\)'), (of([-0.1]), r'beta_1 = -0.1 '),
+    (of([1.0, 0.5]), r'beta_1 = 1 .*only the last may be exactly 1'),
+    (of([0.5, 1.1]), r'beta_2 = 1.1 '), (of([0.5, math.nan]), r'beta_2 = nan '),
+    (of([math.inf]), r'beta_1 = inf '), (of([]), r'shape \(0,\)'), (of(0.5), r'shape \(\)'),
+    (of([[0.1, 0.2]]), r'shape \(1, 2\)'),
+    # the published line, scaled to ten steps, reaches two
+    (of(linear_betas(10, 1e-4 * 100, 0.02 * 100)), r'beta_6 = 1\.11556 is outside'),
+    (at(-1), r't = -1 is outside 1\.\.10'), (at(11), r't = 11 is outside 1\.\.10'),
+    (at(torch.tensor([1, 2, 99, 3])), r't = 99 is outside'),
+    (at(torch.tensor([1, 2])), r'shape \(2,\).* 4 images'),
+    (at(torch.ones(4, 1).long()), r'shape \(4, 1\)'),
+    (at(0.5), r'whole numbers 0\.\.10, not torch\.float'),
+    (at(torch.rand(4)), r'whole numbers 0\.\.10, not torch\.float32'),
+    (times(3, 'leading'), "spacing = 'leading' is not a spacing: give schedule.trailing, leading, "
+                          'linspace or log_snr'),
+    (times(3, None), 'spacing = None is not a spacing'),
+    (times(3, lambda s, n: [9, 5]),
+     r'the spacing gave \[9, 5\]; it must give 3 timesteps that fall within 10\.\.1'),
+    *((times(3, lambda s, n, t=t: t), 'it must give 3 timesteps that fall')
+      for t in ([11, 5, 1], [9, 9, 1], [9, 1, 0], [1, 5, 9])),
+    *((times(n, spacing), rf'n = {n} steps are outside 1\.\.10')
+      for n in (0, -3, 11) for spacing in SPACINGS),
+    *((times(n, spacing), rf'n = {n!r} is not a number of steps: give a whole number, 1\.\.10',
+       TypeError) for n in (2.5, 10., '10', None) for spacing in SPACINGS),
+    *((lambda make=make, T=T: make(T), f'T = {T} is not a number of steps')
+      for make in MAKERS for T in (0, -1)),
+    (lambda: zero_terminal_snr(torch.tensor([0.5])), 'T must be at least 2'),
+    (lambda: zero_terminal_snr(torch.tensor([2., 0.5])), 'beta_1 = 2 ')])
+def test_refused_by_name_and_value(case): refused(*case)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_timesteps_may_live_on_the_gpu():

@@ -55,8 +55,7 @@ def one_step(step, x_t, x0, t, s):
 # ---- one step of DDIM
 @pytest.mark.parametrize('eta', [0., 0.3, 1., 1, 0])
 def test_ddim_is_the_papers_formula(eta):
-    """eq-ddim, eq-eta: Song et al. 2021, eq. 12 and 16, in NumPy, with the noise that is predicted
-    beside the image. 1 - alpha_bar_1 is 1e-4: rounding is 1e-16 over it, times eps"""
+    "eq-ddim, eq-eta: Song et al. 2021, eq. 12, 16; 1e-16 of rounding over 1 - ab_1 = 1e-4"
     x_t, x0, t, s = pairs()
     ab_t, ab_s = t.alpha_bar.numpy(), s.alpha_bar.numpy()
     eps = (x_t.numpy() - np.sqrt(ab_t) * x0.numpy()) / np.sqrt(1 - ab_t)
@@ -66,20 +65,9 @@ def test_ddim_is_the_papers_formula(eta):
     np.testing.assert_allclose(p.mean, mean, rtol=0, atol=1e-9)
     np.testing.assert_allclose(p.std.expand(300, 1), sigma, rtol=0, atol=1e-9)
 
-@pytest.mark.parametrize('eta', [0., 0.2, 0.7, 1.])
-def test_every_member_of_the_family_keeps_the_marginals(eta):
-    """eq-family: with the true image and the true noise, x_s has the mean and the variance of
-    level s"""
-    _, x0, t, s = pairs()
-    step = lambda x_t: one_step(ddim(eta), x_t, x0, t, s)
-    mean, shift = step(t.signal * x0).mean, step(t.signal * x0 + t.noise).mean
-    within(mean, s.signal * x0, 1e-12)
-    within((shift - mean)**2 + step(x0).std**2, (s.noise**2).expand(300, 3), 1e-12, rtol=1e-9)
-
 @every_schedule
 def test_ancestral_is_ddim_with_eta_1(schedule):
-    """eq-ddim: the same Gaussian, for one step, whatever the levels; and the same images, from the
-    same seed"""
+    "eq-ddim: the same Gaussian at any levels, and the same images from the same seed"
     x_t, x0, t, s = pairs(schedule)
     ours = one_step(ddim(1.), x_t, x0, t, s)
     for other in (one_step(ancestral(), x_t, x0, t, s), q_posterior(x0, x_t, t, s)):
@@ -95,8 +83,7 @@ def test_ancestral_is_ddim_with_eta_1(schedule):
 @every_schedule
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_the_last_frame_is_the_last_prediction_bit_for_bit(step, schedule, dtype):
-    """With long and short steps, in every precision, also where no signal is left at T; nothing
-    on the way is NaN"""
+    "In every precision, also where no signal is left at T; nothing on the way is NaN"
     x_T = torch.randn(3, 2, generator=gen()).to(dtype)
     for times in ([schedule.T, 0], [schedule.T, 400, 0], [schedule.T, 900, 30, 1, 0]):
         frames = frames_of(step, times, schedule=schedule, shape=(3, 2), x_T=x_T, seed=0)
@@ -187,8 +174,7 @@ def test_the_first_step_is_ddims_and_so_is_one_after_a_jump_up(eta):
     assert ours[0] == ddims[0] and ours[2] == ddims[2] and ours[1].std > 0 and ours[1].x0 == 0
 
 def test_the_flow_is_an_average_of_predictions():
-    """eq-variation by quadrature along the exact path of a Gaussian, of eq-gaussian-flow;
-    eq-flow by its slope. The oracle's mean is float32"""
+    "eq-variation by quadrature along eq-gaussian-flow; eq-flow by its slope"
     var, mu = 0.3**2, -0.2
     path = lambda lam: mu + 1.7 * math.sqrt(var + math.exp(-2 * lam))
     prediction = lambda lam: mu + var / (var + math.exp(-2 * lam)) * (path(lam) - mu)
@@ -208,8 +194,7 @@ def test_the_flow_is_an_average_of_predictions():
 # ---- Heun
 @pytest.mark.parametrize('h', [1e-3, 0.1, 1., 5.])
 def test_what_the_two_rules_add(h):
-    """eq-heun-rules: the exponential is an integral; the trapezoid is half of e^h - 1; both are
-    h/2 for short steps"""
+    "eq-heun-rules: an integral, and half of e^h - 1; both are h/2 for short steps"
     integral, _ = scipy.integrate.quad(lambda lam: math.exp(lam - h) * lam / h, 0, h)
     a, b = (rule(torch.tensor(h, dtype=torch.float64)).item() for rule in (exponential, trapezoid))
     assert a == pytest.approx(integral, rel=1e-9)
@@ -219,8 +204,7 @@ def test_what_the_two_rules_add(h):
 
 @pytest.mark.parametrize('rule', [exponential, trapezoid])
 def test_heun_takes_a_step_evaluates_again_and_corrects(rule):
-    """eq-heun: with either rule; and as Karras et al. 2022 (algorithm 1) write the trapezoid, in
-    x / signal, noise / signal and eps"""
+    "eq-heun; the trapezoid also as in Karras et al. 2022, algorithm 1"
     x_T = torch.randn(4, 2, generator=gen(), dtype=torch.float64)
     frames = frames_of(heun(rule), [900, 500, 120, 0], x_T=x_T)
     assert [f.t for f in frames] == [900, 500, 500, 120, 120, 0]
@@ -239,8 +223,7 @@ def test_heun_takes_a_step_evaluates_again_and_corrects(rule):
     ([9, 0], [9, 0]), ([9, 4, 0], [9, 4, 4, 0]), ([9, 4, 1, 0], [9, 4, 4, 1, 1, 0]),
     ([9, 4, 7, 2, 0], [9, 4, 4, 7, 2, 2, 0]), (range(3, -1, -1), [3, 2, 2, 1, 1, 0])])
 def test_which_times_heun_visits(times, visits):
-    """Each that a step leads down to, but for 0; times that go up again are reached without a
-    step"""
+    "Twice each that a step leads down to, but for 0"
     assert heun().visits(times) == visits
 
 def test_heun_refuses_times_that_are_visited_once():
@@ -275,15 +258,6 @@ def error(step, oracle, n, schedule=LONG, spacing=log_snr):
     x = draw(oracle, schedule, START.shape, step=step, times=schedule.times(n, spacing), x_T=START)
     return (x - solved(oracle, schedule)).square().mean().sqrt().item()
 
-@pytest.mark.parametrize('schedule', [LONG, LINEAR])
-def test_the_gaussians_flow_is_known(schedule):
-    "eq-gaussian-flow against SciPy, which is given only eq-flow"
-    variances, axes = torch.linalg.eigh(COV)
-    rho = schedule.noise[-1] / schedule.signal[-1]
-    narrower = (variances / (variances + rho**2)).sqrt()
-    on_paper = MEAN + (START / schedule.signal[-1] - MEAN) @ axes * narrower @ axes.T
-    within(solved(GAUSSIAN, schedule), on_paper, 1e-8)
-
 # ---- the flow keeps the marginals
 LINE_MEANS, LINE_STDS, LINE_WEIGHTS = np.array([-0.8, 0.5]), np.array([0.12, 0.3]), [0.4, 0.6]
 LINE = MixtureOracle(torch.from_numpy(LINE_MEANS)[:, None], torch.from_numpy(LINE_STDS),
@@ -304,8 +278,7 @@ def mean_velocity(oracle, x, time):
 
 @pytest.mark.parametrize('time', [0.3, 0.8, 1.3])
 def test_the_velocity_of_the_flow_is_a_mean_of_velocities(time):
-    """eq-mean-velocity by quadrature over x0, whose velocity at x_t is known; and eq-flow, by the
-    quotient rule"""
+    "eq-mean-velocity by quadrature over x0; eq-flow by the quotient rule"
     level, (a, b) = on_an_arc(time, 41)
     s, n, x = level.signal[0].item(), level.noise[0].item(), np.linspace(-2, 2, 41)
     x0 = np.linspace(-3, 3, 6001)[:, None]
@@ -318,71 +291,18 @@ def test_the_velocity_of_the_flow_is_a_mean_of_velocities(time):
     np.testing.assert_allclose(got.flatten(), want, rtol=0, atol=1e-6)
     within((got - x / s * a) / s, LINE(x, level).eps * (b - n / s * a) / s, 1e-9)
 
-@pytest.mark.parametrize('time', [0.3, 0.8, 1.3])
-def test_the_continuity_equation_in_the_plane(time):
-    """eq-continuity: the change of SciPy's density and the divergence of density times velocity,
-    both by central differences, add up to 0"""
-    x, h = torch.randn(200, 2, generator=gen(), dtype=torch.float64), 1e-4
-    def density(x, time):
-        level, _ = on_an_arc(time, 1)
-        s, n = level.signal.item(), level.noise.item()
-        cov = (0.25**2 * s**2 + n**2) * np.eye(2)
-        pdf = scipy.stats.multivariate_normal.pdf
-        each = [pdf(x, s * m, cov) for m in CENTRES.double().numpy()]
-        return torch.from_numpy(np.mean(each, 0))[:, None]
-    flux = lambda x: density(x, time) * mean_velocity(MODES, x, time)
-    change = (density(x, time + h) - density(x, time - h)) / (2 * h)
-    divergence = sum((flux(x + e) - flux(x - e))[:, i] / (2 * h)
-                     for i, e in enumerate(h * torch.eye(2).double()))
-    assert change.abs().max() > 0.02
-    within(change.flatten(), -divergence, 1e-6)
-
-def test_the_flow_has_the_marginals_of_the_forward_process_at_every_time():
-    """4,000 points, 1,000 steps, Kolmogorov and Smirnov's test at five times (eq-continuity); ten
-    steps are not short enough"""
-    def p_values(n):
-        frames = frames_of(ddim(), COSINE.times(n), LINE, COSINE, (4000, 1), seed=0)
-        for f in frames:
-            if f.t not in (900, 500, 300, 100, 0): continue
-            s, n = COSINE.signal[f.t].item(), COSINE.noise[f.t].item()
-            exact = lambda x: sum(w * scipy.stats.norm.cdf(x, s * m, np.hypot(s * sd, n))
-                                  for w, m, sd in zip(LINE_WEIGHTS, LINE_MEANS, LINE_STDS))
-            yield scipy.stats.kstest(f.x.flatten().double().numpy(), exact).pvalue
-    assert min(values := list(p_values(1000))) > 0.01 and len(values) == 5
-    assert min(p_values(10)) < 1e-4
-
-@pytest.mark.parametrize('eta', [0., 0.5, 1.])
-def test_a_predicted_image_keeps_the_marginals_only_in_short_steps(eta):
-    "eq-family with a prediction in the place of x0: modes too narrow in 100 steps, less in 1,000"
-    pair = MixtureOracle(torch.tensor([[-0.8], [0.5]]), 0.12)
-    def width(n):
-        x = draw(pair, COSINE, (10_000, 1), step=ddim(eta), times=COSINE.times(n), seed=0)
-        return (x + 0.15 - 0.65 * (x + 0.15).sign()).std().item()
-    assert width(100) < 0.1165 < width(1000) == pytest.approx(0.12, abs=0.0035)
-
 @pytest.mark.parametrize('oracle', [GAUSSIAN, MODES], ids=['gaussian', 'modes'])
 @pytest.mark.parametrize('step', CALM, ids=repr)
 def test_order_of_convergence(step, oracle):
-    """eq-order: errors of whole trajectories against the exact flow fall as 1/n for DDIM and as
-    1/n^2 for the others; the next order bends the line by less than 0.1"""
+    "eq-order: 1/n for DDIM, 1/n^2 for the others; the next order bends the line by under 0.1"
     ns, first_order = (50, 100, 200, 500), step == ddim()
     errors = [error(step, oracle, n) for n in ns]
     order = -np.polyfit(np.log(ns), np.log(errors), 1)[0]
     assert abs(order - (1 if first_order else 2)) < 0.1, (order, errors)
     assert errors[-1] < (5e-3 if first_order else 1e-4)
 
-def test_the_toy_in_closed_form():
-    """eq-ddim-toy: for N(0, 1) a DDIM step is a product with the cosine of the angle between two
-    levels"""
-    oracle, x = GaussianOracle(torch.zeros(1), torch.eye(1)), torch.ones(1, 1, dtype=torch.float64)
-    times = LINEAR.times(12)
-    want = torch.atan2(LINEAR.noise, LINEAR.signal)[times].diff().cos().prod()
-    end = draw(oracle, shape=(1, 1), step=ddim(), times=times, x_T=x)
-    within(end, want.view(1, 1), 0, rtol=1e-12)
-
 def test_few_steps_on_the_usual_schedules():
-    """Ten steps with the default spacing: second order pays already, and the default rule of Heun
-    is the safe one on the cosine schedule"""
+    "Ten steps: second order pays, and Heun's default rule is the safe one on the cosine schedule"
     for schedule in (LINEAR, COSINE):
         of_ddim, of_dpm, of_heun, of_trapezoid = errors = [
             error(step, MODES, 10, schedule, trailing) for step in CALM]
@@ -390,16 +310,15 @@ def test_few_steps_on_the_usual_schedules():
     assert of_trapezoid > 30 * of_heun
 
 @pytest.mark.parametrize('step, n', [
-    (ddim(0.5), 250), (dpm_solver_pp(1), 60), (dpm_solver_pp(0.5), 60)], ids=str)
+    (ddim(0.5), 250), (dpm_solver_pp(1), 60), (dpm_solver_pp(0.5), 60),
+    (ancestral(fixed_large), 250)], ids=str)
 def test_the_stochastic_solvers_draw_the_right_distribution(step, n):
-    """3,000 draws from a Gaussian. A solver of the first order takes more steps to be as near: in
-    60, it alone would be off by 5 standard errors"""
+    "3,000 draws; in 60 steps the first-order solver would be off by 5 standard errors"
     x = draw(GAUSSIAN, LONG, (3000, 2), step=step, times=LONG.times(n, log_snr), seed=0)
     assert_gaussian(x.double(), MEAN, COV)
 
 def test_the_same_seed_is_the_same_digit_from_a_hundred_to_a_thousand_steps_and_mostly_from_ten():
-    """100 real digits with their exact denoiser, 20 seeds. A few starts lie so near to a border
-    that ten steps fall on its other side; by chance 1 in 100 would agree"""
+    "Exact denoiser of 100 digits, 20 seeds; by chance 1 in 100 would agree"
     known = mnist_mini()[:][0][::50]
     oracle, shape = MixtureOracle(known), (20, 1, 28, 28)
     def which(step, n):
@@ -443,8 +362,7 @@ TABLE = Path(__file__).parents[1] / 'nbs' / 'assets' / 'solvers' / 'conformance.
 
 @torch.no_grad()
 def theirs(scheduler, times, visits, options, seed):
-    """The x of every moment, on our scale, with our float64 tables and our noise; their timesteps
-    count from 0"""
+    "The x of every moment on our scale, with our tables and noise; their timesteps count from 0"
     noise, scale = Noise(seed, 2), torch.ones(len(visits))
     fresh = (noise.draw(SHAPE[1:]).double() for _ in range(len(times) + 1))
     scheduler.alphas_cumprod = LINEAR.alpha_bar[1:]
@@ -463,8 +381,7 @@ def theirs(scheduler, times, visits, options, seed):
     return [a * x for a, x in zip(scale, xs)]
 
 def both(name, times, kind='v', clip='', seed=7, **more):
-    """Every x of a trajectory, ours and that of diffusers: same network, same first noise, same
-    fresh noise"""
+    "Every x of a trajectory, ours and diffusers': same network, same noise"
     (step, make, config, options, _), (parameterization, word) = RIVALS[name], TYPES[kind]
     clipping = dict(clip_sample=bool(clip))
     if make is DPMSolverMultistepScheduler:  # with a ceiling of 1 that is clipping
@@ -487,7 +404,8 @@ def measured(name, kind, clip, n):
     times = LINEAR.times(n, linspace if 'DDPM' in name else trailing)
     return difference(*both(name, times, kind, clip))
 
-@pytest.mark.parametrize('name, kind, clip, n', CASES)
+@pytest.mark.parametrize('name, kind, clip, n', [
+    case for case in CASES if case[-1] < 50 or 'v' in case])  # 50 steps in one parameterization
 def test_whole_trajectories_are_those_of_diffusers(name, kind, clip, n):
     assert measured(name, kind, clip, n) <= RIVALS[name][-1]
 
@@ -506,13 +424,11 @@ ODD = sorted(torch.randperm(998, generator=gen())[:9].add(2).tolist(), reverse=T
                          ids=['log_snr', 'random'])
 @pytest.mark.parametrize('name', ['DPM-Solver++ 2M', 'SDE-DPM-Solver++ 2M', 'Heun'])
 def test_multistep_trajectories_of_diffusers_on_other_times(name, times):
-    """Their DPM-Solver and Heun take any list, and so do ours. The former computes in float32,
-    through steps of very unequal length"""
+    "Any list of times; their DPM-Solver computes in float32, through very unequal steps"
     assert difference(*both(name, times, seed=3)) < (1e-12 if name == 'Heun' else 2e-5)
 
 def test_their_ddpm_adds_noise_at_the_end_where_ours_does_not():
-    """What the chapter says of it: their last step draws unless it starts at their t = 0, which
-    `trailing` never visits"""
+    "Their last step draws unless it starts at their t = 0, which `trailing` never visits"
     times, noise = LINEAR.times(5), Noise(7, 2)
     ours, field = both('DDPM fixed_large', times, **TRAILING)
     *_, z = (noise.draw(SHAPE[1:]) for _ in range(6))
@@ -522,8 +438,7 @@ def test_their_ddpm_adds_noise_at_the_end_where_ours_does_not():
 @pytest.mark.parametrize('n', [1, 2, 3, 4, 7, 10, 25, 50, 250, 333, 999, 1000])
 @pytest.mark.parametrize('spacing', [leading, linspace, trailing])
 def test_spacings_are_those_of_diffusers(spacing, n):
-    """eq-spacing; theirs start `linspace` with one step at the last timestep, t = 0, which cannot
-    be meant"""
+    "eq-spacing; theirs make one step of `linspace` at t = 0, which cannot be meant"
     for make in (DDPMScheduler, DDIMScheduler):
         scheduler = make(num_train_timesteps=1000, timestep_spacing=spacing.__name__)
         scheduler.set_timesteps(n)

@@ -2,11 +2,9 @@
 import json, os, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-
 import pytest
 import torch
 import yaml
-
 from diffusion_scratch.run import OtherLoad, threads_beside, usable_cores
 from test_trainer import small
 

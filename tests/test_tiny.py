@@ -1,10 +1,10 @@
 """The page with all of DDPM on it, beside the library that it does not use. Its own cells are run,
 but the loop that trains: a network with random weights serves to compare the arithmetic"""
-import ast, base64, io, json, sys
-from pathlib import Path
+import ast, base64, io, json
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from diffusion_scratch.denoiser import EPS, V, Denoiser, clipped
 from diffusion_scratch.features import digit_classifier
@@ -12,9 +12,6 @@ from diffusion_scratch.guidance import guided
 from diffusion_scratch.noising import q_sample
 from diffusion_scratch.sampling import Noise, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT/'tools'))
 import ledger
 
 CELLS = json.loads((ROOT/'nbs'/'00_tiny.ipynb').read_text(encoding='utf-8'))['cells']

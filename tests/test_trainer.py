@@ -3,13 +3,11 @@ among processes and given nonsense"""
 import json, math, os, random, re, resource, shutil, signal, subprocess, sys
 from functools import partial
 from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
-
 from diffusion_scratch.checkpoint import (about_checkpoint, checkpoints, load_checkpoint,
                                           newest_checkpoint, save_checkpoint)
 from diffusion_scratch.cli import train_command
@@ -85,8 +83,7 @@ MOMENTS = [dict([moment]) for moment in (
                    'the same command goes on; weights and records equal those of a run that was '
                    'never stopped')
 def test_killed_at_ten_moments_one_of_them_inside_a_checkpoint():
-    """From within, in the middle of a step and between the writing of a checkpoint and its name;
-    the same command each time: the run of one that was never stopped, to the last bit"""
+    "In a step, or between a checkpoint's writing and its name: the same bits as never stopped"
     Path('deadly.py').write_text(DEADLY)
     words = 'c.yaml judge=0 training.steps=80 training.weight=deadly:weight'.split()
     unfinished = 0
@@ -140,8 +137,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(damaged, stopped):
                    'the run stops and prints how to go on; with more space it goes on to the same '
                    'weights')
 def test_a_disk_that_fills_up_in_a_checkpoint_and_in_the_middle_of_a_line(stopped):
-    """One line that says how to go on, all that was there is whole, and it goes on; a run that is
-    made longer again and again is the longest one"""
+    "All that was there is whole, and a run made longer again and again is the longest one"
     write_config(small(100))
     err = finished('run=run', status=2, limit=60_000)
     assert_says(r'error: cannot write run/checkpoints/step_00000042.safetensors .*The run stopped '
@@ -174,13 +170,12 @@ def test_a_lone_checkpoint_knows_no_config(stopped_run):
 
 # ---------------------------------------------------------------- one process and two
 def test_two_processes_learn_what_one_learns():
-    """torchrun with gloo on the CPU, in one go or two: the same weights but for the order of sums.
-    One process writes; each has its own dropout"""
+    "torchrun with gloo, in two goes: the same but for the order of sums; each has its own dropout"
     words, plain = ('training.steps=30', 'save_every=30'), 'network.dropout=0'
     half = 'network.dropout=0.5'
     for run, dropout in dict(one=plain, alone=half).items(): finished(f'run={run}', dropout, *words)
     one, files = tensors('one'), sorted(f.name for f in Path('one').iterdir())
-    for run, more in dict(two=[plain], goes=[plain, 'training.accumulate=2'], both=[half]).items():
+    for run, more in dict(two=[plain, 'training.accumulate=2'], both=[half]).items():
         command = [*TORCHRUN, BIN/'diffusion-train', 'c.yaml', f'run={run}', *words, *more]
         env = dict(OMP_NUM_THREADS='1', MASTER_PORT=str(random.randint(20_000, 60_000)))
         p = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
@@ -204,8 +199,7 @@ def save_noise(file, height, width, seed):
     Image.fromarray(x).save(file)
 
 def test_a_folder_with_classes_and_bad_files_from_the_command_line():
-    """Nested JPEG and PNG files of several sizes, two classes, a file that is no image: named,
-    counted, passed over; a second start reads nothing again, and notices other images"""
+    "Nested files, two classes, one that is no image; a second start notices other images"
     for i in range(24):
         kind, ending = (('cats', 'png'), ('dogs', 'jpg'))[i % 2]
         save_noise(f'pictures/{kind}/deep{i % 3}/{i}.{ending}', 20 + i, 30, i)
@@ -255,14 +249,6 @@ def test_the_doctor_from_the_command_line(stopped, capsys):
     for words in ([], ['c.yaml', '--diagnose', 'run']): refused(capsys, *words)
     assert 'nowhere' in refused(capsys, '--diagnose', 'nowhere')
 
-def test_sixteen_bits_learn_what_thirty_two_learn():
-    "bf16 on the CPU: the loss agrees to the 3 digits that it has; the weights kept are float32"
-    finished('run=half', 'training.steps=15', 'training.precision=bf16', 'network.dropout=0')
-    finished('run=full', 'training.steps=15', 'network.dropout=0')
-    half, full = losses('half'), losses('full')
-    np.testing.assert_allclose(half, full, rtol=0.03)
-    assert half != full and tensors('half')['ema.stem.weight'].dtype == torch.float32
-
 def test_tensorboard_has_the_curve_and_the_pictures():
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     finished('run=run', 'training.steps=20', 'preview_every=10', 'log=[tensorboard]')
@@ -297,4 +283,3 @@ def test_a_network_and_a_loss_of_ones_own():
              'training.weight=mine:my_weight')
     assert tensors('own')['ema.a.weight'].shape == (6, 1, 3, 3)
     assert samples_from('own', '--model', 'mine:MyNet') == 'own/samples_seed0.png\n'
-

@@ -1,11 +1,9 @@
 "Training from outside: against Adam and Algorithm 1 written out; steps that are refused"
 import copy, math
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
-
 from diffusion_scratch.data import ImageSet, to_uint8
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.engine import Engine

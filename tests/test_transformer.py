@@ -10,8 +10,6 @@ from PIL import Image
 from scipy.special import softmax
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 from diffusion_scratch.checkpoint import load_checkpoint, resume, save_checkpoint
 from diffusion_scratch.config import load_config, make_data, make_denoiser
 from diffusion_scratch.data import mnist_mini
@@ -57,14 +55,6 @@ def test_attention_is_a_softmax_for_each_head_and_torch_s(width, heads, N):
                                 for s in (slice(h * d, h * d + d) for h in range(heads))], 1)
         np.testing.assert_allclose(got, dense(heard, layer.out), atol=2e-6)
 
-def test_order_of_tokens_means_nothing_but_to_a_network_with_places():  # eq-shuffle
-    x, c, order = randn(2, 20, 24), randn(2, 24, seed=1), randn(20).argsort()
-    for layer in (SelfAttention(24, 3), lambda x, block=wake(DiTBlock(24, 3)): block(x, c)):
-        torch.testing.assert_close(layer(x[:, order]), layer(x)[:, order], atol=1e-5, rtol=1e-5)
-    net, x, order = make(DiT), randn(1, 1, 12, 12), [3, 0, 8, 5, 2, 7, 1, 4, 6]
-    shuffle = lambda x: unpatchify(patchify(x, 4)[:, order], 4, 3, 3)
-    assert (net(shuffle(x), T2[:1]) - shuffle(net(x, T2[:1]))).std() > 0.05
-
 @pytest.mark.parametrize('rows, columns, width', [(1, 1, 8), (7, 7, 96), (3, 11, 12), (1, 40, 20)])
 def test_places_are_their_formula(rows, columns, width):  # eq-places
     half = width // 4
@@ -92,10 +82,6 @@ def test_block_is_its_formula():
     want = h + a2 * dense(gelu(dense((1 + g2) * norm(h) + b2, block.mlp[0])), block.mlp[2])
     np.testing.assert_allclose(numpy(block(x, c)), want, atol=2e-5)
 
-def test_block_s_gradient():  # against finite differences
-    block, x, c = wake(DiTBlock(8, 2)).double(), randn(1, 3, 8).double(), randn(1, 8).double()
-    assert torch.autograd.gradcheck(block, (x.requires_grad_(), c.requires_grad_()))
-
 def test_network_is_its_parts_written_out():
     "In float64, from the state dict, with patches, places and blocks as tested above"
     net = make(DiT, in_channels=2, num_classes=3).double()
@@ -111,31 +97,6 @@ def test_network_is_its_parts_written_out():
     want = unpatchify(dense(h, 'head'), 4, 2, 3)
     assert want.std() > 0.1
     torch.testing.assert_close(net(x, t, y), want, atol=1e-9, rtol=0)
-
-def test_every_pixel_hears_every_other():
-    net, x = make(DiT, depth=1), randn(1, 1, 16, 16).requires_grad_()
-    [g] = torch.autograd.grad(net(x, T2[:1])[0, 0, 0, 0], x)
-    assert (patchify(g, 4)[0].abs().amax(1) > 0).all()  # one block is enough
-
-def cost(net, *shape):
-    "Multiplications for one image; in this mode attention is written out, to be counted too"
-    device = next(net.parameters()).device
-    with FlopCounterMode(display=False) as f, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        net(torch.zeros(1, *shape, device=device), torch.ones(1, dtype=torch.long, device=device))
-    return f.get_total_flops() / 2
-
-@pytest.mark.parametrize('options, H, W', [
-    ({}, 12, 12), (dict(patch=1, num_classes=1), 4, 3),
-    (dict(in_channels=3, patch=2, width=40, depth=3, heads=5, num_classes=7), 9, 15)])
-def test_size_and_cost_are_their_formulas(options, H, W):  # eq-dit-size, eq-dit-cost
-    net = make(DiT, **options)
-    C, p, D, depth, _, classes = net.config.values()
-    dense, pixels, N = lambda a, b: a*b + b, C * p**2, -(-H // p) * -(-W // p)
-    block = dense(D, 3*D) + dense(D, D) + dense(D, 4*D) + dense(4*D, D) + dense(D, 6*D)
-    ends = 2 * dense(D, D) + dense(D, 2*D) + dense(pixels, D) + dense(D, pixels)
-    assert size(net) == depth * block + ends + (classes > 0) * (classes + 1) * D
-    work = N * (4*D*D + 8*D*D) + 2*N*N*D + 6*D*D
-    assert cost(net, C, H, W) == depth * work + 2*D*D + 2*D*D + 2*N*D*pixels
 
 def test_default_arguments_are_the_paper_s_small_network():
     with torch.device('meta'): config = DiT().config
@@ -159,8 +120,7 @@ def draw(denoiser, schedule, labels, steps, seed):
                   (len(labels), 1, 28, 28), times=schedule.times(steps), seed=seed, progress=False)
 
 def test_trainer_checkpoint_and_sampler_take_it(tmp_path):
-    """fit lowers the loss; what is saved half way, loaded and resumed ends bit for bit like the run
-    that was not stopped; sampling draws with labels and guidance"""
+    "The loss falls; resumed half way, the same bits; sampling with labels and guidance"
     data, schedule = mnist_mini(), Schedule(cosine_betas(100))
     train = lambda state, steps: [m.loss for m in fit(
         state, schedule, data, steps=steps, batch_size=16, lr=warmup_constant(3e-3, 5),
