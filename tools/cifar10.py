@@ -1,7 +1,7 @@
 """The CIFAR-10 classifier and network that come with the package, from nothing to their numbers.
 Each command may be stopped and given again.
 
-    python tools/cifar10.py classifier        # trains and ships the classifier: 40 minutes
+    python tools/cifar10.py classifier        # trains and ships the classifier: half an hour
 
 The images are CIFAR-10, which torchvision downloads once. --root names a folder that has its
 files already, or a folder with train/<class>/ and test/<class>/ of image files.
@@ -20,7 +20,7 @@ from diffusion_scratch.run import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT/'runs'
-SETTINGS = dict(epochs=16, batch=128, lr=5e-3, weight_decay=0.05, bf16=True, seed=0)
+SETTINGS = dict(epochs=12, batch=128, lr=5e-3, weight_decay=0.05, bf16=True, seed=0)
 
 
 def images(root: Path, train: bool=True) -> ImageSet:
