@@ -23,8 +23,8 @@ from .checkpoint import (
 
 # %% auto #0
 __all__ = ['EXTRACTORS', 'NETWORKS', 'Features', 'Extractor', 'Classifier', 'ResidualClassifier', 'slightly_moved',
-           'shifted_and_mirrored', 'train_classifier', 'digit_classifier', 'object_classifier', 'save_classifier',
-           'load_classifier', 'inception', 'download']
+           'shifted_and_mirrored', 'train_classifier', 'digit_classifier', 'object_classifier', 'fitting_extractor',
+           'save_classifier', 'load_classifier', 'inception', 'download']
 
 # %% ../nbs/15_features.ipynb #b365f745
 class Features(NamedTuple):
@@ -113,7 +113,7 @@ def _convolution(i, o, k=3, stride=1):
     conv = nn.Conv2d(i, o, k, stride, k // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU())
 
-# %% ../nbs/15_features.ipynb #13a1e676
+# %% ../nbs/15_features.ipynb #e33532da
 class ResidualClassifier(nn.Module):
     "A classifier of colour images with two residual blocks: images -> features, scores"
     def __init__(self,
@@ -136,7 +136,7 @@ class ResidualClassifier(nn.Module):
         features = self.body(x)
         return features, self.head(features)
 
-# %% ../nbs/15_features.ipynb #06d3745b
+# %% ../nbs/15_features.ipynb #82fe86a3
 class _Residual(nn.Module):
     "x + f(x), where f is two convolutions"
     def __init__(self, channels):
@@ -146,7 +146,7 @@ class _Residual(nn.Module):
 
     def forward(self, x): return x + self.f(x)
 
-# %% ../nbs/15_features.ipynb #65a937d0
+# %% ../nbs/15_features.ipynb #13a1e676
 def slightly_moved(x: Tensor,       # (B,C,H,W)
                    g: torch.Generator,
                    shift: float=2., # pixels, at most
@@ -163,7 +163,7 @@ def slightly_moved(x: Tensor,       # (B,C,H,W)
     places = F.affine_grid(affine, x.shape, align_corners=False)
     return F.grid_sample(x, places, padding_mode='border', align_corners=False)
 
-# %% ../nbs/15_features.ipynb #d4b6233b
+# %% ../nbs/15_features.ipynb #86f5f05a
 def shifted_and_mirrored(x: Tensor, # (B,C,H,W)
                          g: torch.Generator,
                          shift: int=4   # pixels, at most
@@ -179,7 +179,7 @@ def shifted_and_mirrored(x: Tensor, # (B,C,H,W)
     which = torch.arange(B, device=device)[:, None, None]
     return x[which, rows, columns].permute(0, 3, 1, 2)
 
-# %% ../nbs/15_features.ipynb #477f0c72
+# %% ../nbs/15_features.ipynb #06d3745b
 def _rate(k: int,    # step, from 0
           steps: int # of the training
          ) -> float:
@@ -187,7 +187,7 @@ def _rate(k: int,    # step, from 0
     warmup = min(500, max(1, steps // 10))
     return min(1, (k + 1) / warmup) * (1 + math.cos(math.pi * k / steps)) / 2
 
-# %% ../nbs/15_features.ipynb #a671e107
+# %% ../nbs/15_features.ipynb #b5160a31
 def _learn(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor,
            bf16: bool) -> float: # the loss before the step
     "One step of the optimizer on images x (B,C,H,W) with labels y (B,)"
@@ -197,7 +197,7 @@ def _learn(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tenso
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     return loss.item()
 
-# %% ../nbs/15_features.ipynb #5faf54ab
+# %% ../nbs/15_features.ipynb #8db4de60
 def train_classifier(data: ImageSet,      # with labels
                      *,
                      network: type=Classifier,         # or ResidualClassifier
@@ -224,7 +224,7 @@ def train_classifier(data: ImageSet,      # with labels
     each = torch.tensor(losses, dtype=torch.float64).view(epochs, -1)
     return net.eval().requires_grad_(False), each.mean(1).tolist()
 
-# %% ../nbs/15_features.ipynb #3c25faba
+# %% ../nbs/15_features.ipynb #65a937d0
 #| code-fold: true
 #| code-summary: "Plumbing: the state of a training, seeds, order of the images, checks"
 class _State:
@@ -298,7 +298,7 @@ def _check_trainable(data, batch):
     if not 2 <= batch <= len(data):
         raise ValueError(f'batch = {batch}; allowed: 2..{len(data)}, the number of images')
 
-# %% ../nbs/15_features.ipynb #7f573173
+# %% ../nbs/15_features.ipynb #a671e107
 # A folder of `save_classifier` for each classifier that comes with the package
 EXTRACTORS = Path(diffusion_scratch.__file__).parent/'extractors'
 
@@ -312,9 +312,23 @@ def object_classifier(device: str | torch.device='cpu'
     "The package's classifier of CIFAR-10. A Frechet distance in its features is not FID"
     return load_classifier(EXTRACTORS/'object-classifier', device)
 
-# %% ../nbs/15_features.ipynb #6727f030
+def fitting_extractor(shape: tuple, # of an image (C,H,W)
+                      device: str | torch.device='cpu'
+                     ) -> Extractor:
+    "The package's classifier for images of this shape; raises ValueError if it has none"
+    known = {(1, 28, 28): digit_classifier, (3, 32, 32): object_classifier}
+    if tuple(shape) not in known: raise _no_classifier(shape, known)
+    return known[tuple(shape)](device)
+
+# %% ../nbs/15_features.ipynb #5faf54ab
 #| code-fold: true
 #| code-summary: "Plumbing: a classifier as two files, weights and facts"
+def _no_classifier(shape: tuple, known: dict) -> ValueError:
+    return ValueError(f'images have shape {tuple(shape)}; the classifiers of the package, '
+                      f'digit-classifier and object-classifier, take {" and ".join(map(str, known))}. '
+                      'For other shapes use inception(), train_classifier, or a function of your '
+                      'own in an Extractor')
+
 NETWORKS = {network.__name__: network for network in (Classifier, ResidualClassifier)}
 
 def save_classifier(net: nn.Module,        # of one of the classes in NETWORKS
@@ -370,7 +384,7 @@ def load_classifier(folder: str | Path,      # of `save_classifier`
     name, shape = config['about']['name'], tuple(net.config['shape'])
     return Extractor(name, digest[:12], net.config['dim'], look, shape, device)
 
-# %% ../nbs/15_features.ipynb #cfcec156
+# %% ../nbs/15_features.ipynb #13bab901
 def inception(weights: str | Path | None=None, # a file; the published one if none
               device: str | torch.device='cpu'
              ) -> Extractor: # 2048 features of an image (1,H,W) or (3,H,W), of any size
@@ -383,7 +397,7 @@ def inception(weights: str | Path | None=None, # a file; the published one if no
         return Features(x, scores.double().softmax(1))
     return Extractor('Inception-v3', digest[:12], 2048, look, device=device, batch=32)
 
-# %% ../nbs/15_features.ipynb #3820868c
+# %% ../nbs/15_features.ipynb #055d7419
 #| code-fold: true
 #| code-summary: "Plumbing: a weights file, fetched, and read without unpickling"
 def _inception_network(weights: str | Path | None):
