@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist test faults docs audit lighthouse serve notebooks notebooks-lab bench clean
+.PHONY: help env dev quickstart reproduce-mnist reproduce-cifar10 test faults docs audit lighthouse serve notebooks notebooks-lab bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -35,6 +35,10 @@ quickstart: env  ## Train on 5,000 digits, draw, judge: a few minutes on 2 CPU c
 reproduce-mnist: env  ## Train the two MNIST networks of the package anew, hours on a CPU, and measure whether they are as good
 	$(BIN)/python tools/mnist.py train
 	$(BIN)/python tools/mnist.py check
+
+reproduce-cifar10: env  ## Train the CIFAR-10 network of the package anew, hours on a CPU, and measure whether it is as good
+	$(BIN)/python tools/cifar10.py train
+	$(BIN)/python tools/cifar10.py check
 
 test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
 	$(BIN)/python tools/check.py

@@ -20,7 +20,8 @@ from .data import upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
 from .editing import inpaint, resampled
-from .features import Extractor, digit_classifier, inception, load_classifier
+from .features import (
+    Extractor, digit_classifier, fitting_extractor, inception, load_classifier, object_classifier)
 from .noising import q_sample
 from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
@@ -627,12 +628,13 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
         'examples:\n'
         '  diffusion-evaluate mnist-mini\n'
         '  diffusion-evaluate runs/mnist --n 5000 --solver dpm++ --steps 20 --out reports/mnist\n'
-        '  diffusion-evaluate runs/cifar10 --extractor inception --n 10000\n'
+        '  diffusion-evaluate runs/cifar10 --extractor inception --n 50000\n'
         '  diffusion-evaluate runs/mine --data photos --extractor my-classifier\n\n'
         'Two results can be compared if they have the same extractor, real images, n, solver, '
         'steps and guidance.\n'
         'With more features than images there is no Frechet distance. Use an n of some hundreds '
-        'for the 64 features of digits, some ten thousands for the 2048 of Inception.')
+        'for the 64 features of digits and the 128 of objects, some ten thousands for the 2048 '
+        'of Inception.')
     p.add_argument('model', type=_model_name, help=_MODEL)
     p.add_argument('--model', **_OWN)
     p.add_argument('--n', type=_COUNT, default=1000,
@@ -655,10 +657,19 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--corrupt', choices=['refuse', 'skip'], default='refuse',
                    help='what to do with files of a folder that cannot be read '
                         '(default refuse)')
-    p.add_argument('--extractor', default='digits', metavar='NAME', type=_model_name,
-                   help='the features that are compared: digits (gray, 28 x 28), inception (as '
+    p.add_argument('--held-out', metavar='REAL', type=_model_name,
+                   help='other real images, to take the place of generated ones beside each '
+                        'number: a folder, with a subfolder for each class if the real images '
+                        'have classes (default: the test images if the real images are '
+                        'cifar10, else parts of the real images)')
+    p.add_argument('--statistics', metavar='FILE', type=_path,
+                   help='also the Frechet distance to the mean and covariance in this file: .npz '
+                        'with mu and sigma, as published for FID')
+    p.add_argument('--extractor', metavar='NAME', type=_model_name,
+                   help='the features that are compared: digits (gray, 28 x 28), objects (colour, '
+                        '32 x 32), inception (as '
                         'in FID; any size), or a folder of save_classifier: see chapter 15 '
-                        '(default digits)')
+                        '(default: digits or objects, which fits)')
     p.add_argument('--out', type=_path,
                    help='folder of the report (default: evaluation_seed<seed> in the run folder; '
                         'for shipped weights, <name>_evaluation_seed<seed> in this folder)')
@@ -690,14 +701,16 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     data = _real_images(args, model.about, model.shape)
     _check_same_attributes(args, model.classes, data)
     check_drawable('--n', args.n, model.shape)
-    extractor = _find_extractor(args.extractor, device)
+    held_out = _held_out_images(args, data)
+    extractor = _find_extractor(args.extractor, data.shape, device)
     path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
     out = args.out or _default_output(args.model, name, name)
     check_writable(out, '--out')
     return evaluate_model(
         model.denoiser.to(device), model.schedule, data, out, n=args.n,
         step=make_solver(sampling), steps=sampling.steps,
-        classes=count_classes(model.classes), guidance=sampling.guidance, seed=args.seed, extractor=extractor, bits=args.bits,
+        classes=count_classes(model.classes), guidance=sampling.guidance, seed=args.seed,
+        extractor=extractor, bits=args.bits, held_out=held_out, statistics=args.statistics,
         name=path.name if path.exists() else args.model, batch=args.batch)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0cf
@@ -747,9 +760,19 @@ def _training_set(made: dict, known: dict) -> ImageSet | None:
     hashes = fingerprint(data), fingerprint(ImageSet(data.images))
     return data if made.get('data_sha256') in hashes else None
 
-def _find_extractor(name: str, device: torch.device) -> Extractor:
-    "The feature extractor of this name"
-    known = dict(digits=digit_classifier, inception=inception)
+def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | None:
+    "Other real images: those that are named; the test images of cifar10; or none"
+    name = args.held_out
+    if name is None: return cifar10(train=False) if data.name == 'cifar10' else None
+    if not Path(name).expanduser().is_dir():
+        raise ConfigError(f'--held-out: {name} is not allowed; allowed: a folder of images')
+    labelled = data.labels is not None
+    return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt)
+
+def _find_extractor(name: str | None, shape: tuple, device: torch.device) -> Extractor:
+    "The feature extractor of this name; the one that fits the images if there is none"
+    known = dict(digits=digit_classifier, objects=object_classifier, inception=inception)
+    if name is None: return fitting_extractor(shape, device)
     if name in known: return known[name](device=device)
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--extractor: {name} is not allowed; '

@@ -148,6 +148,8 @@ class TrainingConfig(_Section):
         'attributes, a random part is always replaced')
     weight: Literal['eps', 'x0', 'v', 'min_snr'] | _Named | None = setting(
         None, "of the loss; null is the parameterization's own")
+    start: str | None = setting(
+        None, 'weights to begin with: a run, a folder or a name; null begins anew')
 
 # %% ../nbs/22_config.ipynb #fa310c52
 class SamplingConfig(_Section):

@@ -4,20 +4,22 @@
 
 # %% ../nbs/16_evaluation.ipynb #b2c73945
 from __future__ import annotations
-import math
+import math, zipfile
 from functools import partial
+from pathlib import Path
 from statistics import NormalDist
 from typing import Callable, NamedTuple
+import numpy as np
 import torch
 from torch import Tensor
 from .data import printable
 from .features import Features
 
 # %% auto #0
-__all__ = ['Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation', 'extrapolate', 'floor',
-           'kernel_distance', 'PrecisionRecall', 'precision_recall', 'inception_score', 'confidence', 'Classes',
-           'class_coverage', 'Nearest', 'nearest', 'memorised', 'wilson_interval', 'Protocol', 'Measured', 'Evaluation',
-           'evaluate']
+__all__ = ['OF_PROBABILITIES', 'Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation', 'extrapolate',
+           'floor', 'kernel_distance', 'PrecisionRecall', 'precision_recall', 'inception_score', 'confidence',
+           'Classes', 'class_coverage', 'Nearest', 'nearest', 'memorised', 'wilson_interval', 'Protocol', 'Measured',
+           'Evaluation', 'evaluate', 'read_moments']
 
 # %% ../nbs/16_evaluation.ipynb #877d570b
 class Moments(NamedTuple):
@@ -442,6 +444,7 @@ class Protocol(NamedTuple):
     seed: int | None=None
     clipped: bool | None=None    # was each predicted image kept in [-1, 1]?
     rounded: bool=True           # to bytes, as in an image file
+    statistics: str | None=None  # name and hash of a file of moments (eq-frechet)
 
     def __str__(self): return _in_words(self)
 
@@ -470,10 +473,13 @@ class Evaluation(NamedTuple):
         return '\n'.join([str(self.protocol), *lines])
 
 # %% ../nbs/16_evaluation.ipynb #f0df0d97
-def evaluate(real: Features,     # at least as many as generated ones, better many more
+def evaluate(real: Features,     # better many more than generated ones
              fake: Features,     # of the same extractor
              protocol: Protocol,
              training: Features | None=None, # of the training set; may be `real`
+             held_out: Features | None=None, # real ones to take the place of generated ones;
+                                             # parts of `real` if none
+             statistics: Moments | None=None, # of a file, from `read_moments`
              pairs: int=100,     # of halves for each interval
              seed: int=0
             ) -> Evaluation:
@@ -483,24 +489,30 @@ def evaluate(real: Features,     # at least as many as generated ones, better ma
     for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake):
         try:
             value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
-            base = floor(statistic, a, len(b), seed=seed)
+            base = _real_instead(name, statistic, a, held_out, len(b), pairs, within, seed)
         except ValueError as e: refused[name] = str(e)
         else: measures |= _by_name(name, value, base)
     if 'frechet_distance' in measures:
         limit = measures['frechet_distance'].value.unbiased
         measures['frechet_limit'] = Measured(limit, Estimate(0., 0., 0., limit.n))
+    if statistics is not None:
+        measures |= _to_statistics(statistics, held_out or real, fake, pairs, seed)
     if training is not None:
-        held_out = None if torch.equal(training.x, real.x) else real.x
-        value = memorised(fake.x, training.x, held_out)
+        others = held_out or (None if torch.equal(training.x, real.x) else real)
+        value = memorised(fake.x, training.x, others and others.x)
         measures['memorised'] = Measured(value, Estimate(0.01, 0.01, 0.01, value.n))
     return Evaluation(protocol, measures, refused)
 
 # %% ../nbs/16_evaluation.ipynb #b908afb3
 #| code-fold: true
 #| code-summary: "Plumbing: which statistic of which vectors, the text of a protocol, checks"
+OF_PROBABILITIES = 'inception_score', 'confidence', 'class_coverage'
+
 def _statistics(real: Features, fake: Features):
     "(name, statistic of real and generated vectors, those vectors, its possible values)"
-    def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
+    def equally_many(real, fake):
+        n = min(len(real), len(fake))
+        return precision_recall(real[:n], fake[:n])
     def of_fake(statistic): return lambda real, fake: statistic(fake)
     yield 'frechet_distance', frechet_distance, real.x, fake.x, (0., math.inf)
     yield 'kernel_distance', kernel_distance, real.x, fake.x, (-math.inf, math.inf)
@@ -510,6 +522,40 @@ def _statistics(real: Features, fake: Features):
     yield 'inception_score', of_fake(inception_score), real.p, fake.p, (1., K)
     yield 'confidence', of_fake(confidence), real.p, fake.p, (0., 1.)
     yield 'class_coverage', of_fake(class_coverage), real.p, fake.p, (0., K)
+
+def _real_instead(name: str, statistic: Callable, real: Tensor, held_out: Features | None, n: int,
+                  pairs: int, within: tuple, seed: int):
+    "A statistic of real images in place of generated ones: held-out ones, or parts of `real`"
+    if held_out is None: return floor(statistic, real, n, seed=seed)
+    rows = _shuffled(held_out, seed)
+    place = rows.p if name in OF_PROBABILITIES else rows.x
+    return interval(statistic, real, place[:n], pairs=pairs, within=within, seed=seed)
+
+def _to_statistics(known: Moments, real: Features, fake: Features, pairs: int, seed: int
+                  ) -> dict[str, Measured]:
+    "The Frechet distance to moments of a file, and that of real images in place of generated ones"
+    def distance(x): return frechet_distance(known, x)
+    how = dict(pairs=pairs, within=(0., math.inf), seed=seed)
+    place = _shuffled(real, seed).x[:len(fake.x)]
+    measured = Measured(interval(distance, fake.x, **how), interval(distance, place, **how))
+    return dict(frechet_to_statistics=measured)
+
+def read_moments(file: str | Path  # .npz with mu (D,) and sigma (D,D), as published for FID
+                ) -> Moments:
+    "Mean and covariance of reference features from a file; nothing is unpickled"
+    file = Path(file).expanduser()
+    try:
+        with np.load(file, allow_pickle=False) as there:
+            mean, cov = (torch.from_numpy(there[k]).double() for k in ('mu', 'sigma'))
+    except FileNotFoundError: raise FileNotFoundError(f'{file} is missing') from None
+    except (ValueError, OSError, LookupError, TypeError, zipfile.BadZipFile) as e:
+        raise ValueError(f'{file} holds no statistics ({e}); give a .npz file with mu (D,) and '
+                         'sigma (D, D)') from None
+    D = len(mean) if mean.ndim == 1 else 0
+    if not D or cov.shape != (D, D) or not (mean.isfinite().all() and cov.isfinite().all()):
+        raise ValueError(f'{file}: mu is {tuple(mean.shape)} and sigma {tuple(cov.shape)}; '
+                         'allowed: (D,) and (D, D), finite numbers')
+    return Moments(mean, cov, math.inf)
 
 def _by_name(name: str, value, base) -> dict[str, Measured]:
     "A statistic of several numbers has a name for each"
@@ -528,7 +574,8 @@ def _in_words(p: Protocol) -> str:
                       entry('steps', p.steps), f'guidance {guidance}', entry('seed', p.seed),
                       entry('clipped', p.clipped), f'rounded to bytes {p.rounded}',
                       f'against {p.real:,} of {p.reference}',
-                      f'seen by {p.extractor} ({p.features} features)']))
+                      f'seen by {p.extractor} ({p.features} features)',
+                      *([f'and statistics {p.statistics}'] if p.statistics else [])]))
 
 def _check_both(real: Features, fake: Features):
     _checked_pair(real.x, fake.x, 4, 'an interval')

@@ -15,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 import diffusion_scratch
-from .data import DATA, PATIENCE, ImageSet, to_float, to_uint8
+from .data import DATA, PATIENCE, ImageSet, fingerprint, to_float, to_uint8
 from .data import warn_if_never_negative
-from .checkpoint import atomic, check_same_network, json_with_checksum, read_json
+from .checkpoint import (
+    atomic, check_same_network, json_with_checksum, read_json, read_tensors,
+    tensors_with_checksum, without_prefix)
 
 # %% auto #0
-__all__ = ['EXTRACTORS', 'Features', 'Extractor', 'Classifier', 'train_classifier', 'digit_classifier', 'save_classifier',
-           'load_classifier', 'inception', 'download']
+__all__ = ['EXTRACTORS', 'NETWORKS', 'Features', 'Extractor', 'Classifier', 'ResidualClassifier', 'slightly_moved',
+           'shifted_and_mirrored', 'train_classifier', 'digit_classifier', 'object_classifier', 'fitting_extractor',
+           'save_classifier', 'load_classifier', 'inception', 'download']
 
 # %% ../nbs/15_features.ipynb #b365f745
 class Features(NamedTuple):
@@ -110,13 +113,46 @@ def _convolution(i, o, k=3, stride=1):
     conv = nn.Conv2d(i, o, k, stride, k // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(o), nn.ReLU())
 
-# %% ../nbs/15_features.ipynb #65a937d0
-def _slightly_moved(x: Tensor,       # (B,C,H,W)
-                    g: torch.Generator,
-                    shift: float=2., # pixels, at most
-                    turn: float=12., # degrees, at most
-                    scale: float=0.1
-                   ) -> Tensor:      # (B,C,H,W)
+# %% ../nbs/15_features.ipynb #e33532da
+class ResidualClassifier(nn.Module):
+    "A classifier of colour images with two residual blocks: images -> features, scores"
+    def __init__(self,
+                 shape: tuple=(3, 32, 32), # of an image (C,H,W), each side at least 8
+                 classes: int=10,
+                 dim: int=128              # features
+                ):
+        super().__init__()
+        _check_sides(shape)
+        self.config = dict(shape=list(shape), classes=classes, dim=dim)
+        self.body = nn.Sequential(
+            _convolution(shape[0], 32), _convolution(32, 64), nn.MaxPool2d(2),
+            _Residual(64), _convolution(64, 128), nn.MaxPool2d(2),
+            _convolution(128, dim), nn.MaxPool2d(2), _Residual(dim),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x: Tensor # float in [-1, 1] (B,C,H,W)
+               ) -> tuple[Tensor, Tensor]: # features (B, dim), scores (B, classes)
+        features = self.body(x)
+        return features, self.head(features)
+
+# %% ../nbs/15_features.ipynb #82fe86a3
+class _Residual(nn.Module):
+    "x + f(x), where f is two convolutions"
+    def __init__(self, channels):
+        super().__init__()
+        self.f = nn.Sequential(_convolution(channels, channels),
+                               _convolution(channels, channels))
+
+    def forward(self, x): return x + self.f(x)
+
+# %% ../nbs/15_features.ipynb #13a1e676
+def slightly_moved(x: Tensor,       # (B,C,H,W)
+                   g: torch.Generator,
+                   shift: float=2., # pixels, at most
+                   turn: float=12., # degrees, at most
+                   scale: float=0.1
+                  ) -> Tensor:      # (B,C,H,W)
     "Each image shifted, turned and scaled a little"
     def uniform(): return 2 * torch.rand(len(x), generator=g) - 1
     angle, size = uniform() * math.radians(turn), 1 + uniform() * scale
@@ -127,7 +163,23 @@ def _slightly_moved(x: Tensor,       # (B,C,H,W)
     places = F.affine_grid(affine, x.shape, align_corners=False)
     return F.grid_sample(x, places, padding_mode='border', align_corners=False)
 
-# %% ../nbs/15_features.ipynb #477f0c72
+# %% ../nbs/15_features.ipynb #86f5f05a
+def shifted_and_mirrored(x: Tensor, # (B,C,H,W)
+                         g: torch.Generator,
+                         shift: int=4   # pixels, at most
+                        ) -> Tensor:    # (B,C,H,W)
+    "Each image shifted up to so many pixels, its border gray, and half of them mirrored"
+    (B, _, H, W), device = x.shape, x.device
+    mirror = torch.rand((B, 1, 1, 1), generator=g) < 0.5
+    x = torch.where(mirror.to(device), x.flip(3), x)
+    x = F.pad(x, (shift,) * 4).permute(0, 2, 3, 1)
+    down, right = torch.randint(2 * shift + 1, (2, B, 1), generator=g).to(device)
+    rows = (down + torch.arange(H, device=device))[:, :, None]
+    columns = (right + torch.arange(W, device=device))[:, None, :]
+    which = torch.arange(B, device=device)[:, None, None]
+    return x[which, rows, columns].permute(0, 3, 1, 2)
+
+# %% ../nbs/15_features.ipynb #06d3745b
 def _rate(k: int,    # step, from 0
           steps: int # of the training
          ) -> float:
@@ -135,50 +187,106 @@ def _rate(k: int,    # step, from 0
     warmup = min(500, max(1, steps // 10))
     return min(1, (k + 1) / warmup) * (1 + math.cos(math.pi * k / steps)) / 2
 
-# %% ../nbs/15_features.ipynb #a671e107
+# %% ../nbs/15_features.ipynb #b5160a31
+def _learn(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor,
+           bf16: bool) -> float: # the loss before the step
+    "One step of the optimizer on images x (B,C,H,W) with labels y (B,)"
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+        scores = net(x.contiguous(memory_format=torch.channels_last))[1]
+    loss = F.cross_entropy(scores.float(), y)
+    optimizer.zero_grad(); loss.backward(); optimizer.step()
+    return loss.item()
+
+# %% ../nbs/15_features.ipynb #8db4de60
 def train_classifier(data: ImageSet,      # with labels
                      *,
+                     network: type=Classifier,         # or ResidualClassifier
+                     augment: Callable=slightly_moved, # or shifted_and_mirrored
                      epochs: int=10,
                      batch: int=128,
                      lr: float=5e-3,      # at its highest
+                     weight_decay: float=1e-2,
+                     bf16: bool=False,    # 16 bits inside the network
                      seed: int=0,
                      device: str | torch.device='cpu',
+                     keep: str | Path | None=None, # a file: after each epoch, to go on
                      progress: bool=True
-                    ) -> tuple[Classifier, list[float]]: # and the loss of each epoch
-    "A classifier of labelled images, trained by AdamW on slightly moved copies"
-    _check_trainable(data, batch)
-    net = _new_classifier(data, seed).to(device, memory_format=torch.channels_last)
-    g, losses = torch.Generator().manual_seed(seed), []
+                    ) -> tuple[nn.Module, list[float]]: # and the loss of each epoch
+    "A classifier of labelled images, trained by AdamW on changed copies"
+    made_of = data, network, augment, epochs, batch, lr, weight_decay, bf16, seed
+    state = _State(keep, device, *made_of)
+    net, optimizer, g, losses = state.net, state.optimizer, state.g, state.losses
     steps = epochs * (len(data) // batch)
-    optimizer = torch.optim.AdamW(net.parameters(), lr, weight_decay=1e-2)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: _rate(k, steps))
-    for i in _shuffled_batches(len(data), batch, epochs, g, progress):
+    for i in _shuffled_batches(state, epochs, progress):
         x, y = data[i]
-        x = _slightly_moved(x.to(device), g)
-        scores = net(x.contiguous(memory_format=torch.channels_last))[1]
-        loss = F.cross_entropy(scores, y.to(device))
-        optimizer.zero_grad(); loss.backward(); optimizer.step(); rate.step()
-        losses.append(loss.item())
+        optimizer.param_groups[0]['lr'] = lr * _rate(len(losses), steps)
+        losses.append(_learn(net, optimizer, augment(x.to(device), g), y.to(device), bf16))
     each = torch.tensor(losses, dtype=torch.float64).view(epochs, -1)
     return net.eval().requires_grad_(False), each.mean(1).tolist()
 
-# %% ../nbs/15_features.ipynb #3c25faba
+# %% ../nbs/15_features.ipynb #65a937d0
 #| code-fold: true
-#| code-summary: "Plumbing: seeds, order of the images, checks"
-def _new_classifier(data: ImageSet, seed: int) -> Classifier:
+#| code-summary: "Plumbing: the state of a training, seeds, order of the images, checks"
+class _State:
+    "Network, optimizer, generator and losses; those of the file `keep`, if it is there"
+    def __init__(self, keep: str | Path | None, device: str | torch.device, data: ImageSet,
+                 network: type, augment: Callable, epochs: int, batch: int, lr: float,
+                 weight_decay: float, bf16: bool, seed: int):
+        _check_trainable(data, batch)
+        self.keep = keep and Path(keep).expanduser()
+        self.n, self.batch = len(data), batch
+        self.net = _new_classifier(network, data, seed)
+        self.net.to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=weight_decay)
+        self.g, self.losses = torch.Generator().manual_seed(seed), []
+        facts = [fingerprint(data), network.__qualname__, augment.__qualname__, epochs, batch, lr,
+                 weight_decay, bf16, seed]
+        self.recipe = list(hashlib.sha256(repr(facts).encode()).digest())
+        if self.keep and self.keep.exists(): self.restore()
+
+    def save(self):
+        "All of it, whole or not at all"
+        parts = {f'net.{k}': v for k, v in self.net.state_dict().items()}
+        for i, moments in self.optimizer.state_dict()['state'].items():
+            parts |= {f'optimizer.{i}.{k}': v for k, v in moments.items()}
+        parts |= dict(recipe=torch.tensor(self.recipe, dtype=torch.uint8),
+                      generator=self.g.get_state(),
+                      losses=torch.tensor(self.losses, dtype=torch.float64))
+        blob = tensors_with_checksum({k: v.cpu().contiguous() for k, v in parts.items()})
+        with atomic(self.keep) as part: part.write_bytes(blob)
+
+    def restore(self):
+        parts = read_tensors(self.keep)
+        if 'recipe' not in parts or parts['recipe'].tolist() != self.recipe:
+            raise ValueError(f'keep = {self.keep} is of another training (its data, network or '
+                             'settings differ); delete it, or give another name')
+        self.net.load_state_dict(without_prefix(parts, 'net.'))
+        moments = {}
+        for name, v in without_prefix(parts, 'optimizer.').items():
+            i, _, k = name.partition('.')
+            moments.setdefault(int(i), {})[k] = v
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | dict(state=moments))
+        self.g.set_state(parts['generator'])
+        self.losses = parts['losses'].tolist()
+
+def _new_classifier(network: type, data: ImageSet, seed: int) -> nn.Module:
     "Depends on the seed only; torch's global generator is left as it was"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return Classifier(data.shape, data.num_classes)
+        return network(data.shape, data.num_classes)
 
-def _shuffled_batches(n: int, batch: int, epochs: int, g: torch.Generator, progress: bool):
-    "The images of each step, in a new order each epoch; an incomplete last batch is left out"
-    with tqdm(total=epochs * (n // batch), desc='training the classifier', unit='step',
+def _shuffled_batches(state: _State, epochs: int, progress: bool):
+    """The images of each step, in a new order each epoch; an incomplete last batch is left out.
+    After each epoch the state is saved"""
+    n, each, done = state.n, state.n // state.batch, len(state.losses)
+    with tqdm(total=epochs * each, initial=done, desc='training the classifier', unit='step',
               disable=not progress) as bar:
-        for _ in range(epochs):
-            for i in torch.randperm(n, generator=g)[:n // batch * batch].split(batch):
+        for _ in range(done // each, epochs):
+            order = torch.randperm(n, generator=state.g)[:each * state.batch]
+            for i in order.split(state.batch):
                 yield i
                 bar.update()
+            if state.keep: state.save()
 
 def _check_sides(shape):
     if min(shape[1:]) < 8:
@@ -194,7 +302,7 @@ def _check_trainable(data, batch):
     if not 2 <= batch <= len(data):
         raise ValueError(f'batch = {batch}; allowed: 2..{len(data)}, the number of images')
 
-# %% ../nbs/15_features.ipynb #7f573173
+# %% ../nbs/15_features.ipynb #a671e107
 # A folder of `save_classifier` for each classifier that comes with the package
 EXTRACTORS = Path(diffusion_scratch.__file__).parent/'extractors'
 
@@ -203,10 +311,31 @@ def digit_classifier(device: str | torch.device='cpu'
     "The package's classifier of MNIST. A Frechet distance in its features is not FID"
     return load_classifier(EXTRACTORS/'digit-classifier', device)
 
-# %% ../nbs/15_features.ipynb #6727f030
+def object_classifier(device: str | torch.device='cpu'
+                     ) -> Extractor: # 128 features of an object (3,32,32)
+    "The package's classifier of CIFAR-10. A Frechet distance in its features is not FID"
+    return load_classifier(EXTRACTORS/'object-classifier', device)
+
+def fitting_extractor(shape: tuple, # of an image (C,H,W)
+                      device: str | torch.device='cpu'
+                     ) -> Extractor:
+    "The package's classifier for images of this shape; raises ValueError if it has none"
+    known = {(1, 28, 28): digit_classifier, (3, 32, 32): object_classifier}
+    if tuple(shape) not in known: raise _no_classifier(shape, known)
+    return known[tuple(shape)](device)
+
+# %% ../nbs/15_features.ipynb #5faf54ab
 #| code-fold: true
 #| code-summary: "Plumbing: a classifier as two files, weights and facts"
-def save_classifier(net: Classifier,
+def _no_classifier(shape: tuple, known: dict) -> ValueError:
+    return ValueError(f'images have shape {tuple(shape)}; the classifiers of the package, '
+                      f'digit-classifier and object-classifier, take {" and ".join(map(str, known))}. '
+                      'For other shapes use inception(), train_classifier, or a function of your '
+                      'own in an Extractor')
+
+NETWORKS = {network.__name__: network for network in (Classifier, ResidualClassifier)}
+
+def save_classifier(net: nn.Module,        # of one of the classes in NETWORKS
                     folder: str | Path, # made if it is not there
                     about: dict         # as JSON: name, made (how), and other facts
                    ) -> Path:           # the folder
@@ -214,13 +343,14 @@ def save_classifier(net: Classifier,
     folder = Path(folder).expanduser()
     def small(v): return v.to(torch.float16) if v.is_floating_point() else v
     blob = to_bytes({k: small(v.cpu().contiguous()) for k, v in net.state_dict().items()})
-    facts = dict(args=net.config, sha256=hashlib.sha256(blob).hexdigest(), about=about)
+    facts = dict(network=type(net).__name__, args=net.config,
+                 sha256=hashlib.sha256(blob).hexdigest(), about=about)
     files = {'model.safetensors': blob, 'config.json': json_with_checksum(facts)}
     for name, content in files.items():
         with atomic(folder/name) as part: part.write_bytes(content)
     return folder
 
-def _described_classifier(folder: Path) -> tuple[Classifier, dict]:
+def _described_classifier(folder: Path) -> tuple[nn.Module, dict]:
     "The classifier of a folder, still without weights, and the facts; raises ValueError, OSError"
     for f in ('config.json', 'model.safetensors'):
         if (folder/f).is_file(): continue
@@ -230,7 +360,8 @@ def _described_classifier(folder: Path) -> tuple[Classifier, dict]:
         config = read_json(file)
         kinds = isinstance(config['about']['name'], str), isinstance(config['sha256'], str)
         if not all(kinds): raise TypeError('about.name and sha256 must be text')
-        with torch.device('meta'): return Classifier(**config['args']), config
+        network = NETWORKS[config.get('network', 'Classifier')]  # older folders name none
+        with torch.device('meta'): return network(**config['args']), config
     except (LookupError, TypeError, RuntimeError) as e:
         raise ValueError(f'{file} describes no classifier ({type(e).__name__}: {e}); give a folder '
                          'that save_classifier wrote') from None
@@ -257,7 +388,7 @@ def load_classifier(folder: str | Path,      # of `save_classifier`
     name, shape = config['about']['name'], tuple(net.config['shape'])
     return Extractor(name, digest[:12], net.config['dim'], look, shape, device)
 
-# %% ../nbs/15_features.ipynb #cfcec156
+# %% ../nbs/15_features.ipynb #13bab901
 def inception(weights: str | Path | None=None, # a file; the published one if none
               device: str | torch.device='cpu'
              ) -> Extractor: # 2048 features of an image (1,H,W) or (3,H,W), of any size
@@ -270,7 +401,7 @@ def inception(weights: str | Path | None=None, # a file; the published one if no
         return Features(x, scores.double().softmax(1))
     return Extractor('Inception-v3', digest[:12], 2048, look, device=device, batch=32)
 
-# %% ../nbs/15_features.ipynb #3820868c
+# %% ../nbs/15_features.ipynb #055d7419
 #| code-fold: true
 #| code-summary: "Plumbing: a weights file, fetched, and read without unpickling"
 def _inception_network(weights: str | Path | None):

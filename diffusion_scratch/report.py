@@ -24,9 +24,9 @@ from .pictures import grid
 from .guidance import guided
 from .checkpoint import (
     atomic, json_with_checksum, read_json, read_tensors, tensors_with_checksum)
-from .features import Extractor, Features, digit_classifier
-from .evaluation import (Estimate, Evaluation, Measured, Protocol, evaluate,
-                                          nearest, wilson_interval)
+from .features import Extractor, Features, fitting_extractor
+from .evaluation import (Estimate, Evaluation, Measured, Moments, Protocol, evaluate,
+                                          nearest, read_moments, wilson_interval)
 from .likelihood import Bound, bound
 
 # %% auto #0
@@ -231,6 +231,7 @@ def _write_features(file: Path | None, seen: Features):
 # %% ../nbs/18_report.ipynb #2b02a32a
 MEANING = dict(
     frechet_distance='lower is better; grows as images get fewer',
+    frechet_to_statistics='Frechet distance to the mean and covariance of a file',
     frechet_limit='Frechet distance, extrapolated to infinitely many images',
     kernel_distance='lower is better; 0 on average if the distributions are equal',
     precision='share of generated images that lie among real ones',
@@ -289,7 +290,7 @@ def _bits_of_real(denoiser, schedule, data, n, classes, seed, batch, progress) -
 #| code-summary: "Plumbing: everything in one call, with checks, written into a folder"
 def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    schedule: Schedule,
-                   data: ImageSet,            # the real images
+                   data: ImageSet,            # the real images, those of its training
                    folder: str | Path,        # of the report; an interrupted one is continued
                    *,
                    n: int=1000,               # images to draw
@@ -298,7 +299,10 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    classes: int | tuple | None=None, # of the network; None: of the data
                    guidance: float=0.5,       # guidance scale w
                    seed: int=0,               # image i depends on (seed, i) alone
-                   extractor: Extractor | None=None, # the digit classifier if None
+                   held_out: ImageSet | None=None, # other real images, to take the place of
+                                              # generated ones; parts of `data` if None
+                   statistics: str | Path | None=None, # .npz with mu and sigma, see read_moments
+                   extractor: Extractor | None=None, # the classifier that fits the shape if None
                    name: str='a model',       # of the model, for the page
                    bits: int=0,               # number of real images for the likelihood bound
                    batch: int=100,            # images at a time; can change the last digits
@@ -306,11 +310,13 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    progress: bool=True        # show progress bars
                   ) -> Report:
     "Draw, extract features, measure; write the report: html, md, json and figures"
-    eye, folder = extractor or digit_classifier(), Path(folder).expanduser()
+    eye, folder = extractor or fitting_extractor(data.shape), Path(folder).expanduser()
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
-    _check_evaluation(data, n, classes, bits)
+    _check_evaluation(data, held_out, n, classes, bits)
+    moments = None if statistics is None else _moments_for(eye, statistics)
     real = reference(eye, data, cache, progress)
+    place = held_out and reference(eye, held_out, cache, progress)
     images, y = generate(denoiser, schedule, data.shape, n, folder, step=step, steps=steps,
                          **_labels_to_draw(data, classes), guidance=guidance, seed=seed,
                          batch=batch, progress=progress)
@@ -319,15 +325,18 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
         extractor=f'{eye.name} {eye.hash}', features=eye.dim, generated=n,
         reference=f'{data.name} {fingerprint(data)[:12]}', real=len(data),
         weights=f'{name} {model_hash(denoiser, schedule)}', solver=repr(step), steps=steps,
-        guidance=guidance if classes else None, seed=seed, clipped=True)
-    found = evaluate(real, fake, protocol, training=real)
-    found.measures.update(_label_accuracies(real, fake, data, y, classes))
+        guidance=guidance if classes else None, seed=seed, clipped=True,
+        statistics=statistics and _file_and_hash(statistics))
+    found = evaluate(real, fake, protocol, real, held_out=place, statistics=moments)
+    seen = (real, data) if held_out is None else (place, held_out)
+    found.measures.update(_label_accuracies(*seen, fake, y, classes))
     made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
                 device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch,
                 cpu_capability=torch.backends.cpu.get_cpu_capability())
     if isinstance(classes, tuple):
         made['attributes'] = f'of random rows of the table of {data.name} (seed {seed})'
+    if held_out: made['held_out'] = f'{held_out.name} {fingerprint(held_out)[:12]}'
     cost = bits and _bits_of_real(denoiser, schedule, data, bits, classes, seed, batch, progress)
     report = Report(folder, images, y, found, made, cost or None)
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)
@@ -336,12 +345,16 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
     _write(folder/'report.html', _html_page(report).encode())
     return report
 
-def _check_evaluation(data: ImageSet, n: int, classes: int, bits: int):
+def _check_evaluation(data: ImageSet, held_out: ImageSet | None, n: int, classes: int, bits: int):
     if n < 4:
-        raise ValueError(f'n = {n}; allowed: 4..{len(data)}, since fewer images have no interval')
-    if n > len(data):
-        raise ValueError(f'n = {n}, and there are {len(data):,} real images in {data.name}; give '
-                         'at most that many, since real images must be able to take their place')
+        raise ValueError(f'n = {n}; allowed: 4 or more, since fewer images have no interval')
+    if held_out is not None:
+        labels = data.labels is None or held_out.labels is not None
+        if held_out.shape != data.shape or held_out.classes != data.classes or not labels:
+            raise ValueError(f'held_out = {held_out!r} does not fit {data!r}; give images of the '
+                             'same shape and classes')
+        if len(held_out) < 4:
+            raise ValueError(f'held_out has {len(held_out)} images; give 4 or more')
     if not 0 <= bits <= len(data):
         raise ValueError(f'bits = {bits}; allowed: 0..{len(data)}, the real images')
     if bits and classes and data.labels is None:
@@ -361,7 +374,7 @@ def _labels_to_draw(data: ImageSet, classes: int | tuple) -> dict: # arguments o
     if data.labels is None: return dict(shares=[1 / classes] * classes)
     return dict(shares=data.labels.bincount(minlength=classes) / len(data))
 
-def _label_accuracies(real: Features, fake: Features, data: ImageSet, y: Tensor | None,
+def _label_accuracies(real: Features, data: ImageSet, fake: Features, y: Tensor | None,
                       classes: int | tuple) -> dict[str, Measured]:
     """How often the extractor reads the requested class. Of attributes, nothing yet: this needs an
     extractor that gives the probabilities of the values of each attribute"""
@@ -369,6 +382,18 @@ def _label_accuracies(real: Features, fake: Features, data: ImageSet, y: Tensor 
     if fake.p is None or fake.p.shape[1] != classes: return {}
     return dict(label_accuracy=Measured(_label_accuracy(fake.p, y),
                                         _label_accuracy(real.p, data.labels)))
+
+def _moments_for(eye: Extractor, file: str | Path) -> Moments:
+    "The statistics of a file, if they are of as many features"
+    found = read_moments(file)
+    if len(found.mean) != eye.dim:
+        raise ValueError(f'{file} has {len(found.mean)} features; the extractor {eye.name!r} has '
+                         f'{eye.dim}; give statistics that were made with this extractor')
+    return found
+
+def _file_and_hash(file: str | Path) -> str:
+    file = Path(file).expanduser()
+    return f'{printable(file.name)} {hashlib.sha256(file.read_bytes()).hexdigest()[:12]}'
 
 def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parameters()), 'cpu')
 

@@ -6,8 +6,8 @@
 from __future__ import annotations
 try: import fcntl
 except ImportError: fcntl = None  # Windows
-import base64, ctypes, errno, importlib.util, io, json, math, os, platform, re, shlex, shutil
-import signal, socket, subprocess, sys, tempfile, threading, time, warnings, zlib
+import base64, copy, ctypes, errno, importlib.util, io, json, math, os, platform, re, shlex
+import shutil, signal, socket, subprocess, sys, tempfile, threading, time, warnings, zlib
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
@@ -26,12 +26,13 @@ from .config import dump_config, flat_config, load_config, make_section
 from .config import parse_config
 from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, count_classes, fingerprint, memory_here
+from .data import printable
 from .denoiser import Denoiser, clipped
 from .guidance import guided
 from .pictures import grid, loss_curve, save_animation, save_loss_curve
 from .pictures import terminal_text
 from .pretrained import find
-from .report import random_rows
+from .report import model_hash, random_rows
 from .sampling import Frame, Solver, ancestral, fixed_large, fixed_small
 from .sampling import trajectory
 from .schedule import Schedule, check_whole
@@ -51,7 +52,8 @@ __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writ
            'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'draw_images',
            'load_to_draw', 'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device',
            'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside',
-           'free_threads', 'train', 'together', 'owned_folder', 'processor_name', 'describe_session', 'LiveView']
+           'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session',
+           'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -1094,12 +1096,34 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
         denoiser = make_denoiser(config, data).to(device)
         state = TrainState(denoiser, config.training.adam, config.training.ema)
         if checkpoints(run.path): schedule = resume(run.path, state, schedule)
+        elif config.training.start: begin_with(config.training.start, state, schedule)
         make_fit_options(config)
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
     _check_same_step(run, state, accelerator)
     torch.set_num_threads(_threads_of_run(run, state, accelerator, load))
     return data, state, schedule
+
+def begin_with(name: str,        # of weights, as for `load`
+               state: TrainState, # at step 0, filled in place
+               schedule: Schedule # of the run
+              ):
+    """Copy weights into a new state; of a run, the averaged ones. The optimizer begins anew.
+    Raises ConfigError if they are of another network, parametrisation or schedule"""
+    try:
+        there, betas = find(name).load(net=copy.deepcopy(state.denoiser.net))
+    except (ValueError, OSError, ImportError) as e:
+        raise ConfigError(f'training.start: {e}; give weights of the network that the config '
+                          'describes') from None
+    if there.parameterization is not state.denoiser.parameterization:
+        raise ConfigError(f'training.start: {printable(name)} predicts '
+                          f'{there.parameterization.name}, and the config '
+                          f'{state.denoiser.parameterization.name}; both must be the same')
+    if not betas.is_close(schedule):
+        raise ConfigError(f'training.start: {printable(name)} was trained with {betas!r}, and the '
+                          f'config has {schedule!r}; both must be the same')
+    for denoiser in (state.denoiser, state.ema):
+        denoiser.net.load_state_dict(there.net.state_dict())
 
 def _threads_of_run(run: RunFolder, state: TrainState, accelerator: Accelerator,
                     load: OtherLoad) -> int:
@@ -1128,6 +1152,8 @@ def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet
             session = describe_session(run.config, state, data, accelerator, device)
             run.check_same_images(session)
             session['changed'] = changed_since(run.sessions(), session)
+            if run.config.training.start and not state.step:
+                session['start'] = f'{run.config.training.start} {model_hash(state.denoiser)}'
             print(_describe_start(run, state, schedule, data, device, session))
     _measure_budget(run, state, schedule, data, accelerator)
     with together(accelerator):
@@ -1186,6 +1212,7 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
     if data.skipped:
         lines.append(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; '
                      f'{run.path/"manifest.json"} names all of them')
+    if 'start' in session: lines.append(f'beginning with the weights of {session["start"]}')
     if state.step:
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
     if changed := session['changed']:

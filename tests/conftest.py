@@ -105,6 +105,14 @@ def whole_mnist(tmp_path_factory):
     for f in packed: (raw/f.stem).write_bytes(gzip.decompress(f.read_bytes()))
     return raw.parent.parent
 
+@pytest.fixture(scope='session')
+def whole_cifar10():
+    "A folder with train/<class>/ and test/<class>/, in $DIFFUSION_SCRATCH_DATA/cifar10"
+    folder = Path(os.environ.get('DIFFUSION_SCRATCH_DATA', '/nowhere'))/'cifar10'
+    if not (folder/'test').is_dir():
+        pytest.skip('DIFFUSION_SCRATCH_DATA names no folder with cifar10/test/<class>/*.jpg')
+    return folder
+
 @pytest.fixture
 def full_disk():
     "Once called, no file grows beyond so many bytes: OSError while writing, as on a full disk"

@@ -177,7 +177,7 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--data texts': "is not an image that can be read",
         '--steps 5000': '--steps: 5000 is not allowed',
         '--solver fast': f"'fast' {ALLOWED} ancestral, ddim",
-        '--extractor me': f'--extractor: me {ALLOWED} digits, inception, or a folder'},
+        '--extractor me': f'--extractor: me {ALLOWED} digits, objects, inception, or a folder'},
     'evaluate mnist-mini --data nowhere': {
         '': f'--data: nowhere {ALLOWED} mnist_mini, mnist, cifar10, or a folder'}}
 

@@ -146,7 +146,8 @@ OPTIONS = dict(
     export='--to --label --half --raw'.split(),
     edit='--mask --strength --repeats --n --label --steps --solver --guidance --seed --out '
          '--device'.split(),
-    evaluate='--n --steps --solver --guidance --seed --data --corrupt --extractor --out --bits '
+    evaluate='--n --steps --solver --guidance --seed --data --corrupt --extractor --held-out '
+             '--statistics --out --bits '
              '--batch --raw --device'.split())
 
 def odd_line(rng):

@@ -3,6 +3,7 @@ import base64, json, re, signal, subprocess, sys, time
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -181,7 +182,8 @@ def test_json_is_complete(made):
     assert found == json.loads(json.dumps(made.plain())) and found['bits_per_dimension'] is None
     assert set(found) == {'made', 'protocol', 'protocol_in_words', 'measures', 'refused',
                           'bits_per_dimension'}
-    assert set(found['measures']) == set(MEANING) and not found['refused']
+    without_file = set(MEANING) - {'frechet_to_statistics'}
+    assert set(found['measures']) == without_file and not found['refused']
     for m in (m[part] for m in found['measures'].values() for part in ('value', 'floor')):
         assert m['low'] - 1e-9 <= m['value'] <= m['high'] + 1e-9 and m['n'] > 0
     expected = dict(generated=60, extractor='quarters v1', solver='ddim(eta=0.0)', seed=0)
@@ -260,6 +262,35 @@ def test_without_labels(data, tmp_path):
     assert r.labels is None and r.evaluation.protocol.guidance is None
     assert 'label_accuracy' not in measures and 'frechet_distance' in measures
 
+def test_more_images_than_real_ones_and_statistics_of_a_file(oracle, data, tmp_path):
+    """As in the papers: images against the moments of a file, here those of the real images, so
+    both Fréchet distances are one number; held-out images stand in the place of generated ones,
+    and the real images themselves are at distance 0 from their own moments"""
+    seen = EYE(data.images).x.numpy()
+    np.savez(tmp_path/'real.npz', mu=seen.mean(0), sigma=np.cov(seen, rowvar=False))
+    r = evaluated(oracle, data, tmp_path, 260, steps=2, statistics=tmp_path/'real.npz',
+                  held_out=data)
+    found, protocol = r.evaluation.measures, r.evaluation.protocol
+    whole, file = found['frechet_distance'].value, found['frechet_to_statistics'].value
+    assert (protocol.generated, protocol.real, whole.n, file.n) == (260, 200, 200, 260)
+    assert file.value == pytest.approx(whole.value, rel=1e-6)
+    assert found['frechet_to_statistics'].floor.value < 1e-6 * file.value
+    assert found['label_accuracy'].floor.value == 1 and found['confidence'].floor.n == 200
+    assert 'real.npz ' in str(protocol) and r.made['held_out'].startswith('tiny ')
+
+@pytest.mark.parametrize('said, write', [
+    ('is missing', lambda f: None), ('holds no statistics', lambda f: f.write_bytes(b'PK')),
+    ('holds no statistics', lambda f: np.savez(f, mu=np.zeros(4))),
+    ('allow_pickle', lambda f: np.savez(f, mu=np.array([{}]), sigma=np.eye(4))),
+    ('mu is .*allowed', lambda f: np.savez(f, mu=np.zeros(4), sigma=np.eye(3))),
+    ('mu is .*allowed', lambda f: np.savez(f, mu=np.zeros(1), sigma=np.full((1, 1), np.nan))),
+    ('has 3 features.*has 4', lambda f: np.savez(f, mu=np.zeros(3), sigma=np.eye(3)))])
+def test_files_that_hold_no_statistics(oracle, data, tmp_path, said, write):
+    write(tmp_path/'s.npz')
+    with pytest.raises((ValueError, OSError), match=f's.npz.*{said}'):
+        evaluated(oracle, data, tmp_path, 10, statistics=tmp_path/'s.npz')
+    assert not (tmp_path/'r').exists()
+
 # ---- damage, disks and names
 def test_every_file_of_an_evaluation_is_read_whole_or_made_again(oracle, data, tmp_path):
     "Whatever an evaluation leaves behind; a file that this does not know fails"
@@ -305,14 +336,15 @@ def test_names_are_text_on_the_page_and_on_the_terminal(oracle, data, tmp_path):
     assert report_of(tmp_path/'r')['protocol']['reference'].startswith(ODD)
 
 @pytest.mark.parametrize('wrong, says', [
-    (dict(n=3), 'n = 3; allowed: 4..200'), (dict(steps=0), 'steps = 0'),
+    (dict(n=3), 'n = 3; allowed: 4 or more'), (dict(steps=0), 'steps = 0'),
     (dict(steps=101), 'steps = 101; allowed: whole number from 1 to 100'),
     (dict(steps=2.5), 'steps = 2.5'), (dict(seed=-1), 'seed = -1; allowed: whole number from 0'),
     (dict(seed=2**64), 'seed = '), (dict(batch=10**15), 'batch = '), (dict(batch=0), 'batch = 0'),
     (dict(guidance=1e308), 'guidance = 1e[+]308; allowed'), (dict(guidance=-2), 'guidance = -2'),
     (dict(guidance=float('nan')), 'guidance = nan'), (dict(bits=201), 'bits = 201'),
-    (dict(n=201), 'n = 201.*200 real images'), (dict(classes=3), 'classes = 3.*has 2'),
-    (dict(extractor=None), r'(?s)digit-classifier.*\(N, 1, 28, 28\).*inception')])
+    (dict(held_out=ImageSet(torch.zeros(9, 1, 5, 5).byte())), 'held_out.*same shape'),
+    (dict(classes=3), 'classes = 3.*has 2'),
+    (dict(extractor=None), r'(?s)digit-classifier.*\(1, 28, 28\).*inception')])
 def test_what_cannot_be_measured_is_refused_before_any_work(oracle, data, tmp_path, wrong, says):
     with pytest.raises(ValueError, match=says):
         evaluated(Dies(oracle, 0), data, tmp_path, **dict(n=6, steps=2) | wrong)

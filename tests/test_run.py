@@ -12,7 +12,8 @@ from diffusion_scratch.config import ConfigError, SamplingConfig, load_config, p
 from diffusion_scratch.data import ImageSet
 from diffusion_scratch.denoiser import V, Denoiser, clipped
 from diffusion_scratch.guidance import guided
-from diffusion_scratch.pretrained import load
+from diffusion_scratch.pretrained import load, save
+from diffusion_scratch.report import model_hash
 from diffusion_scratch.run import RunFolder, draw, draw_images, labels_in_turn, stop_signals, train
 from diffusion_scratch.sampling import ancestral, fixed_large, sample
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -165,6 +166,35 @@ def test_a_row_for_each_class():
 
 @pytest.mark.fault('Ctrl-C comes in the middle of a step',
                    'the step is finished and saved; the command prints how to go on')
+def test_a_run_begins_with_given_weights_and_goes_on_bit_for_bit(tmp_path):
+    """With a learning rate too small to change a weight, the new run ends with the weights that it
+    was given, which is the average of the run, or the folder in 16 bits"""
+    still = 'training.lr=1e-30', 'training.warmup=0'
+    run = trained('first', 4)
+    save(*load(run), 'folder', dict(name='a'), dtype=torch.float16)
+    for start in 'first', 'folder':
+        begun = trained(f'from_{start}', 2, *still, f'training.start={start}')
+        there, here = (load(p)[0].state_dict() for p in (start, begun))
+        assert all((there[k].float() - here[k]).abs().max() < 1e-20 for k in here)  # 0 moves too
+        session = json.loads(Path(begun, 'manifest.json').read_text())['sessions'][0]
+        assert session['start'] == f'{start} {model_hash(load(start)[0].float())}'
+    whole = trained('whole', 6, 'training.start=first')
+    trained('parts', 2, 'training.start=first')
+    trained('parts', 6, 'training.start=first')
+    assert same(tensors(whole), tensors('parts'))
+    sessions = json.loads(Path('parts/manifest.json').read_text())['sessions']
+    assert [s.get('start', '')[:5] for s in sessions] == ['first', '']
+
+@pytest.mark.parametrize('says, change', [
+    ('nowhere is neither a path', ['training.start=nowhere']),
+    ('another network', ['network.channels=12']), ('predicts eps', ['parameterization=v']),
+    ('was trained with', ['schedule.T=50'])])
+def test_weights_that_cannot_begin_a_run_are_refused(says, change):
+    trained('first', 2)
+    with pytest.raises(ConfigError, match=f'(?s)training.start: .*{says}'):
+        trained('second', 2, 'training.start=first', *change)
+    assert not Path('second').exists()
+
 def test_ctrl_c_in_the_middle_of_a_step():
     "The step is finished, saved and said; handlers and threads are as they were"
     def handlers(): return [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]

@@ -9,59 +9,36 @@ may be stopped and given again.
 `make reproduce-mnist` is train and check. The real digits are MNIST's 60,000, which torchvision
 downloads once; --root names a folder that has them already.
 """
-import argparse, csv, json, math, subprocess, sys, time
-from datetime import datetime, timezone
+import argparse, json, subprocess, sys
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from diffusion_scratch.config import load_config
 from diffusion_scratch.data import DATA, fingerprint, mnist, to_float
 from diffusion_scratch.denoiser import clipped
-from diffusion_scratch.evaluation import (Estimate, confidence, floor, frechet_distance, interval,
-                                          nearest, precision_recall)
-from diffusion_scratch.features import Features, digit_classifier
+from diffusion_scratch.evaluation import nearest
+from diffusion_scratch.features import digit_classifier
 from diffusion_scratch.likelihood import bound
 from diffusion_scratch.pretrained import SHIPPED, find, save
-from diffusion_scratch.report import Report, evaluate_model, generate, reference
-from diffusion_scratch.sampling import ancestral
-from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
-from diffusion_scratch.checkpoint import atomic
+from diffusion_scratch.report import Report, evaluate_model, reference
+from diffusion_scratch.solvers import ddim, dpm_solver_pp
+
+import results
+from results import (SOLVERS, compare, floors, in_random_order, network, session_facts, steps_done,
+                     summary, write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
 # The name of the weights -> that of the config and of its run
 CONFIG = {'mnist': 'mnist', 'mnist-conditional': 'mnist_conditional'}
-SOLVERS = {'ancestral': ancestral(), 'ddim': ddim(), 'dpm_solver_pp': dpm_solver_pp(),
-           'dpm_solver_pp(1)': dpm_solver_pp(1.), 'heun': heun()}
-CHECKED = 'frechet_distance', 'precision', 'recall', 'confidence', 'memorised', 'label_accuracy'
-GUIDANCE, ROW, BATCH = 0.5, 500, 100  # unless a row says otherwise; images of a row, and at a time
+GUIDANCE, ROW, SHAPE = 0.5, 500, (1, 28, 28)  # unless a row says otherwise; images of a row
 
 
-def write(file: Path, content):
-    "JSON that appears whole or not at all"
-    text = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
-    with atomic(file) as part: part.write_text(text, encoding='utf-8')
+def keep(name: str, **arrays): results.keep(ASSETS/f'{name}.npz', **arrays)
 
-def keep(name: str, **arrays):
-    "Arrays that appear whole or not at all"
-    with atomic(ASSETS/f'{name}.npz') as part, open(part, 'wb') as f:
-        np.savez_compressed(f, **arrays)
-
-def made(**more) -> dict:
-    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    return dict(command='python tools/mnist.py measure', date=date, torch=torch.__version__,
-                cpu=cpu(), threads=torch.get_num_threads(), seed=0, **more)
-
-def cpu() -> str:
-    "What /proc calls this processor"
-    try:
-        names = (l.partition(':')[2] for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        return next(names).strip()
-    except (OSError, StopIteration): return 'unknown'
-
+def made(**more) -> dict: return results.made('python tools/mnist.py measure', **more)
 
 # --- training, and into the package
 
@@ -75,48 +52,29 @@ def train(a):
 def ship(a):
     for name, config in CONFIG.items():
         run = RUNS/config
-        c, rows = load_config(run/'config.yaml'), list(csv.DictReader(open(run/'metrics.csv')))
+        c, rows = load_config(run/'config.yaml'), steps_done(run)
         if len(rows) < c.training.steps:
             sys.exit(f'{run} has made {len(rows):,} of {c.training.steps:,} steps; let '
                      '`python tools/mnist.py train` finish it')
         found = find(run)
         session = json.loads((run/'manifest.json').read_text())['sessions'][-1]
         denoiser, schedule = found.load()
-        facts = {k: session[k] for k in ('seed', 'date', 'commit', 'torch', 'device', 'threads',
-                                         'parameters', 'data', 'data_sha256')}
         batch = c.training.batch_size
         seconds = sum(batch / float(r['images_per_second']) for r in rows)
         about = found.about | dict(ema=True, made=dict(
-            command=f'diffusion-train configs/{config}.yaml', **facts,
-            cpu=session.get('processor', cpu()), cpu_capability=session.get('cpu_capability'),
+            command=f'diffusion-train configs/{config}.yaml', **session_facts(session),
             data_name=c.data.name, steps=len(rows), images=len(rows) * batch,
             training_seconds=round(seconds)))
         file = ASSETS/f'{name}.json'
         if file.exists(): about['measured'] = summary(json.loads(file.read_text()))
         print(save(denoiser, schedule, SHIPPED/name, about, dtype=torch.float16))
 
-def summary(report: dict) -> dict:
-    "The measures of a report, each as value [95 % interval]"
-    def text(e): return f"{e['value']:.4g} [{e['low']:.4g}, {e['high']:.4g}]"
-    numbers = {k: f"{text(m['value'])}, real images in their place {text(m['floor'])}"
-               for k, m in report['measures'].items() if k in CHECKED}
-    return dict(protocol=report['protocol_in_words']) | numbers
-
 
 # --- measuring
 
-def network(source, ema=True):
-    "Weights by name or path, laid out as a CPU likes them, their schedule, and their classes"
-    found = find(source)
-    denoiser, schedule = found.load(ema)
-    return denoiser.to(memory_format=torch.channels_last), schedule, len(found.about['classes'])
-
 def draw(net, n: int, folder: str, guidance=GUIDANCE, **how):
     "n digits of what `network` returned, kept in runs/mnist_images, and what they should be"
-    denoiser, schedule, classes = net
-    shares = [1 / classes] * classes if classes else None
-    return generate(denoiser, schedule, (1, 28, 28), n, RUNS/'mnist_images'/folder, shares=shares,
-                    guidance=guidance, batch=BATCH, **how)
+    return results.draw(net, SHAPE, n, RUNS/'mnist_images'/folder, guidance, **how)
 
 def whole(name: str, source, a) -> Report:
     "10,000 images and their numbers, which those of a run of your own are checked against"
@@ -124,61 +82,19 @@ def whole(name: str, source, a) -> Report:
     return evaluate_model(denoiser, schedule, mnist(a.root), RUNS/'mnist_images'/name, n=a.n,
                           step=ddim(), steps=50, classes=classes, guidance=GUIDANCE, name=name)
 
-def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
-def of_fakes(real, fake): return confidence(fake)
-
-def numbers(real: Features, fake: Features) -> dict[str, Estimate]:
-    "What a row says of its images"
-    distance = interval(frechet_distance, real.x, fake.x, within=(0., math.inf))
-    shares = interval(equally_many, real.x, fake.x, within=(0., 1.))
-    return dict(frechet_distance=distance, frechet_limit=distance.unbiased, **shares._asdict(),
-                confidence=interval(confidence, fake.p, within=(0., 1.)))
-
-def floors(real: Features, n: int) -> dict[str, Estimate]:
-    "The same of n real digits in their place"
-    return dict(frechet_distance=floor(frechet_distance, real.x, n),
-                **floor(equally_many, real.x, n)._asdict(),
-                confidence=floor(of_fakes, real.p, n))
-
-def plain(estimates: dict[str, Estimate]) -> dict:
-    return {k: e._asdict() for k, e in estimates.items()}
-
-class Rows:
-    "Rows of a table, each kept as soon as it is there"
+class Rows(results.Rows):
+    "Rows of a table of this chapter"
     def __init__(self, piece: str, a, **facts):
-        self.file, self.eye, data = ASSETS/f'{piece}.json', digit_classifier(), mnist(a.root)
-        seen = reference(self.eye, data)
+        eye, data = digit_classifier(), mnist(a.root)
         # the digits of a class do not come in a row, nor do those of a writer
-        order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
-        self.real = Features(*(v[order] for v in seen))
-        self.made = made(extractor=f'{self.eye.name} {self.eye.hash}',
-                         real=f'{data.name} {fingerprint(data)[:12]}', **facts)
-
-    def there(self) -> tuple[list[dict], dict]:
-        "Rows and floors so far; another process may add to them too"
-        table = json.loads(self.file.read_text()) if self.file.exists() else dict(rows=[], floor={})
-        return table['rows'], table['floor']
+        real = in_random_order(reference(eye, data))
+        facts = made(extractor=f'{eye.name} {eye.hash}',
+                     real=f'{data.name} {fingerprint(data)[:12]}', **facts)
+        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'mnist_images', eye, real,
+                         lambda n: floors(real, n), facts)
 
     def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, ema=True, n=ROW):
-        if any(r.items() >= key.items() for r in self.there()[0]): return
-        net, folder = network(source, ema), '-'.join(map(str, [self.file.stem, *key.values()]))
-        there = len(list((RUNS/'mnist_images'/folder).glob('images/*.safetensors')))
-        began = time.process_time()
-        images, y = draw(net, n, folder, guidance, step=step, steps=steps)
-        seconds = (time.process_time() - began) * n / max(BATCH, n - there * BATCH)
-        fake = self.eye(images)
-        found = numbers(self.real, fake)
-        if y is not None:
-            right = (fake.p.argmax(1) == y).double()
-            share = interval(lambda right: right.mean().item(), right, within=(0., 1.))
-            found['label_accuracy'] = share
-        calls = len(visits(step, net[1].times(steps))) - 1
-        row = key | dict(images=n, calls=calls, cpu_seconds=round(seconds, 1),
-                         measures=plain(found))
-        rows, floor = self.there()
-        if str(n) not in floor: floor[str(n)] = plain(floors(self.real, n))
-        write(self.file, dict(made=self.made, floor=floor, rows=[*rows, row]))
-        print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
+        super().add(key, source, step, steps, guidance, n, ema)
 
 def by_steps(a):
     rows = Rows('steps', a, weights='mnist')
@@ -195,7 +111,8 @@ def by_guidance(a):
 def by_training(a):
     "Checkpoints on the way, averaged weights and last ones"
     rows = Rows('training', a, solver='dpm_solver_pp', steps=20, guidance=GUIDANCE)
-    for step in (1000, 2000, 4000, 8000, 15000):
+    for name, config in CONFIG.items():
+        for step in (1000, 2000, 4000, 8000, 15000):
             file = RUNS/config/'checkpoints'/f'step_{step:08d}.safetensors'
             for ema in (True, False):
                 key = dict(weights=name, step=step, ema=ema)
@@ -227,13 +144,7 @@ def neighbours(a):
 
 def losses(a):
     "Means over each 100 steps"
-    found = {}
-    found, columns = {}, ('step', 'loss', 'grad_norm', 'lr')
-    for name, config in CONFIG.items():
-        rows = csv.DictReader(open(RUNS/config/'metrics.csv'))
-        rows = np.array([[float(r[k]) for k in columns] for r in rows])
-        means = rows[:len(rows) // 100 * 100].reshape(-1, 100, 4).mean(1)
-        found[name] = dict(zip(columns, np.round(means, 6).T.tolist()))
+    found = {name: results.loss_curve(steps_done(RUNS/config)) for name, config in CONFIG.items()}
     write(ASSETS/'loss.json', dict(made=made(), found=found))
 
 def report(name, a):
@@ -261,13 +172,7 @@ def check(a):
     for name, config in CONFIG.items():
         published = json.loads((ASSETS/f'{name}.json').read_text())['measures']
         own = whole(config, RUNS/config, a).plain()['measures']
-        for k in CHECKED:
-            if k not in published: continue
-            value, there = own[k]['value']['value'], published[k]['value']
-            inside = there['low'] <= value <= there['high']
-            missed += not inside
-            where = f"{'inside' if inside else 'OUTSIDE'} [{there['low']:.4f}, {there['high']:.4f}]"
-            print(f'{name:18} {k:17} {value:8.4f}  {where}')
+        missed += compare(name, published, own)
     sys.exit(f'{missed} outside' if missed else 0)
 
 

@@ -1,0 +1,164 @@
+"""What tools/mnist.py and tools/cifar10.py share: files that appear whole, tables that grow by a
+row, images that are drawn once, and the facts of a training"""
+import csv, json, math, time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from diffusion_scratch.checkpoint import atomic
+from diffusion_scratch.evaluation import (Estimate, confidence, floor, frechet_distance, interval,
+                                          precision_recall)
+from diffusion_scratch.features import Extractor, Features
+from diffusion_scratch.pretrained import find
+from diffusion_scratch.report import generate
+from diffusion_scratch.sampling import ancestral
+from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
+
+SOLVERS = {'ancestral': ancestral(), 'ddim': ddim(), 'dpm_solver_pp': dpm_solver_pp(),
+           'dpm_solver_pp(1)': dpm_solver_pp(1.), 'heun': heun()}
+CHECKED = 'frechet_distance', 'precision', 'recall', 'confidence', 'memorised', 'label_accuracy'
+BATCH = 100  # images at a time
+
+
+# --- files
+
+def write(file: Path, content):
+    "JSON that appears whole or not at all"
+    text = json.dumps(content, indent=1, ensure_ascii=False) + '\n'
+    with atomic(file) as part: part.write_text(text, encoding='utf-8')
+
+def keep(file: Path, **arrays):
+    "Arrays that appear whole or not at all"
+    with atomic(file) as part, open(part, 'wb') as f: np.savez_compressed(f, **arrays)
+
+def made(command: str, **more) -> dict:
+    "What a stored result was made by"
+    date = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    return dict(command=command, date=date, torch=torch.__version__, cpu=cpu(),
+                threads=torch.get_num_threads(), seed=0, **more)
+
+def cpu() -> str:
+    "What /proc calls this processor"
+    try:
+        names = (l.partition(':')[2] for l in open('/proc/cpuinfo') if l.startswith('model name'))
+        return next(names).strip()
+    except (OSError, StopIteration): return 'unknown'
+
+
+# --- trainings
+
+def steps_done(run: Path) -> list[dict]:
+    "The rows of metrics.csv, as text"
+    with open(run/'metrics.csv') as f: return list(csv.DictReader(f))
+
+def session_facts(session: dict) -> dict:
+    "What a manifest says of a session, without the paths of a machine"
+    keys = 'seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256'
+    return {k: session[k] for k in keys} | dict(cpu=session.get('processor', cpu()),
+                                                cpu_capability=session.get('cpu_capability'))
+
+def loss_curve(rows: list[dict]) -> dict:
+    "Means over each 100 steps"
+    columns = 'step', 'loss', 'grad_norm', 'lr'
+    table = np.array([[float(r[k]) for k in columns] for r in rows])
+    means = table[:len(table) // 100 * 100].reshape(-1, 100, len(columns)).mean(1)
+    return dict(zip(columns, np.round(means, 6).T.tolist()))
+
+def summary(report: dict) -> dict:
+    "The measures of a report, each as value [95 % interval]"
+    def text(e): return f"{e['value']:.4g} [{e['low']:.4g}, {e['high']:.4g}]"
+    numbers = {k: f"{text(m['value'])}, real images in their place {text(m['floor'])}"
+               for k, m in report['measures'].items() if k in CHECKED}
+    return dict(protocol=report['protocol_in_words']) | numbers
+
+
+# --- images and their numbers
+
+def network(source, ema=True):
+    "Weights by name or path, laid out as a CPU likes them, their schedule, and their classes"
+    found = find(source)
+    denoiser, schedule = found.load(ema)
+    return denoiser.to(memory_format=torch.channels_last), schedule, len(found.about['classes'])
+
+def draw(net, shape: tuple, n: int, folder: Path, guidance: float, **how):
+    "n images of what `network` returned, kept in a folder, and what they should be"
+    denoiser, schedule, classes = net
+    shares = [1 / classes] * classes if classes else None
+    return generate(denoiser, schedule, shape, n, folder, shares=shares, guidance=guidance,
+                    batch=BATCH, **how)
+
+def equally_many(real, fake): return precision_recall(real[:len(fake)], fake)
+def of_fakes(real, fake): return confidence(fake)
+
+def numbers(real: Features, fake: Features) -> dict[str, Estimate]:
+    "What a row says of its images"
+    distance = interval(frechet_distance, real.x, fake.x, within=(0., math.inf))
+    shares = interval(equally_many, real.x, fake.x, within=(0., 1.))
+    return dict(frechet_distance=distance, frechet_limit=distance.unbiased, **shares._asdict(),
+                confidence=interval(confidence, fake.p, within=(0., 1.)))
+
+def floors(real: Features, n: int) -> dict[str, Estimate]:
+    "The same of n real images in their place"
+    return dict(frechet_distance=floor(frechet_distance, real.x, n),
+                **floor(equally_many, real.x, n)._asdict(),
+                confidence=floor(of_fakes, real.p, n))
+
+def read_right(p, y) -> Estimate:
+    "The share of images that are read as the class asked for"
+    right = (p.argmax(1) == y).double()
+    return interval(lambda right: right.mean().item(), right, within=(0., 1.))
+
+def plain(estimates: dict[str, Estimate]) -> dict:
+    return {k: e._asdict() for k, e in estimates.items()}
+
+def in_random_order(seen: Features, seed=0) -> Features:
+    "The images of a class do not come in a row"
+    order = torch.randperm(len(seen.x), generator=torch.Generator().manual_seed(seed))
+    return Features(*(v[order] for v in seen))
+
+class Rows:
+    "Rows of a table, each kept as soon as it is there"
+    def __init__(self, file: Path, shape: tuple, images: Path, eye: Extractor, real: Features,
+                 floor_of: Callable, # number of images -> estimates of real ones in their place
+                 made: dict):
+        self.file, self.shape, self.images, self.eye = file, shape, images, eye
+        self.real, self.floor_of, self.made = real, floor_of, made
+
+    def there(self) -> tuple[list[dict], dict]:
+        "Rows and floors so far; another process may add to them too"
+        table = json.loads(self.file.read_text()) if self.file.exists() else dict(rows=[], floor={})
+        return table['rows'], table['floor']
+
+    def add(self, key: dict, source, step, steps: int, guidance: float, n: int, ema=True):
+        if any(r.items() >= key.items() for r in self.there()[0]): return
+        net, folder = network(source, ema), '-'.join(map(str, [self.file.stem, *key.values()]))
+        there = len(list((self.images/folder).glob('images/*.safetensors')))
+        began = time.process_time()
+        images, y = draw(net, self.shape, n, self.images/folder, guidance, step=step, steps=steps)
+        seconds = (time.process_time() - began) * n / max(BATCH, n - there * BATCH)
+        fake = self.eye(images)
+        found = numbers(self.real, fake)
+        if y is not None: found['label_accuracy'] = read_right(fake.p, y)
+        calls = len(step.visits(net[1].times(steps))) - 1
+        row = key | dict(images=n, calls=calls, cpu_seconds=round(seconds, 1),
+                         measures=plain(found))
+        rows, floor = self.there()
+        if str(n) not in floor: floor[str(n)] = plain(self.floor_of(n))
+        write(self.file, dict(made=self.made, floor=floor, rows=[*rows, row]))
+        print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
+
+
+def compare(name: str, published: dict, own: dict) -> int:
+    "Print which measures of a report lie outside the published intervals, and return how many"
+    missed = 0
+    for k in CHECKED:
+        if k not in published: continue
+        value, there = own[k]['value']['value'], published[k]['value']
+        inside = there['low'] <= value <= there['high']
+        missed += not inside
+        where = f"{'inside' if inside else 'OUTSIDE'} [{there['low']:.4f}, {there['high']:.4f}]"
+        print(f'{name:18} {k:17} {value:8.4f}  {where}')
+    return missed
