@@ -488,7 +488,8 @@ def _edit_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--model', **_OWN)
     p.add_argument('picture', type=_path,
                    help="an image file; if its size is not the model's, it is cropped in the "
-                        'centre and resized')
+                        'centre and resized; transparent pixels get the colour that the model '
+                        'was trained with (data.background), or white')
     p.add_argument('--mask', type=_path,
                    help='an image file as large as the picture: the white part is drawn again, '
                         'the black part is kept. Or top, bottom, left or right: this half is '
@@ -537,7 +538,9 @@ def _edit_picture(args: argparse.Namespace) -> Path:
     check_drawable('--n', args.n, model.shape)
     sampling, strength, y = _edit_options(args, model)
     n, shape, schedule = args.n, model.shape, model.schedule
-    picture = to_float(_read_pixels(args.picture, shape, 'picture')).to(device)
+    background = model.about.get('background', 'white')
+    picture = _read_pixels(args.picture, shape, 'picture', background)
+    picture = to_float(picture).to(device)
     denoiser = conditioned(model.denoiser.to(device), y, sampling)
     if args.mask:
         kept = _read_mask(args.mask, args.picture, shape)
@@ -580,11 +583,11 @@ def _check_ordinary(file: Path, option: str):
     what = 'is a folder' if file.is_dir() else 'is not an ordinary file'
     raise ConfigError(f'{option}: {file} {what}; give an image file')
 
-def _read_pixels(file: Path, shape: tuple, option: str) -> Tensor:
+def _read_pixels(file: Path, shape: tuple, option: str, background='white') -> Tensor:
     "An image file as bytes (1,C,H,W)"
     _check_ordinary(file, option)
     C, H, W = shape
-    pixels = read_image(file, (W, H), 'L' if C == 1 else 'RGB')
+    pixels = read_image(file, (W, H), 'L' if C == 1 else 'RGB', background)
     if isinstance(pixels, str):
         raise ConfigError(f'{option}: {file} cannot be read ({pixels}); give an image file')
     return torch.tensor(pixels)[None]
@@ -730,7 +733,8 @@ def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSe
         if not Path(name).expanduser().is_dir():
             raise ConfigError(f'--data: {name} is not allowed; allowed: {choices}')
         data = image_folder(name, shape[1:], shape[0], corrupt=args.corrupt,
-                            attributes=args.attributes)
+                            attributes=args.attributes,
+                            background=about.get('background', 'white'))
         for skipped in data.skipped: print(f'skipped {printable(skipped)}', file=sys.stderr)
     elif config.is_file(): data = run_data(config.parent, run_config(config.parent))
     else: data = _training_set(about.get('made', {}), known)

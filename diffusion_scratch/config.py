@@ -80,6 +80,12 @@ def _path(value): return checked_path(value) if isinstance(value, (str, Path)) e
 
 _File = Annotated[Path, BeforeValidator(_path)]
 
+def _color(value):
+    datasets.checked_color(value)
+    return value
+
+_Color = Annotated[str, BeforeValidator(_color)]
+
 # %% ../nbs/22_config.ipynb #fa78f90f
 class DataConfig(_Section):
     "The training data"
@@ -100,6 +106,8 @@ class DataConfig(_Section):
         'refuse', 'of a folder: what to do if a file cannot be read')
     max_pixels: _Positive | None = setting(
         None, 'of a file of a folder, at most; null allows about 179 million')
+    background: _Color = setting(
+        'white', "of a folder: what lies under transparent pixels, a name or '#rrggbb'")
 
 # %% ../nbs/22_config.ipynb #efd6983d
 class ScheduleConfig(_Section):
@@ -328,7 +336,8 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.model == 'unet' and c.model_args:
         yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
                'are in network; allowed: nothing')
-    of_folders = ['size', 'channels', 'subfolders', 'attributes', 'corrupt', 'max_pixels']
+    of_folders = ['size', 'channels', 'subfolders', 'attributes', 'corrupt', 'max_pixels',
+                  'background']
     unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
     for key in unused:
         if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
@@ -588,7 +597,7 @@ def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
     if c.name == 'folder':
         return datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders,
                                      attributes=c.attributes, corrupt=c.corrupt, cache=cache,
-                                     max_pixels=c.max_pixels)
+                                     max_pixels=c.max_pixels, background=c.background)
     # never write into a folder that a config names
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
 

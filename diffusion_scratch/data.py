@@ -14,7 +14,7 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import psutil
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageColor, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -24,9 +24,9 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
            'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
            'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
-           'cover_box', 'cover', 'open_image', 'read_image', 'upright_size', 'draft_jpeg', 'image_folder',
-           'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
-           'fingerprint', 'check_varied']
+           'cover_box', 'cover', 'is_color', 'checked_color', 'open_image', 'read_image', 'upright_size', 'draft_jpeg',
+           'image_folder', 'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table',
+           'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -355,7 +355,8 @@ def cover_box(w: float, h: float,  # size of an image, in its pixels
 # %% ../nbs/08_data.ipynb #c5f1a0d6
 def cover(im: Image.Image,  # as opened by Pillow, not yet decoded
           size: tuple,      # (width, height) of the upright result
-          mode: str         # 'L': gray, 'RGB': colour
+          mode: str,        # 'L': gray, 'RGB': colour
+          background: str='white' # under transparent pixels
          ) -> np.ndarray:   # bytes (C,H,W)
     "An image, cut and scaled to a size (eq-cover), turned upright"
     drafted = draft_jpeg(im, size)
@@ -363,7 +364,7 @@ def cover(im: Image.Image,  # as opened by Pillow, not yet decoded
     w, h = drafted or im.size
     turn = _exif_orientation(im)  # Pillow has already turned a TIFF, and this is 1
     W, H = size if turn < 5 else size[::-1]
-    im = _convert_pixels(im, mode)
+    im = _convert_pixels(im, mode, background)
     im = im.resize((W, H), Image.Resampling.LANCZOS, cover_box(w, h, W, H))
     return _channels_first(_turn_upright(im, turn))
 
@@ -375,13 +376,24 @@ TURN = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
         6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90}  # EXIF's orientation -> how to turn the image
 
-def _convert_pixels(im: Image.Image, mode: str) -> Image.Image:
+def is_color(color) -> bool:
+    "Is this a name of CSS, or '#rrggbb'?"
+    return isinstance(color, str) and (color.lower() in ImageColor.colormap
+                                       or bool(re.fullmatch('#[0-9a-fA-F]{6}', color)))
+
+def checked_color(color: str) -> tuple: # three bytes
+    "Red, green and blue; ValueError for anything else than `is_color`"
+    if is_color(color): return ImageColor.getrgb(color)
+    raise ValueError(f"{color!r} is no colour; allowed: a name such as white, black or gray, or "
+                     f"'#rrggbb', in quotes where # starts a comment")
+
+def _convert_pixels(im: Image.Image, mode: str, background: str) -> Image.Image:
     "An image in gray ('L') or colour ('RGB'), also if Pillow's own `convert` would spoil it"
     if _is_deep_or_signed(im): im = _gray_from_deep(im)
     if im.mode in ('La', 'LAB'): im = im.convert({'La': 'LA', 'LAB': 'RGB'}[im.mode])  # in between
     if im.has_transparency_data:
-        white = Image.new('RGBA', im.size, 'white')
-        im = Image.alpha_composite(white, im.convert('RGBA'))
+        below = Image.new('RGBA', im.size, checked_color(background))
+        im = Image.alpha_composite(below, im.convert('RGBA'))  # eq-background
     return im.convert(mode)
 
 def _is_deep_or_signed(im: Image.Image) -> bool:
@@ -402,7 +414,9 @@ def _gray_from_deep(im: Image.Image) -> Image.Image:
     deep = np.asarray(im)
     gray = (deep / (white / 255)).round().astype(np.uint8)
     if im.format == 'TIFF' and im.tag_v2.get(262) == 0: gray = 255 - gray  # 0 is white there
-    return Image.fromarray(np.where(deep == im.info.get('transparency', -1), np.uint8(255), gray))
+    gray, clear = Image.fromarray(gray), im.info.get('transparency')
+    if clear is None: return gray
+    return Image.merge('LA', [gray, Image.fromarray(np.uint8(255) * (deep != clear))])
 
 def _channels_first(im: Image.Image) -> np.ndarray:
     "An image in gray or colour as bytes (C,H,W)"
@@ -450,11 +464,13 @@ def open_image(file: str | Path) -> Image.Image:
 
 def read_image(file: str | Path,
                size: tuple,            # (width, height) to fill
-               mode: str               # 'L': gray, 'RGB': colour
+               mode: str,              # 'L': gray, 'RGB': colour
+               background: str='white' # under transparent pixels
               ) -> np.ndarray | str:   # bytes (C,H,W)
     "One file, cut and scaled by `cover`; or the reason why it cannot be read, a string"
+    checked_color(background)
     try:
-        with open_image(file) as im: return cover(im, size, mode)
+        with open_image(file) as im: return cover(im, size, mode, background)
     except MemoryError: raise _too_large(file, size) from None
     except Exception as e: return _reason(e)  # the decoder may raise any error
 
@@ -500,21 +516,23 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  attributes: str | Path | None=None, # file of a table in `root`
                  corrupt: str='refuse', # what to do with a bad file: 'refuse' or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
-                 max_pixels: int | None=None # of a file; by default about 179 million
+                 max_pixels: int | None=None, # of a file; by default about 179 million
+                 background: str='white' # under transparent pixels: a name or '#rrggbb'
                 ) -> ImageSet:         # with the skipped files in `.skipped`
     """Every image below a folder, upright, scaled to cover `size` and cut to its centre
-    (eq-cover). Transparent pixels are put on white. Of an animation, the first image is
+    (eq-cover), on a background (eq-background). Of an animation, the first image is
     read. FileNotFoundError and ValueError name the folder or the file"""
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
-    file = _table_file(root, attributes, labels)
+    file, color = _table_file(root, attributes, labels), checked_color(background)
     names, skipped, table = list_files(root, labels, file), [], None
     if file: table = read_table(file, names)
-    images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels)
+    images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels,
+                         background)
     if cache is None: images = _collect(images, len(names), shape)
     else:
         folder = _cache_folder(cache, root)
-        what = [shape, labels, corrupt, max_pixels, _stamps(root, names)]
+        what = [shape, labels, corrupt, max_pixels, color, _stamps(root, names)]
         n = len(names)
         images, skipped = _through_cache(folder, what, images, n, shape, skipped)
     y, classes = _labels_of_files(root, names, dict(skipped), labels, table)
@@ -607,14 +625,14 @@ def _check_classes(root: Path, names: list[str]):
 # %% ../nbs/08_data.ipynb #6a3be915
 #| code-fold: true
 #| code-summary: "Plumbing: threads that decode"
-def _decode_in_threads(files: list[Path], size: tuple, mode: str):
+def _decode_in_threads(files: list[Path], size: tuple, mode: str, background: str):
     "The results of `read_image` in order, with a thread for each core, a few files ahead"
     Image.init()  # load all formats before the threads start
     threads, waiting = os.cpu_count() or 1, deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for f in files:
-            waiting.append(pool.submit(read_image, f, size, mode))
+            waiting.append(pool.submit(read_image, f, size, mode, background))
             if len(waiting) == 4 * threads: yield waiting.popleft().result()
         while waiting: yield waiting.popleft().result()
     finally:  # also after Ctrl-C, wait only for files being decoded
@@ -631,10 +649,11 @@ def _allow_pixels(most: int | None):
             yield
     finally: Image.MAX_IMAGE_PIXELS = before
 
-def _read_files(root, names, shape, corrupt, progress, skipped, max_pixels):
+def _read_files(root, names, shape, corrupt, progress, skipped, max_pixels, background):
     "The images (C,H,W) that can be read; other files are refused, or added to `skipped`"
     (C, H, W), n = shape, len(names)
-    decoded = _decode_in_threads([root/name for name in names], (W, H), 'L' if C == 1 else 'RGB')
+    files, mode = [root/name for name in names], 'L' if C == 1 else 'RGB'
+    decoded = _decode_in_threads(files, (W, H), mode, background)
     with _allow_pixels(max_pixels), closing(decoded) as results:
         bar = tqdm(results, total=n, desc='reading images', unit='image', disable=not progress)
         for name, got in zip(names, bar):
@@ -887,17 +906,19 @@ def _sweep_cache(cache: Path, file: Path):
 def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
               labels: Tensor | None=None, # (N,) or (N,A), not those of the items
               name: str='images',
-              classes: tuple | dict=() # names for `labels`; attribute -> values
+              classes: tuple | dict=(), # names for `labels`; attribute -> values
+              background: str='white' # under transparent pixels of PIL images
              ) -> ImageSet:
     """Any images as an `ImageSet`. An item is an image or a pair (image, label): a PIL
     image, bytes (C,H,W) or floats in [-1, 1] (C,H,W). All images have one size"""
+    checked_color(background)
     if isinstance(source, ImageSet):
         if labels is not None: return ImageSet(source.images, labels, classes, name)
         return ImageSet(source.images, source.labels, source.classes, name)
     if isinstance(source, (Tensor, np.ndarray)):
         return ImageSet(_as_tensor(source), labels, classes, name)
     _check_source(source)
-    images, own_labels = _read_items(source)
+    images, own_labels = _read_items(source, background)
     if labels is not None: return ImageSet(images, _as_tensor(labels), classes, name)
     if all(y is None for y in own_labels): return ImageSet(images, name=name)
     _check_all_labelled(own_labels)
@@ -931,11 +952,11 @@ def _class_names(source, n: int) -> tuple:
 # %% ../nbs/08_data.ipynb #c5f1a0de
 #| code-fold: true
 #| code-summary: "Plumbing: reading item by item"
-def _read_items(source) -> tuple[Tensor, list]:
+def _read_items(source, background: str) -> tuple[Tensor, list]:
     "The images of all items as bytes (N,C,H,W), and their labels, None for an item without"
     n, images, labels, low, high = len(source), None, [], np.inf, -np.inf
     for i in tqdm(range(n), desc='reading images', unit='image', disable=n <= 10_000):
-        image, label = _read_item(source[i], i)
+        image, label = _read_item(source[i], i, background)
         if images is None:
             check_batch_shape((n, *image.shape))
             images = torch.empty(n, *image.shape, dtype=torch.uint8)
@@ -956,11 +977,11 @@ def _check_same_shape(image: Tensor, images: Tensor, i: int):
                          f'{tuple(images.shape[1:])}; '
                          f'a set has one size and one number of channels')
 
-def _read_item(item, i: int) -> tuple[Tensor, int | None]:
+def _read_item(item, i: int, background: str) -> tuple[Tensor, int | None]:
     "Image, bytes or floats (C,H,W), and label or None, of item i"
     pair = isinstance(item, (tuple, list)) and len(item) == 2
     image, label = item if pair else (item, None)
-    if isinstance(image, Image.Image): image = _pil_pixels(image, i)
+    if isinstance(image, Image.Image): image = _pil_pixels(image, i, background)
     if not isinstance(image, (Tensor, np.ndarray)):
         raise TypeError(f'item {i} is a {type(item).__name__}; allowed are an image and a pair '
                         f'(image, label), the image from PIL, or a Tensor or array (C,H,W)')
@@ -974,12 +995,12 @@ def _read_item(item, i: int) -> tuple[Tensor, int | None]:
     except TypeError: raise TypeError(f'the label of item {i} is {label!r}; it must be a whole '
                                       f'number, 0, 1, 2, ...') from None
 
-def _pil_pixels(image: Image.Image, i: int) -> np.ndarray:
+def _pil_pixels(image: Image.Image, i: int, background: str) -> np.ndarray:
     "A PIL image as bytes (C,H,W), upright; gray images stay gray, others are colour"
     gray = image.mode in ('1', 'L', 'LA', 'La') or image.mode.startswith('I')
     try:
         image.load()  # Pillow turns a TIFF here
-        pixels = _convert_pixels(image, 'L' if gray else 'RGB')
+        pixels = _convert_pixels(image, 'L' if gray else 'RGB', background)
         return _channels_first(_turn_upright(pixels, _exif_orientation(image)))
     except Exception as e:  # the decoder may raise any error on a broken file
         raise ValueError(f'image {i}: {_reason(e)}') from e

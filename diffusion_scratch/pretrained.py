@@ -15,7 +15,7 @@ from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor, nn
 import diffusion_scratch
 from .config import SamplingConfig, import_named, load_config
-from .data import count_classes, in_markdown, printable
+from .data import count_classes, in_markdown, is_color, printable
 from .denoiser import EPS, PARAMETERIZATIONS, Denoiser, Parameterization
 from .schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
 from .checkpoint import (
@@ -289,10 +289,10 @@ def _check_about(about: dict, file: Path):
     fits = dict(shape=lambda v: isinstance(v, list | tuple) and v and all(map(whole, v)),
                 classes=lambda v: _are_names(v) or isinstance(v, dict) and v and all(
                     values and _are_names(values) for values in v.values()),
-                sampling=lambda v: isinstance(v, dict))
+                sampling=lambda v: isinstance(v, dict), background=is_color)
     allowed = dict(shape='whole numbers from 1 to 2**20 - 1',
                    classes='a list of names, or of values for each attribute',
-                   sampling='keys and values')
+                   sampling='keys and values', background="a colour's name, or '#rrggbb'")
     for k in fits.keys() & about.keys():
         if not fits[k](about[k]):
             raise ValueError(f'{file}: about: {k}: {about[k]!r} is not allowed; '

@@ -647,6 +647,7 @@ class Session:
         self.run.log.flush()
         about = dict(shape=self.data.shape, classes=self.data.classes,
                      sampling=self.run.config.sampling.model_dump(),
+                     background=self.run.config.data.background,
                      loss=sum(self.losses) / len(self.losses))
         self.checkpoint, self.losses = self.run.save(self.state, self.schedule, about), []
 

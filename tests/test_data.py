@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_damage import damages, never_silent
-from PIL import Image, ImageOps
+from PIL import Image, ImageColor, ImageOps
 from torch.utils.data import Subset, TensorDataset
 
 from diffusion_scratch import data
@@ -281,10 +281,10 @@ def scene(h=90, w=150):
 def folder(root, size=8, *more, **options):
     return image_folder(root, size, *more, progress=False, **options)
 
-def read(tmp_path, im, size, channels=3, name='a.png', **save):
+def read(tmp_path, im, size, channels=3, name='a.png', background='white', **save):
     (tmp_path/'d').mkdir(parents=True, exist_ok=True)
     im.save(tmp_path/'d'/name, **save)
-    return folder(tmp_path/'d', size, channels).images[0]
+    return folder(tmp_path/'d', size, channels, background=background).images[0]
 
 def pixels(im): return torch.from_numpy(np.array(im)).permute(2, 0, 1)
 
@@ -328,6 +328,55 @@ def test_transparent_pixels_lie_on_white(tmp_path):
     assert read(tmp_path, im.quantize(8), 8)[:, 0, 7].tolist() == [255]*3
     im = Image.new('RGB', (8, 8), (9, 8, 7))
     assert read(tmp_path, im, 8, transparency=(9, 8, 7))[:, 0, 0].tolist() == [255]*3
+
+@pytest.mark.parametrize('background', ['white', 'Black', 'teal', '#102030', '#FFaa00'])
+def test_transparent_pixels_lie_on_the_background(background, tmp_path):
+    "eq-background in float64, to half a byte; and Pillow's own rule for premultiplied pixels"
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    rgba[:2, :, 3], rgba[2:4, :, 3] = 0, 255
+    im, below = Image.fromarray(rgba), np.array(ImageColor.getrgb(background))
+    opaque = rgba[..., 3:] / 255
+    want = opaque * rgba[..., :3] + (1 - opaque) * below  # eq-background
+    got = read(tmp_path, im, 16, background=background).permute(1, 2, 0).numpy()
+    assert np.abs(got - want).max() <= 0.51
+    put = Image.alpha_composite(Image.new('RGBA', im.size, background), im).convert('RGB')
+    assert (got == np.asarray(put)).all()
+    assert (got == image_set([im], background=background).images[0].permute(1, 2, 0).numpy()).all()
+
+def test_no_hidden_colour_reaches_the_edges(tmp_path):
+    "A premultiplied resize has no red at all where all red pixels are transparent"
+    im = Image.new('RGBA', (20, 20), (255, 0, 0, 0))
+    im.paste((0, 200, 0, 255), (0, 0, 9, 20))
+    got = read(tmp_path, im, 8, background='black')
+    assert (got[0] == 0).all() and (got[2] == 0).all() and 20 < got[1, 0, 3] < 180
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_the_background_of_other_modes(channels, tmp_path):
+    "Palettes, a transparent colour, gray with alpha, 16 bits; and gray is that of Pillow"
+    want = np.asarray(Image.new('RGB', (8, 8), 'teal').convert('L' if channels == 1 else 'RGB'))
+    clear = Image.new('RGBA', (8, 8), (255, 0, 0, 0))
+    palette = clear.quantize(8)
+    assert palette.mode == 'P' and palette.has_transparency_data
+    for i, (im, kw) in enumerate([
+            (clear, {}), (palette, {}), (clear.convert('LA'), {}),
+            (Image.new('RGB', (8, 8), (9, 8, 7)), dict(transparency=(9, 8, 7))),
+            (Image.new('L', (8, 8), 77), dict(transparency=77))]):
+        im.save(tmp_path/f'{i}.png', **kw)
+    (tmp_path/'deep.png').write_bytes(png(np.full((8, 8), 999), 16, clear=999))
+    got = folder(tmp_path, 8, channels, background='teal').images
+    assert len(got) == 6 and (got.permute(0, 2, 3, 1).numpy() == want.reshape(8, 8, -1)).all()
+
+@pytest.mark.parametrize('color', ['', 'whit', '#fff', '#12345g', '#1234567', ' white', None, 255,
+                                   (0, 0, 0), 'rgb(1,2,3)'])
+def test_other_backgrounds_are_refused(color, tmp_path):
+    gray_files(tmp_path, ['a.png'])
+    for read_with in (lambda: folder(tmp_path, background=color),
+                      lambda: folder(tmp_path, corrupt='skip', background=color),
+                      lambda: read_image(tmp_path/'a.png', (8, 8), 'L', color),
+                      lambda: image_set([picture(8, 8)], background=color)):
+        with pytest.raises(ValueError, match="is no colour; allowed: a name .*'#rrggbb'"):
+            read_with()
 
 @pytest.mark.parametrize('name, orientation', [('a.png', o) for o in (*range(10), 77)] +
                                               [('a.tif', 6)])
@@ -822,7 +871,7 @@ def test_a_folder_that_changed_is_read_again(change, six, cache):
     with pytest.raises(ValueError, match='1.png is not an image'): folder(six, cache=cache)
 
 @pytest.mark.parametrize('other', [dict(size=9), dict(channels=1), dict(labels=True),
-                                   dict(corrupt='skip'), dict(size=(8, 9))])
+                                   dict(corrupt='skip'), dict(size=(8, 9)), dict(background='red')])
 def test_other_wishes_are_read_again_and_replace_what_was_there(other, six, cache):
     old = set(cache.iterdir())
     s, want = (folder(six, cache=c, **other) for c in (cache, None))
