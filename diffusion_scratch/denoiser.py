@@ -266,7 +266,7 @@ class Denoiser(nn.Module):
     def forward(self,
                 x_t: Tensor,           # noised batch (B,...)
                 level: Level,          # its levels, t in 1..T
-                y: Tensor | None=None  # labels (B,), -1 for no label, or none
+                y: Tensor | None=None  # labels (B,) or (B,A), -1 for none
                ) -> Prediction:
         check_prediction_input(x_t, level, y)
         out = call_network(self.net, x_t, level.t, y, self.first)

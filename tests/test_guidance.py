@@ -166,7 +166,7 @@ def ask(d, x=X, *y): return d(x, SHORT.at(5, x), *y)
     *((ValueError, rf'p = {p} is outside 0\.\.1', lambda p=p: drop_labels(torch.tensor(Y), p))
       for p in (-0.1, 1.01, 10, math.nan)),
     *((ValueError, r'y has shape .*one label for each image', lambda y=y: guided(D, y, 1.))
-      for y in (3, torch.tensor(3), torch.zeros(2, 1).long())),
+      for y in (3, torch.tensor(3), torch.zeros(2, 1, 1).long())),
     *((ValueError, f'scale = {w}', lambda w=w: guided(D, Y, w)) for w in (math.nan, math.inf)),
     (ValueError, 'its labels already', lambda: ask(guided(D, Y, 1.), X, torch.tensor(Y))),
     *((ValueError, f'holds {n} labels for a batch of 2', lambda n=n: ask(guided(D, [0] * n, 1.)))
