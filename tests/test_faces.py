@@ -74,7 +74,7 @@ def test_combinations_that_are_refused(text, says):
 
 def test_everything_cannot_be_held_out():
     with pytest.raises(ValueError, match='excludes every face'):
-        faces.check_possible([dict(hat='yes'), dict(hat='no', skin='tan'), dict(hat='no', beard='no'),
+        faces.check_possible([dict(hat='yes'), dict(hat='no', beard='no'),
                               *[dict(hat='no', skin=s) for s in faces.ATTRIBUTES['skin']]])
     faces.check_possible([dict(hat='yes'), dict(skin='tan')])
 
