@@ -41,13 +41,14 @@ COLUMNS = ('network, size', 'parameters', '10^9 operations an image', 'peak memo
 
 
 def config_of(name):
-    "The config of a row, read without its data"
+    "The config of a row without its data, for one image at a time; steps and batch of a real run"
     file, size, changes = SIZES[name]
     values = yaml.safe_load((HERE.parent/'configs'/f'{file}.yaml').read_text(encoding='utf-8'))
     for section, keys in changes.items(): values[section] |= keys
     values['data'] = dict(name='folder', root='.', size=size)
-    values['training'] |= dict(precision='fp32')
-    return parse_config(values)
+    run = {k: values['training'][k] for k in ('steps', 'batch_size')}
+    values['training'] |= dict(precision='fp32', batch_size=1)
+    return parse_config(values), run
 
 
 def operations(config, size):
@@ -68,23 +69,21 @@ def high_water():
 def measure(name, steps):
     "The numbers of one row, printed as JSON; in a process of its own"
     torch.set_num_threads(1)
-    config, size = config_of(name), SIZES[name][1]
-    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
-    data = ImageSet(images)
+    (config, run), size = config_of(name), SIZES[name][1]
+    data = ImageSet(torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8))
     flop, before = operations(config, size), high_water()
     denoiser = make_denoiser(config, data)
     parameters = sum(p.numel() for p in denoiser.parameters())
     state = TrainState(denoiser.to(memory_format=torch.channels_last), config.training.adam,
                        config.training.ema)
-    run = fit(state, make_schedule(config), data, **make_fit_options(config) | dict(batch_size=1))
+    training = fit(state, make_schedule(config), data, **make_fit_options(config))
     seconds = []
     for _ in range(steps + 1):  # the first one also sets up the optimizer
         began = time.process_time()
-        next(run)
+        next(training)
         seconds.append(time.process_time() - began)
     row = dict(name=name, parameters=parameters, flop=flop, peak_bytes=high_water() - before,
-               cpu_seconds=round(median(seconds[1:]), 4), steps=config.training.steps,
-               batch_size=config.training.batch_size)
+               cpu_seconds=round(median(seconds[1:]), 4), **run)
     print(json.dumps(row))
 
 

@@ -24,9 +24,9 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
            'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
            'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
-           'cover_box', 'cover', 'is_color', 'checked_color', 'open_image', 'read_image', 'upright_size', 'draft_jpeg',
-           'image_folder', 'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table',
-           'image_set', 'fingerprint', 'check_varied']
+           'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image', 'read_image',
+           'upright_size', 'draft_jpeg', 'image_folder', 'memory_here', 'check_memory', 'list_files', 'Table',
+           'natural_order', 'read_table', 'image_set', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -368,6 +368,12 @@ def cover(im: Image.Image,  # as opened by Pillow, not yet decoded
     im = im.resize((W, H), Image.Resampling.LANCZOS, cover_box(w, h, W, H))
     return _channels_first(_turn_upright(im, turn))
 
+# %% ../nbs/08_data.ipynb #8a9b6d46
+def on_background(im: Image.Image, background: str) -> Image.Image:
+    "A transparent image on a colour: eq-background"
+    below = Image.new('RGBA', im.size, checked_color(background))
+    return Image.alpha_composite(below, im.convert('RGBA'))
+
 # %% ../nbs/08_data.ipynb #b27d859f
 #| code-fold: true
 #| code-summary: "Plumbing: pixels of any kind, and orientation"
@@ -391,9 +397,7 @@ def _convert_pixels(im: Image.Image, mode: str, background: str) -> Image.Image:
     "An image in gray ('L') or colour ('RGB'), also if Pillow's own `convert` would spoil it"
     if _is_deep_or_signed(im): im = _gray_from_deep(im)
     if im.mode in ('La', 'LAB'): im = im.convert({'La': 'LA', 'LAB': 'RGB'}[im.mode])  # in between
-    if im.has_transparency_data:
-        below = Image.new('RGBA', im.size, checked_color(background))
-        im = Image.alpha_composite(below, im.convert('RGBA'))  # eq-background
+    if im.has_transparency_data: im = on_background(im, background)
     return im.convert(mode)
 
 def _is_deep_or_signed(im: Image.Image) -> bool:

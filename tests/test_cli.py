@@ -351,6 +351,26 @@ def test_a_half_can_be_named_in_place_of_a_mask(run, picture, half, kept):
     command(f'edit run picture.png --mask {half} --n 1')
     assert np.array_equal(cells('picture_edited.png', 2)[1][:4], picture[:4])
 
+@pytest.mark.parametrize('background', ['white', 'black', '#404040'])
+def test_a_transparent_picture_lies_on_the_background_of_the_training(background, mini):
+    "What is kept is eq-background of half-transparent gray; white where the weights say nothing"
+    Path('photos').mkdir()
+    for i in range(2): Image.fromarray(mini.images[i, 0].numpy()).save(f'photos/{i}.png')
+    Path('own.yaml').write_text(f"""
+run: own
+data: {{name: folder, root: photos, size: 8, channels: 1, background: '{background}'}}
+network: {{channels: 8, multipliers: [1], attention: []}}
+training: {{steps: 1, batch_size: 2}}
+sampling: {{steps: 2}}
+""")
+    command('train own.yaml')
+    Image.new('LA', (8, 8), (100, 128)).save('clear.png')
+    paint('mask.png', 8, 8, np.s_[4:])
+    command('edit own clear.png --mask mask.png --n 1')
+    b = Image.new('L', (1, 1), background).getpixel((0, 0))
+    kept = cells('clear_edited.png', 2)[1][:4]
+    assert np.abs(kept - (128 * 100 + 127 * b) / 255).max() <= 1
+
 def test_a_little_strength_changes_little(run, picture):
     "t = 1 of 1,000 adds a std of 0.6 % of the range, and one step takes most of it off"
     change = []

@@ -57,6 +57,10 @@ REFUSED = [
     ('training.channels=8', 'did you mean data.channels or network.channels?'),
     ('training.learning_rate=1', 'training.learning_rate: unknown key; the keys of training are '
                                  'steps, batch_size, accumulate, precision, lr,'),
+    ('data.background=whit', "'whit' is no colour; allowed: a name such as white, black or gray, "
+                             "or '#rrggbb'"),
+    ('data.background=#ff0000', 'in quotes where # starts a comment'),
+    ('data.background=black', 'data.background: black is not allowed with data.name mnist_mini'),
     ('qqq=1', 'qqq: unknown key; the keys and sections are run, seed,'),
     ('training={1: 2}', 'training.1: unknown key'),
     # fine alone, wrong together

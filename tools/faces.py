@@ -197,8 +197,8 @@ def started(folder: Path, wanted: dict) -> dict:
     "The manifest of a folder that these settings began, or a new one. Refuses other folders"
     file = folder/'manifest.json'
     if not file.exists():
-        others = [f.name for f in folder.iterdir()] if folder.exists() else []
-        if others and set(others) != {'attributes.csv'}:
+        there = folder.iterdir() if folder.exists() else ()
+        if others := [f.name for f in there if not f.name.startswith('.')]:
             raise ValueError(f'{folder} holds {others[0]!r} and no manifest.json, so this program '
                              'did not make it; name an empty or a new folder')
         return wanted | dict(n=0, blocks=[])
@@ -221,13 +221,14 @@ def make(folder: Path, n: int=20_000, seed: int=0, size: int=64, without: list[d
     if n < manifest['n']:
         raise ValueError(f"{folder} holds {manifest['n']:,} faces, more than n = {n:,}; "
                          'name another folder')
-    (folder/'images').mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     rows = [attributes(seed, i, without) for i in range(n)]
-    write(folder/'attributes.csv', table(rows))
     if n > manifest['n']: manifest['blocks'] = manifest['blocks'][:manifest['n'] // BLOCK]
     manifest |= dict(n=n, complete=False)
     known, blocks = manifest['blocks'], []
     keep_manifest(folder, manifest)
+    (folder/'images').mkdir(exist_ok=True)
+    write(folder/'attributes.csv', table(rows))
     with tqdm(total=n, desc='faces', unit='face', disable=not progress) as bar:
         for first in range(0, n, BLOCK):
             span, wanted = range(first, min(first + BLOCK, n)), known[len(blocks):len(blocks) + 1]

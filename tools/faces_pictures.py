@@ -1,5 +1,5 @@
 """What the chapter Faces shows of the data set without the packages that draw it: a grid of the
-first faces, a row of each attribute's values, the faces of the combination that is held out, and the
+first faces, a row of each attribute's values, faces of the combination that is held out, and the
 counts of each pair of values.
 
     python tools/faces_pictures.py    # into nbs/assets/faces/: a minute
