@@ -89,7 +89,8 @@ def test_the_published_numbers_are_of_these_weights():
 
 # ---- the tool, on a run of a minute's hundredth
 
-TINY = ['schedule.name=cosine', 'network={channels: 8, multipliers: [1], attention: []}',
+TINY = ['schedule.name=cosine',
+        'network={channels: 8, multipliers: [1], attention: [], unshuffle: 8}',
         'training.batch_size=8', 'sampling.steps=2', 'threads=1', 'device=cpu', 'log=[]',
         'parameterization=v', 'training.ema=0.5', 'save_every=2']
 
@@ -144,6 +145,7 @@ def test_measure_makes_every_piece_and_check_compares(small, tmp_path, capsys):
                         pieces=[])
     with pytest.MonkeyPatch.context() as patch:  # a row or two of each table, wide intervals
         few = partial(interval, pairs=4)
+        patch.setattr(tool, 'interval', few)
         patch.setattr(tool.results, 'interval', few)
         patch.setattr(report, 'evaluate', partial(evaluate, pairs=4))
         for name, value in dict(STEPS=2, SCALES=(2.,), EVALUATIONS=(4,)).items():

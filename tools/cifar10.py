@@ -15,7 +15,7 @@ files already, or a folder with train/<class>/ and test/<class>/ of image files.
 """
 import argparse, json, subprocess, sys, time
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ import torch
 from diffusion_scratch.checkpoint import atomic, checkpoints, newest_checkpoint
 from diffusion_scratch.config import Config, flat_config, load_config
 from diffusion_scratch.data import DATA, ImageSet, cifar10, fingerprint, image_folder, to_float
-from diffusion_scratch.evaluation import nearest
+from diffusion_scratch.evaluation import confidence, interval, kernel_distance, nearest
 from diffusion_scratch.features import (EXTRACTORS, Features, ResidualClassifier, load_classifier,
                                         object_classifier, save_classifier, shifted_and_mirrored,
                                         train_classifier)
@@ -33,8 +33,8 @@ from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.solvers import dpm_solver_pp
 
 import results
-from results import (SOLVERS, compare, in_random_order, loss_curve, network, numbers, read_right,
-                     session_facts, steps_done, summary, write)
+from results import (SOLVERS, compare, equally_many, in_random_order, loss_curve, network,
+                     read_right, session_facts, steps_done, summary, write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'cifar10', ROOT/'runs'
@@ -224,22 +224,29 @@ def report(a):
             keep(name, images=found.images[some].numpy(), asked=found.labels[some].numpy(),
                  read=p[some].argmax(1).numpy())
 
+def row_numbers(real: Features, fake: Features) -> dict:
+    "What a row says of its images; a row may have too few for a Fréchet distance"
+    shares = interval(equally_many, real.x, fake.x, within=(0., 1.))
+    return dict(kernel_distance=interval(kernel_distance, real.x, fake.x), **shares._asdict(),
+                confidence=interval(confidence, fake.p, within=(0., 1.)))
+
 class Rows(results.Rows):
     "Rows of a table of this chapter, with real test images in the place of generated ones"
     def __init__(self, piece: str, a, **facts):
         eye, self.source, self.n = object_classifier(), a.weights, a.row
-        real = in_random_order(reference(eye, images(a.root)))
         test = images(a.root, train=False)
         place = in_random_order(reference(eye, test))
         labels = in_random_order(Features(test.labels, test.labels)).x
+        real = Features(*(v[:5000] for v in in_random_order(reference(eye, images(a.root)))))
         def floor_of(n):
             some = Features(place.x[:n], place.p[:n])
-            return numbers(real, some) | dict(label_accuracy=read_right(some.p, labels[:n]))
-        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'cifar10_images', eye, real, floor_of,
-                         made(a, **facts))
+            return row_numbers(real, some) | dict(label_accuracy=read_right(some.p, labels[:n]))
+        facts = made(a, reference=f'{len(real.x):,} of the training images', **facts)
+        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'cifar10_images', eye, facts,
+                         partial(row_numbers, real), floor_of)
 
-    def add(self, key: dict, source=None, step=STEP, steps=STEPS, guidance=GUIDANCE):
-        super().add(key, source or self.source, step, steps, guidance, self.n)
+    def add(self, key: dict, source=None, step=STEP, steps=None, guidance=GUIDANCE):
+        super().add(key, source or self.source, step, steps or STEPS, guidance, self.n)
 
 def by_guidance(a):
     rows = Rows('guidance', a, solver=repr(STEP), steps=STEPS)
@@ -316,7 +323,8 @@ def main():
     p.add_argument('--weights', default=NAME, help='of measure (default cifar10)')
     p.add_argument('--n', type=int, default=10_000, help='images of a report (default 10000)')
     p.add_argument('--seeds', type=int, default=3, help='reports (default 3)')
-    p.add_argument('--row', type=int, default=500, help='images of a row (default 500)')
+    p.add_argument('--row', type=int, default=500, help='images of a row (default 500); they are '
+                   'kept, and a larger number adds to them')
     a = p.parse_args()
     a.changes = a.pieces if a.command == 'train' else []
     wrong = [piece for piece in a.pieces
