@@ -1,9 +1,9 @@
 """The CIFAR-10 network and classifier that come with the package, from nothing to their numbers.
 Each command may be stopped and given again.
 
-    python tools/cifar10.py classifier         # train the classifier of objects, ship it: half an hour
+    python tools/cifar10.py classifier         # train and ship the classifier: half an hour
     python tools/cifar10.py train              # configs/cifar10_small.yaml: hours
-    python tools/cifar10.py ship [--run RUN]   # averaged weights of a run, finished or not, in 16 bits
+    python tools/cifar10.py ship [--run RUN]   # averaged weights, of a run that may still go on
     python tools/cifar10.py measure [PIECE ..] # of the shipped weights, into nbs/assets/cifar10/
     python tools/cifar10.py check [--run RUN]  # does a run measure as the shipped weights did?
 
@@ -105,23 +105,22 @@ def tested(eye, test: ImageSet, root: Path) -> dict:
 def readme(about: dict, digest: str) -> str:
     made, test = about['made'], about['test']
     cost = f"{made['cpu_s']} s of processor time" if made['cpu_s'] else 'several sittings'
-    return f"""# object-classifier
-
-A classifier of CIFAR-10. Its last hidden layer, 128 numbers, is what diffusion_scratch compares images of 3 x 32 x 32 by. A Fréchet distance in these features is not FID.
-
-| | |
-| --- | --- |
-| network | diffusion_scratch.features:ResidualClassifier, {made['parameters']:,} weights in 16 bits |
-| made | {made['command']}; {made['date']}, torch {made['torch']}, cpu, 1 thread, {cost} |
-| data | the 50,000 training images of {made['origin']}, fingerprint {made['data_sha256'][:12]} |
-| right | {test['accuracy']:.2%} of {test['data']}, at a mean confidence of {test['confidence']:.2%} |
-| hash | {digest} |
-
-```python
-from diffusion_scratch.features import object_classifier
-features, probabilities = object_classifier()(images)
-```
-"""
+    rows = {'network': 'diffusion_scratch.features:ResidualClassifier, '
+                       f"{made['parameters']:,} weights in 16 bits",
+            'made': f"{made['command']}; {made['date']}, torch {made['torch']}, cpu, 1 thread, "
+                    f'{cost}',
+            'data': f"the 50,000 training images of {made['origin']}, "
+                    f"fingerprint {made['data_sha256'][:12]}",
+            'right': f"{test['accuracy']:.2%} of {test['data']}, "
+                     f"at a mean confidence of {test['confidence']:.2%}",
+            'hash': digest}
+    return '\n'.join([
+        '# object-classifier', '',
+        'A classifier of CIFAR-10. Its last hidden layer, 128 numbers, is what diffusion_scratch '
+        'compares images of 3 x 32 x 32 by. A Fréchet distance in these features is not FID.', '',
+        '| | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows.items()), '',
+        '```python', 'from diffusion_scratch.features import object_classifier',
+        'features, probabilities = object_classifier()(images)', '```', ''])
 
 
 # --- the network: training, and into the package

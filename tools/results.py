@@ -56,7 +56,8 @@ def steps_done(run: Path) -> list[dict]:
 
 def session_facts(session: dict) -> dict:
     "What a manifest says of a session, without the paths of a machine"
-    keys = 'seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256'
+    keys = ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data',
+            'data_sha256')
     return {k: session[k] for k in keys} | dict(cpu=session.get('processor', cpu()),
                                                 cpu_capability=session.get('cpu_capability'))
 
