@@ -33,7 +33,7 @@ from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.solvers import dpm_solver_pp
 
 import results
-from results import (SOLVERS, compare, equally_many, in_random_order, loss_curve, network,
+from results import (BATCH, SOLVERS, compare, equally_many, in_random_order, loss_curve, network,
                      read_right, session_facts, steps_done, summary, write)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,7 +64,6 @@ def origin(root: Path) -> str:
 
 def classifier(a):
     "Train the classifier, measure it on the test images, and put it into the package"
-    keep_freed_memory()
     torch.set_num_threads(1)
     data, test = images(a.root), images(a.root, train=False)
     kept, began = RUNS/'object-classifier'/'state.safetensors', time.process_time()
@@ -266,14 +265,14 @@ def by_training(a):
 
 def neighbours(a):
     "The training images that are nearest to six images of seed 0, in pixels and in features"
-    eye, data, y = object_classifier(), images(a.root), random_labels([0.1] * 10, 200, 0)
+    eye, data, y = object_classifier(), images(a.root), random_labels([0.1] * 10, BATCH, 0)
     real, pixels = reference(eye, data), to_float(data.images).flatten(1)
-    drawn = results.draw(network(a.weights), SHAPE, 200, RUNS/'cifar10_images'/'nearest', GUIDANCE,
-                         step=STEP, steps=STEPS)[0]
-    some = drawn[torch.tensor([int((y == c).nonzero()[0]) for c in (0, 1, 3, 5, 7, 8)])]
-    near = dict(pixels=nearest(to_float(some).flatten(1), pixels),
-                features=nearest(eye(some).x, real.x))
-    keep('nearest', drawn=some.numpy(),
+    first = [int((y == c).nonzero()[0]) for c in (0, 1, 3, 5, 7, 8)]
+    drawn = results.draw(network(a.weights), SHAPE, max(first) + 1, RUNS/'cifar10_images'/'nearest',
+                         GUIDANCE, step=STEP, steps=STEPS)[0][first]
+    near = dict(pixels=nearest(to_float(drawn).flatten(1), pixels),
+                features=nearest(eye(drawn).x, real.x))
+    keep('nearest', drawn=drawn.numpy(),
          **{space: data.images[n.index].numpy() for space, n in near.items()})
 
 def test_images(a):
@@ -330,6 +329,7 @@ def main():
              if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]
     if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
                       'after measure, key=value after train')
+    keep_freed_memory()
     commands[a.command](a)
 
 
