@@ -230,8 +230,8 @@ def _diagnose_run(path: Path, network: str | None=None) -> str:
 #| code-fold: true
 #| code-summary: "Plumbing: options that several commands have"
 _MODEL = ('a run folder or checkpoint, a folder of diffusion-export or of diffusers, '
-         'the name of shipped weights (mnist, mnist-conditional, mnist-mini), or owner/name '
-         'on the Hugging Face hub')
+         'the name of shipped weights (mnist, mnist-conditional, mnist-mini, cifar10), or '
+         'owner/name on the Hugging Face hub')
 _RAW = 'use the weights of the last step, not their average'
 _SOLVER = 'ancestral, ddim, dpm++, dpm++sde or heun: see chapter 10'
 _DEVICE = 'auto, cpu, cuda, mps (default auto)'

@@ -157,7 +157,7 @@ class TrainingConfig(_Section):
     weight: Literal['eps', 'x0', 'v', 'min_snr'] | _Named | None = setting(
         None, "of the loss; null is the parameterization's own")
     start: str | None = setting(
-        None, 'weights to begin with: a run, a folder or a name; null begins anew')
+        None, 'weights to begin with: a run, a folder or a name; null: random ones')
 
 # %% ../nbs/22_config.ipynb #fa310c52
 class SamplingConfig(_Section):

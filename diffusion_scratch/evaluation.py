@@ -477,8 +477,7 @@ def evaluate(real: Features,     # better many more than generated ones
              fake: Features,     # of the same extractor
              protocol: Protocol,
              training: Features | None=None, # of the training set; may be `real`
-             held_out: Features | None=None, # real ones to take the place of generated ones;
-                                             # parts of `real` if none
+             held_out: Features | None=None, # real ones in the place of generated ones
              statistics: Moments | None=None, # of a file, from `read_moments`
              pairs: int=100,     # of halves for each interval
              seed: int=0
@@ -489,7 +488,8 @@ def evaluate(real: Features,     # better many more than generated ones
     for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake):
         try:
             value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
-            base = _real_instead(name, statistic, a, held_out, len(b), pairs, within, seed)
+            base = _real_instead(name, statistic, a, held_out, len(b), pairs,
+                                 within, seed)
         except ValueError as e: refused[name] = str(e)
         else: measures |= _by_name(name, value, base)
     if 'frechet_distance' in measures:

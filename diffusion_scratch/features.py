@@ -168,7 +168,7 @@ def shifted_and_mirrored(x: Tensor, # (B,C,H,W)
                          g: torch.Generator,
                          shift: int=4   # pixels, at most
                         ) -> Tensor:    # (B,C,H,W)
-    "Each image shifted up to so many pixels, its border gray, and half of them mirrored"
+    "Each image shifted a little, its border gray, and half of them mirrored"
     (B, _, H, W), device = x.shape, x.device
     mirror = torch.rand((B, 1, 1, 1), generator=g) < 0.5
     x = torch.where(mirror.to(device), x.flip(3), x)
@@ -220,7 +220,8 @@ def train_classifier(data: ImageSet,      # with labels
     for i in _shuffled_batches(state, epochs, progress):
         x, y = data[i]
         optimizer.param_groups[0]['lr'] = lr * _rate(len(losses), steps)
-        losses.append(_learn(net, optimizer, augment(x.to(device), g), y.to(device), bf16))
+        x = augment(x.to(device), g)
+        losses.append(_learn(net, optimizer, x, y.to(device), bf16))
     each = torch.tensor(losses, dtype=torch.float64).view(epochs, -1)
     return net.eval().requires_grad_(False), each.mean(1).tolist()
 
@@ -313,13 +314,13 @@ def digit_classifier(device: str | torch.device='cpu'
 
 def object_classifier(device: str | torch.device='cpu'
                      ) -> Extractor: # 128 features of an object (3,32,32)
-    "The package's classifier of CIFAR-10. A Frechet distance in its features is not FID"
+    "The package's classifier of CIFAR-10. Its Frechet distance is not FID"
     return load_classifier(EXTRACTORS/'object-classifier', device)
 
 def fitting_extractor(shape: tuple, # of an image (C,H,W)
                       device: str | torch.device='cpu'
                      ) -> Extractor:
-    "The package's classifier for images of this shape; raises ValueError if it has none"
+    "The package's classifier for images of this shape; ValueError if it has none"
     known = {(1, 28, 28): digit_classifier, (3, 32, 32): object_classifier}
     if tuple(shape) not in known: raise _no_classifier(shape, known)
     return known[tuple(shape)](device)
@@ -329,7 +330,8 @@ def fitting_extractor(shape: tuple, # of an image (C,H,W)
 #| code-summary: "Plumbing: a classifier as two files, weights and facts"
 def _no_classifier(shape: tuple, known: dict) -> ValueError:
     return ValueError(f'images have shape {tuple(shape)}; the classifiers of the package, '
-                      f'digit-classifier and object-classifier, take {" and ".join(map(str, known))}. '
+                      'digit-classifier and object-classifier, take '
+                      f'{" and ".join(map(str, known))}. '
                       'For other shapes use inception(), train_classifier, or a function of your '
                       'own in an Extractor')
 

@@ -882,7 +882,11 @@ def _from_hub(name: str) -> Found:
             raise FileNotFoundError(f'{name} is no path here, and cannot be downloaded from the '
                                     f'Hugging Face hub ({why}){_did_you_mean(name)}. '
                                     f'If the name is right, {by_hand}') from e
-        found = _read_path(there)
+        try: found = _read_path(there)
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f'{name} has no safetensors on the hub ({e}). A pickle is not '
+                                    f'downloaded here; {by_hand}. This then says how to convert '
+                                    'it') from None
     about = found.about | dict(source=name)
     if name in PUBLISHED: about['ema'] = PUBLISHED[name]
     return found._replace(about=about)

@@ -25,8 +25,9 @@ from .guidance import guided
 from .checkpoint import (
     atomic, json_with_checksum, read_json, read_tensors, tensors_with_checksum)
 from .features import Extractor, Features, fitting_extractor
-from .evaluation import (Estimate, Evaluation, Measured, Moments, Protocol, evaluate,
-                                          nearest, read_moments, wilson_interval)
+from diffusion_scratch.evaluation import (
+    Estimate, Evaluation, Measured, Moments, Protocol, evaluate, nearest, read_moments,
+    wilson_interval)
 from .likelihood import Bound, bound
 
 # %% auto #0

@@ -1109,7 +1109,7 @@ def begin_with(name: str,        # of weights, as for `load`
                state: TrainState, # at step 0, filled in place
                schedule: Schedule # of the run
               ):
-    """Copy weights into a new state; of a run, the averaged ones. The optimizer begins anew.
+    """Copy weights into a new state; of a run, the averaged ones. The optimizer starts from zero.
     Raises ConfigError if they are of another network, parametrisation or schedule"""
     try:
         there, betas = find(name).load(net=copy.deepcopy(state.denoiser.net))

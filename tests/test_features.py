@@ -10,8 +10,9 @@ from torch import nn
 from diffusion_scratch import features
 from diffusion_scratch.data import ImageSet, mnist, to_float
 from diffusion_scratch.features import (EXTRACTORS, Classifier, Extractor, Features,
-                                        digit_classifier, inception, load_classifier,
-                                        save_classifier, train_classifier)
+                                        ResidualClassifier, digit_classifier, inception,
+                                        load_classifier, save_classifier, shifted_and_mirrored,
+                                        train_classifier)
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.denoiser import Denoiser
 from diffusion_scratch.pretrained import load, save
@@ -116,6 +117,52 @@ def test_any_shape_saves_and_loads_and_nothing_else_does(tmp_path, shape):
     torch.testing.assert_close(seen.p, scores.double().softmax(1), atol=1e-2, rtol=0)
     save_file(Classifier(shape, 4).state_dict(), folder/'model.safetensors')
     with pytest.raises(ValueError, match='SHA-256'): load_classifier(folder)
+
+def colours():
+    g, y = torch.Generator().manual_seed(0), torch.arange(60) % 3
+    x = torch.randint(90, (60, 3, 16, 16), generator=g) + 80 * y.view(-1, 1, 1, 1)
+    return ImageSet(x.byte(), y)
+
+def of_colours(**options):
+    return train_classifier(colours(), network=ResidualClassifier, augment=shifted_and_mirrored,
+                            batch=20, progress=False, **options)
+
+def test_the_residual_classifier_learns_and_its_folder_names_it(tmp_path):
+    net, losses = of_colours(epochs=4)
+    eye = load_classifier(save_classifier(net, tmp_path/'eye', dict(name='three')))
+    found, config = eye(colours().images), json.loads((tmp_path/'eye'/'config.json').read_text())
+    assert losses[-1] < losses[0] and (found.p.argmax(1) == colours().labels).double().mean() > 0.9
+    assert config['network'] == 'ResidualClassifier' and found.x.shape == (60, 128)
+    config = json.loads((FOLDER/'config.json').read_text())
+    assert 'network' not in config and digit_classifier().dim == 64  # an older folder
+
+def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    whole, losses = of_colours(epochs=3)
+    steps, learn = [], features._learn
+    def dies(*a):
+        if len(steps) == 5: raise KeyboardInterrupt  # in the middle of the second epoch
+        steps.append(learn(*a))
+        return steps[-1]
+    monkeypatch.setattr(features, '_learn', dies)
+    with pytest.raises(KeyboardInterrupt): of_colours(epochs=3, keep=tmp_path/'state')
+    monkeypatch.setattr(features, '_learn', learn)
+    again, found = of_colours(epochs=3, keep=tmp_path/'state')
+    assert found == losses and all(torch.equal(v, again.state_dict()[k])
+                                   for k, v in whole.state_dict().items())
+    with pytest.raises(ValueError, match='keep = .*another training'):
+        of_colours(epochs=3, lr=1e-3, keep=tmp_path/'state')
+
+def test_shifts_and_mirrors():
+    "Each image is one of the 2 x 9 x 9 that numpy cuts from the padded image, with all shifts"
+    x = torch.rand(400, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    moved, found = shifted_and_mirrored(x, torch.Generator().manual_seed(1)).numpy(), set()
+    for before, after in zip(x.numpy(), moved):
+        for mirror in (0, 1):
+            wide = np.pad(before[:, :, ::-1] if mirror else before, ((0, 0), (4, 4), (4, 4)))
+            found |= {(mirror, i, j) for i in range(9) for j in range(9)
+                      if np.array_equal(wide[:, i:i + 5, j:j + 6], after) and after.any()}
+    assert len(found) > 120 and {m for m, _, _ in found} == {0, 1}  # of 162, drawn 400 times
+    assert moved.shape == (400, 1, 5, 6)
 
 READ_BY = {'config.json': load_classifier, 'model.safetensors': load_classifier}
 

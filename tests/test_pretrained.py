@@ -210,6 +210,28 @@ def test_pickles_are_refused_and_the_command_converts_them(published, reference)
     follow(e, published)
     compare(load(published)[0].net, reference, images(1, 1, 8, 8), (1, 1000))
 
+def test_the_averaged_cifar_network_as_others_published_it(tmp_path):
+    """In two folders, weights as .bin alone, attention under its old names: refused without being
+    opened; after the line of the message, the network is diffusers' own, number by number"""
+    reference, folder, old = theirs(TINY), tmp_path/'ddpm_ema_cifar10', {}
+    publish(folder/'unet', reference)
+    (folder/'scheduler').mkdir()
+    for name, to in (('model_index.json', ''), ('scheduler_config.json', 'scheduler')):
+        (folder/'unet'/name).rename(folder/to/name)
+    names = {'to_q': 'query', 'to_k': 'key', 'to_v': 'value', 'to_out.0': 'proj_attn'}
+    for k, w in load_file(folder/'unet'/DIFFUSERS_WEIGHTS).items():
+        for new, was in names.items(): k = k.replace(f'.{new}.', f'.{was}.')
+        old[k] = w
+    assert sum('.proj_attn.' in k for k in old) == sum('.query.' in k for k in old) > 2
+    torch.save(old, folder/'unet'/'diffusion_pytorch_model.bin')
+    (folder/'unet'/DIFFUSERS_WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r'unet/diffusion_pytorch_model.bin is a pickle') as e:
+        load(folder)
+    follow(e, tmp_path)
+    denoiser, schedule = load(folder)
+    compare(denoiser.net, reference, images(1, 1, 8, 8), (1, 1000))
+    assert torch.equal(schedule.betas, linear_betas(1000)) and denoiser.parameterization is EPS
+
 def follow(error, cwd):
     "Paste the lines after the first one of a message into Python, as it says"
     _, advice = str(error.value).split('\n', 1)
@@ -763,6 +785,8 @@ asked.clear()
 found = find(net)
 assert not asked and found.about['source'] == net and not found.about['ema']
 assert found.about['sampling']['variance'] == 'fixed_large'
+folder = folder.with_name('pickled')
+refused('me/pickled', 'FileNotFoundError', 'no safetensors', 'hf download me/pickled')
 folder = folder.with_name('own')
 refused('me/net', 'ValueError: ', 'names the network helper:Net')
 folder = folder.with_name('nothing')
@@ -788,6 +812,8 @@ def test_the_hub(tmp_path):
     hub's address is read when its client is imported"""
     folder = publish(tmp_path/'published', theirs(TINY), variance_type='fixed_large')
     torch.save(dict(), folder/'diffusion_pytorch_model.bin')
+    (publish(tmp_path/'pickled', theirs(TINY))/DIFFUSERS_WEIGHTS).rename(
+        tmp_path/'pickled'/'diffusion_pytorch_model.bin')
     edit(save(make(), S, tmp_path/'own')/'config.json', network='helper:Net')
     env = os.environ | dict(HF_HOME=str(tmp_path/'hub'))
     subprocess.run([sys.executable, '-c', HUB, tmp_path], check=True, env=env)

@@ -1,9 +1,9 @@
 """The CIFAR-10 network and classifier that come with the package, from nothing to their numbers.
 Each command may be stopped and given again.
 
-    python tools/cifar10.py classifier         # train the classifier of objects, ship it: half an hour
+    python tools/cifar10.py classifier         # train and ship the classifier: half an hour
     python tools/cifar10.py train              # configs/cifar10_small.yaml: hours
-    python tools/cifar10.py ship [--run RUN]   # averaged weights of a run, finished or not, in 16 bits
+    python tools/cifar10.py ship [--run RUN]   # averaged weights, of a run that may still go on
     python tools/cifar10.py measure [PIECE ..] # of the shipped weights, into nbs/assets/cifar10/
     python tools/cifar10.py check [--run RUN]  # does a run measure as the shipped weights did?
 
@@ -15,7 +15,7 @@ files already, or a folder with train/<class>/ and test/<class>/ of image files.
 """
 import argparse, json, subprocess, sys, time
 from datetime import datetime, timezone
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ import torch
 from diffusion_scratch.checkpoint import atomic, checkpoints, newest_checkpoint
 from diffusion_scratch.config import Config, flat_config, load_config
 from diffusion_scratch.data import DATA, ImageSet, cifar10, fingerprint, image_folder, to_float
-from diffusion_scratch.evaluation import nearest
+from diffusion_scratch.evaluation import confidence, interval, kernel_distance, nearest
 from diffusion_scratch.features import (EXTRACTORS, Features, ResidualClassifier, load_classifier,
                                         object_classifier, save_classifier, shifted_and_mirrored,
                                         train_classifier)
@@ -33,8 +33,8 @@ from diffusion_scratch.run import keep_freed_memory
 from diffusion_scratch.solvers import dpm_solver_pp
 
 import results
-from results import (SOLVERS, compare, in_random_order, loss_curve, network, numbers, read_right,
-                     session_facts, steps_done, summary, write)
+from results import (BATCH, SOLVERS, compare, equally_many, in_random_order, loss_curve, network,
+                     read_right, session_facts, steps_done, summary, write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'cifar10', ROOT/'runs'
@@ -64,7 +64,6 @@ def origin(root: Path) -> str:
 
 def classifier(a):
     "Train the classifier, measure it on the test images, and put it into the package"
-    keep_freed_memory()
     torch.set_num_threads(1)
     data, test = images(a.root), images(a.root, train=False)
     kept, began = RUNS/'object-classifier'/'state.safetensors', time.process_time()
@@ -105,23 +104,22 @@ def tested(eye, test: ImageSet, root: Path) -> dict:
 def readme(about: dict, digest: str) -> str:
     made, test = about['made'], about['test']
     cost = f"{made['cpu_s']} s of processor time" if made['cpu_s'] else 'several sittings'
-    return f"""# object-classifier
-
-A classifier of CIFAR-10. Its last hidden layer, 128 numbers, is what diffusion_scratch compares images of 3 x 32 x 32 by. A Fréchet distance in these features is not FID.
-
-| | |
-| --- | --- |
-| network | diffusion_scratch.features:ResidualClassifier, {made['parameters']:,} weights in 16 bits |
-| made | {made['command']}; {made['date']}, torch {made['torch']}, cpu, 1 thread, {cost} |
-| data | the 50,000 training images of {made['origin']}, fingerprint {made['data_sha256'][:12]} |
-| right | {test['accuracy']:.2%} of {test['data']}, at a mean confidence of {test['confidence']:.2%} |
-| hash | {digest} |
-
-```python
-from diffusion_scratch.features import object_classifier
-features, probabilities = object_classifier()(images)
-```
-"""
+    rows = {'network': 'diffusion_scratch.features:ResidualClassifier, '
+                       f"{made['parameters']:,} weights in 16 bits",
+            'made': f"{made['command']}; {made['date']}, torch {made['torch']}, cpu, 1 thread, "
+                    f'{cost}',
+            'data': f"the 50,000 training images of {made['origin']}, "
+                    f"fingerprint {made['data_sha256'][:12]}",
+            'right': f"{test['accuracy']:.2%} of {test['data']}, "
+                     f"at a mean confidence of {test['confidence']:.2%}",
+            'hash': digest}
+    return '\n'.join([
+        '# object-classifier', '',
+        'A classifier of CIFAR-10. Its last hidden layer, 128 numbers, is what diffusion_scratch '
+        'compares images of 3 x 32 x 32 by. A Fréchet distance in these features is not FID.', '',
+        '| | |', '| --- | --- |', *(f'| {k} | {v} |' for k, v in rows.items()), '',
+        '```python', 'from diffusion_scratch.features import object_classifier',
+        'features, probabilities = object_classifier()(images)', '```', ''])
 
 
 # --- the network: training, and into the package
@@ -224,22 +222,29 @@ def report(a):
             keep(name, images=found.images[some].numpy(), asked=found.labels[some].numpy(),
                  read=p[some].argmax(1).numpy())
 
+def row_numbers(real: Features, fake: Features) -> dict:
+    "What a row says of its images; a row may have too few for a Fréchet distance"
+    shares = interval(equally_many, real.x, fake.x, within=(0., 1.))
+    return dict(kernel_distance=interval(kernel_distance, real.x, fake.x), **shares._asdict(),
+                confidence=interval(confidence, fake.p, within=(0., 1.)))
+
 class Rows(results.Rows):
     "Rows of a table of this chapter, with real test images in the place of generated ones"
     def __init__(self, piece: str, a, **facts):
         eye, self.source, self.n = object_classifier(), a.weights, a.row
-        real = in_random_order(reference(eye, images(a.root)))
         test = images(a.root, train=False)
         place = in_random_order(reference(eye, test))
         labels = in_random_order(Features(test.labels, test.labels)).x
+        real = Features(*(v[:5000] for v in in_random_order(reference(eye, images(a.root)))))
         def floor_of(n):
             some = Features(place.x[:n], place.p[:n])
-            return numbers(real, some) | dict(label_accuracy=read_right(some.p, labels[:n]))
-        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'cifar10_images', eye, real, floor_of,
-                         made(a, **facts))
+            return row_numbers(real, some) | dict(label_accuracy=read_right(some.p, labels[:n]))
+        facts = made(a, reference=f'{len(real.x):,} of the training images', **facts)
+        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'cifar10_images', eye, facts,
+                         partial(row_numbers, real), floor_of)
 
-    def add(self, key: dict, source=None, step=STEP, steps=STEPS, guidance=GUIDANCE):
-        super().add(key, source or self.source, step, steps, guidance, self.n)
+    def add(self, key: dict, source=None, step=STEP, steps=None, guidance=GUIDANCE):
+        super().add(key, source or self.source, step, steps or STEPS, guidance, self.n)
 
 def by_guidance(a):
     rows = Rows('guidance', a, solver=repr(STEP), steps=STEPS)
@@ -260,14 +265,14 @@ def by_training(a):
 
 def neighbours(a):
     "The training images that are nearest to six images of seed 0, in pixels and in features"
-    eye, data, y = object_classifier(), images(a.root), random_labels([0.1] * 10, 200, 0)
+    eye, data, y = object_classifier(), images(a.root), random_labels([0.1] * 10, BATCH, 0)
     real, pixels = reference(eye, data), to_float(data.images).flatten(1)
-    drawn = results.draw(network(a.weights), SHAPE, 200, RUNS/'cifar10_images'/'nearest', GUIDANCE,
-                         step=STEP, steps=STEPS)[0]
-    some = drawn[torch.tensor([int((y == c).nonzero()[0]) for c in (0, 1, 3, 5, 7, 8)])]
-    near = dict(pixels=nearest(to_float(some).flatten(1), pixels),
-                features=nearest(eye(some).x, real.x))
-    keep('nearest', drawn=some.numpy(),
+    first = [int((y == c).nonzero()[0]) for c in (0, 1, 3, 5, 7, 8)]
+    drawn = results.draw(network(a.weights), SHAPE, max(first) + 1, RUNS/'cifar10_images'/'nearest',
+                         GUIDANCE, step=STEP, steps=STEPS)[0][first]
+    near = dict(pixels=nearest(to_float(drawn).flatten(1), pixels),
+                features=nearest(eye(drawn).x, real.x))
+    keep('nearest', drawn=drawn.numpy(),
          **{space: data.images[n.index].numpy() for space, n in near.items()})
 
 def test_images(a):
@@ -316,13 +321,15 @@ def main():
     p.add_argument('--weights', default=NAME, help='of measure (default cifar10)')
     p.add_argument('--n', type=int, default=10_000, help='images of a report (default 10000)')
     p.add_argument('--seeds', type=int, default=3, help='reports (default 3)')
-    p.add_argument('--row', type=int, default=500, help='images of a row (default 500)')
+    p.add_argument('--row', type=int, default=500, help='images of a row (default 500); they are '
+                   'kept, and a larger number adds to them')
     a = p.parse_args()
     a.changes = a.pieces if a.command == 'train' else []
     wrong = [piece for piece in a.pieces
              if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]
     if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
                       'after measure, key=value after train')
+    keep_freed_memory()
     commands[a.command](a)
 
 

@@ -26,8 +26,8 @@ from diffusion_scratch.report import Report, evaluate_model, reference
 from diffusion_scratch.solvers import ddim, dpm_solver_pp
 
 import results
-from results import (SOLVERS, compare, floors, in_random_order, network, session_facts, steps_done,
-                     summary, write)
+from results import (SOLVERS, compare, floors, in_random_order, network, numbers, session_facts,
+                     steps_done, summary, write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
@@ -90,8 +90,8 @@ class Rows(results.Rows):
         real = in_random_order(reference(eye, data))
         facts = made(extractor=f'{eye.name} {eye.hash}',
                      real=f'{data.name} {fingerprint(data)[:12]}', **facts)
-        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'mnist_images', eye, real,
-                         lambda n: floors(real, n), facts)
+        super().__init__(ASSETS/f'{piece}.json', SHAPE, RUNS/'mnist_images', eye, facts,
+                         partial(numbers, real), partial(floors, real))
 
     def add(self, key: dict, source, step=ddim(), steps=50, guidance=GUIDANCE, ema=True, n=ROW):
         super().add(key, source, step, steps, guidance, n, ema)

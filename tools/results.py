@@ -56,7 +56,8 @@ def steps_done(run: Path) -> list[dict]:
 
 def session_facts(session: dict) -> dict:
     "What a manifest says of a session, without the paths of a machine"
-    keys = 'seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data', 'data_sha256'
+    keys = ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data',
+            'data_sha256')
     return {k: session[k] for k in keys} | dict(cpu=session.get('processor', cpu()),
                                                 cpu_capability=session.get('cpu_capability'))
 
@@ -121,11 +122,12 @@ def in_random_order(seen: Features, seed=0) -> Features:
 
 class Rows:
     "Rows of a table, each kept as soon as it is there"
-    def __init__(self, file: Path, shape: tuple, images: Path, eye: Extractor, real: Features,
-                 floor_of: Callable, # number of images -> estimates of real ones in their place
-                 made: dict):
+    def __init__(self, file: Path, shape: tuple, images: Path, eye: Extractor, made: dict,
+                 numbers: Callable,  # features of images -> estimates by name
+                 floor_of: Callable  # number of images -> those of real ones in their place
+                ):
         self.file, self.shape, self.images, self.eye = file, shape, images, eye
-        self.real, self.floor_of, self.made = real, floor_of, made
+        self.made, self.numbers, self.floor_of = made, numbers, floor_of
 
     def there(self) -> tuple[list[dict], dict]:
         "Rows and floors so far; another process may add to them too"
@@ -140,7 +142,7 @@ class Rows:
         images, y = draw(net, self.shape, n, self.images/folder, guidance, step=step, steps=steps)
         seconds = (time.process_time() - began) * n / max(BATCH, n - there * BATCH)
         fake = self.eye(images)
-        found = numbers(self.real, fake)
+        found = self.numbers(fake)
         if y is not None: found['label_accuracy'] = read_right(fake.p, y)
         calls = len(step.visits(net[1].times(steps))) - 1
         row = key | dict(images=n, calls=calls, cpu_seconds=round(seconds, 1),
@@ -148,7 +150,8 @@ class Rows:
         rows, floor = self.there()
         if str(n) not in floor: floor[str(n)] = plain(self.floor_of(n))
         write(self.file, dict(made=self.made, floor=floor, rows=[*rows, row]))
-        print(key, f"{seconds:.0f} s, Fréchet distance {found['frechet_distance']}", flush=True)
+        first = next(iter(found))
+        print(key, f'{seconds:.0f} s, {first} {found[first]}', flush=True)
 
 
 def compare(name: str, published: dict, own: dict) -> int:
