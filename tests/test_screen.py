@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
-import katex, pieces  # noqa: E402
+import katex, pieces, screen  # noqa: E402
 from helpers_browser import browser_or_skip, in_browser  # noqa: E402
 
 FORMULAS = [  # each part of TeX that the book uses, alone and within each other
@@ -83,3 +83,20 @@ def test_a_page_is_laid_out_where_its_reader_is(browser):
 @pytest.mark.parametrize('arrival', ['atHash', 'afterLink'])
 def test_a_link_leads_to_its_place(browser, arrival):
     assert browser[arrival]['skipped'] == 0 and abs(browser[arrival]['top']) < 30
+
+
+def test_lines_of_a_phone_are_without_the_space_between_rows():
+    tex = r'\begin{aligned} a &= b \\[6pt] [c] &= d \end{aligned}'
+    html = screen.equations(rf'<span class="math display">\[{escape(tex)}\]</span>')
+    narrow = html[html.index('narrow-math'):]
+    assert '6pt' not in narrow and '[c] = d' in narrow
+
+
+@pytest.mark.parametrize('text, focusable', [('x' * 30, False), ('x' * 60, True), ('x\n' * 30, True)])
+def test_code_that_may_scroll_takes_the_focus(text, focusable):
+    assert ('tabindex' in screen.code(f'<pre><code>{text}</code></pre>')) is focusable
+
+
+def test_neighbours_of_one_colour_are_one_element():
+    html = '<pre><span class="st">a</span> <span class="ss">b</span><span class="op">+</span></pre>'
+    assert screen.code(html) == '<pre><span class="st">a b</span>+</pre>'

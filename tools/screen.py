@@ -14,6 +14,7 @@ from pathlib import Path
 from pieces import VOID
 
 CONTENT = 'quarto-document-content'
+WIDE, TALL = 40, 20  # characters of a line, and lines, above which code may scroll on a phone
 WORDY = 25  # characters of a cell from which a phone shows each row of its table as a block
 
 # ---------------------------------------------------------------- mending a page
@@ -46,10 +47,13 @@ PLAIN = re.compile(r'<span class="(?:op|bu)">([^<]*)</span>')  # operators, name
 ALIKE = re.compile(r'<span class="(\w\w)">([^<]*)</span>(\s*)<span class="\1">')
 
 def code(html: str) -> str:
-    "Code whose neighbours of one colour share an element: half as many for a browser to lay out"
+    """Code whose neighbours of one colour share an element: half as many for a browser to lay out.
+    What scrolls on a phone takes the focus; screen.js takes it back where it does not"""
     html = PLAIN.sub(r'\1', html.replace('<span class="ss">', '<span class="st">'))
     while (merged := ALIKE.sub(r'<span class="\1">\2\3', html)) != html: html = merged
-    return html
+    lines = plain(html).split('\n')
+    scrolls = len(lines) > TALL or max(map(len, lines)) > WIDE
+    return html.replace('<pre', '<pre tabindex="0"', 1) if scrolls else html
 
 def phone_bar(html: str) -> str:
     "Below the header of a phone: the chapters, and what is on this page"
@@ -133,6 +137,7 @@ def plain(html: str) -> str:
 DISPLAY = re.compile(r'<span class="math display">\\\[(.*?)(?:\\tag\{([^}]*)\})?\s*\\\]</span>',
                      re.S)
 ALIGNED = re.compile(r'\s*\\begin\{aligned\}(.*)\\end\{aligned\}\s*', re.S)
+GAP = re.compile(r'^\s*\[-?[\d.]+(?:pt|em|ex)\]')  # the space below a row
 TOKEN = re.compile(r'\\(?:begin|end)\{\w+\*?\}|\\\\|\\q?quad\b|\\.|[{}&]', re.S)
 SPACE = re.compile(r'\\(?:;|q?quad\b|,(?=\s*\\(?:nabla|math\w|operatorname|d?frac|[bB]ig)))')
 WORDS = re.compile(r'(?<![_^])\\text\{([^{}]*)\}')
@@ -141,7 +146,8 @@ def equations(html: str) -> str:
     "Equations of several parts also as lines that may break: styles.css shows one form of the two"
     def both(m):
         aligned = ALIGNED.fullmatch(tex := unescape(m[1]))
-        lines = split(aligned[1], r'\\') if aligned else split(tex, r'\qquad')
+        lines = ([GAP.sub('', line) for line in split(aligned[1], r'\\')]
+                 if aligned else split(tex, r'\qquad'))
         if not aligned and len(lines) < 2: return m[0]
         number = f'<span class="number">({m[2]})</span>' if m[2] else ''
         return (f'<span class="wide-math">{m[0]}</span><span class="narrow-math">'

@@ -16,17 +16,17 @@
   const update = (e, more = edges(e)) => {
     e.dataset.more = more
     if (!more) delete e.dataset.more
-    if (more && !e.hasAttribute('tabindex')) {
-      e.setAttribute('tabindex', '0')
-      e.setAttribute('role', 'group')
-      e.setAttribute('aria-label', `${NAMES[e.tagName]}; it scrolls`)
-      e.addEventListener('scroll', () => update(e), { passive: true })
-    }
+    if (e.getAttribute('role') === 'group') return
+    if (!more) return e.removeAttribute('tabindex')  // tools/screen.py gives it to long lines
+    e.setAttribute('tabindex', '0')
+    e.setAttribute('role', 'group')
+    e.setAttribute('aria-label', `${NAMES[e.tagName]}; it scrolls`)
+    e.addEventListener('scroll', () => update(e), { passive: true })
   }
   const laidOut = (e) => e.checkVisibility?.({ contentVisibilityAuto: true }) ?? true  // not before page.js shows it
   const look = (root = document) => {  // reads before it writes: one layout for the whole page
     const found = all(SCROLLS, root).filter(laidOut).map((e) => [e, edges(e)])
-    found.forEach(([e, more]) => { if (more || e.dataset.more) update(e, more) })
+    found.forEach(([e, more]) => { if (more || e.dataset.more || e.hasAttribute('tabindex')) update(e, more) })
   }
   let queued = 0
   const later = () => { cancelAnimationFrame(queued); queued = requestAnimationFrame(() => look()) }
