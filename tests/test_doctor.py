@@ -61,7 +61,7 @@ def level_of(losses, n=400, seed=0):
 def its_losses(denoiser, data, weight=v_weight, schedule=SCHEDULE):
     "Level losses around what the denoiser's loss really is"
     x0, y = data[torch.arange(200) % len(data)]
-    times = [t for t in range(5, schedule.T + 1, 10) if schedule.signal[t] > 0]
+    times = [t for t in range(5, schedule.T + 1, 20) if schedule.signal[t] > 0]
     return level_of(loss_by_level(denoiser, schedule, x0, y, weight=weight, times=times).over()[0])
 
 def examined(denoiser, data, losses=None, weight=v_weight, n=64, schedule=SCHEDULE, **kw):
