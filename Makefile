@@ -87,6 +87,7 @@ bench: dev  ## Measure speed beside bare networks and diffusers, and write the p
 	$(BIN)/python benchmarks/loading.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/solvers.py
+	$(BIN)/python benchmarks/faces.py
 	$(BIN)/python benchmarks/busy.py
 
 clean:  ## Remove what was built (not runs/, not the environment)

@@ -87,14 +87,19 @@ def measure(name, steps):
     print(json.dumps(row))
 
 
+def short(x):
+    "Two digits, or all before the point"
+    return f'{x:,.0f}' if x >= 10 else f'{x:.2g}'
+
+
 def line(r):
     "A row of the page"
     images = r['steps'] * r['batch_size']
     hours = images * r['flop'] / SUSTAINED / 3600
     days = images * r['cpu_seconds'] / 86400
     return (f"| {r['name']} | {r['parameters']:,} | {r['flop'] / 1e9:,.1f} "
-            f"| {r['peak_bytes'] / 1e9:.2f} | {r['cpu_seconds']:.3g} | {images:,} | {days:,.1f} "
-            f'| {hours:,.1f} | {hours / 8 / SHARED:,.1f} |')
+            f"| {r['peak_bytes'] / 1e9:.2f} | {r['cpu_seconds']:.3g} | {images:,} | {short(days)} "
+            f'| {short(hours)} | {short(hours / 8 / SHARED)} |')
 
 
 def main():
