@@ -144,7 +144,8 @@ def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
     assert problems == [] and 'data:' not in text and 'Animation(' not in text
     shared = [i for i in images if 'player-back' in i['class']]  # the axes of all frames
     images = [i for i in images if i not in shared]
-    assert all(i['alt'].startswith('What "a"') for i in images) and not any(i['alt'] for i in shared)
+    assert all(i['alt'].startswith('What "a"') for i in images)
+    assert not any(i['alt'] for i in shared)
     assert '--frames:4;' in text and 'data-interval="80' in text
     assert text.count('aria-label="Play"') == text.count('type="range"') == 1
     assert 'max="3"' in text and 'aria-label="Frame"' in text

@@ -1,5 +1,5 @@
 "The digits that a page draws in the browser: the same numbers as in Python"
-import json, os, shutil, subprocess, sys, threading
+import json, shutil, subprocess, sys, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path

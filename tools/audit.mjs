@@ -59,8 +59,7 @@ async function look(browser, url, name, width) {
     document.querySelectorAll('details').forEach((d) => { d.open = true })
     await document.fonts.ready
   })
-  await page.keyboard.press('Shift')  // all of the page is laid out when the reader does something
-  await page.waitForFunction(() => !document.querySelector('.piece:not(.shown)'))
+  await page.waitForFunction(() => !document.querySelector('.piece:not(.shown)'))  // laid out
   const found = await page.evaluate(measure)
   if (quick) { await page.close(); return { ...found, errors, others } }
   await page.evaluate(axe)

@@ -115,6 +115,8 @@ def strip(frames: list[str]) -> str:
 
 SVG = 'http://www.w3.org/2000/svg'
 DEFS = f'{{{SVG}}}defs'
+
+def drawn(e: ElementTree.Element) -> str: return ElementTree.tostring(e, encoding='unicode')
 ElementTree.register_namespace('', SVG)
 ElementTree.register_namespace('xlink', 'http://www.w3.org/1999/xlink')
 
@@ -129,8 +131,7 @@ def parted(frames: list[str]) -> tuple[str, list[str]]:
             each = [next((e for e in o if key(e) == key(child)), None) for o in others]
             found = all(e is not None and alike(*(str(x.attrib) for x in (e, child)))
                         for e in each)
-            text = ElementTree.tostring(child, encoding='unicode')
-            if found and all(alike(ElementTree.tostring(e, encoding='unicode'), text) for e in each):
+            if found and all(alike(drawn(e), drawn(child)) for e in each):
                 for parent, e in zip(others, each): parent.remove(e)
             elif found and len(child): part(child, each)
             else: own.remove(child)
@@ -156,10 +157,10 @@ def with_one_defs(root: ElementTree.Element) -> ElementTree.Element:
 
 def written(root: ElementTree.Element) -> str:
     "A drawing that defines only what it uses"
-    used = set(re.findall(r'#([\w-]+)["\')]', ElementTree.tostring(root, encoding='unicode')))
+    used = set(re.findall(r'#([\w-]+)["\')]', drawn(root)))
     for e in list(root.find(DEFS)):
         if e.get('id', '') not in used | {''}: root.find(DEFS).remove(e)
-    return ElementTree.tostring(root, encoding='unicode')
+    return drawn(root)
 
 # ---------------------------------------------------------------- pixels
 def webp(image: Image.Image, lossless=True) -> bytes:

@@ -29,25 +29,22 @@
   })
 
   // A browser lays out what comes near the window (content-visibility in styles.css). The rest
-  // follows piece by piece once the reader does something, so that links and the scroll bar lead
+  // follows, a piece whenever the browser has nothing to do, so that links and the scroll bar lead
   // to the right place; all at once for who arrives in the middle, or follows a link to it.
   const pieces = [...document.querySelectorAll('.piece:not(.shown)')]
+  const idle = window.requestIdleCallback ?? (what => setTimeout(what, 50))
   const show = count => {
     const now = pieces.splice(0, count)
     for (const piece of now) piece.classList.add('shown')
     requestAnimationFrame(() => setTimeout(() => {
       for (const piece of now) piece.dispatchEvent(new Event('shown', { bubbles: true }))
-      if (pieces.length) show(1)
+      if (pieces.length) idle(() => show(pieces[0].tagName === 'TR' ? 4 : 1))
     }))
   }
   const showAll = () => pieces.length && show(Infinity)
   const [arrival] = performance.getEntriesByType('navigation')
   if (location.hash || arrival?.type !== 'navigate') showAll()
-  else {
-    const begin = new AbortController(), options = { signal: begin.signal, passive: true }
-    const acts = ['scroll', 'wheel', 'pointerdown', 'pointermove', 'touchstart', 'keydown']
-    for (const act of acts) addEventListener(act, () => { begin.abort(); if (pieces.length) show(1) }, options)
-  }
+  else addEventListener('load', () => idle(() => show(1)))
   document.addEventListener('click', event => {
     if (event.target.closest('a[href*="#"]')) showAll()
   })

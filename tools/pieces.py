@@ -2,15 +2,16 @@
 
 A chapter has up to 20,000 elements, most of them in formulas. Laid out at once they hold up a
 phone for seconds. styles.css lets a browser skip the pieces that are not in sight, and page.js
-shows them all, one a frame, once the reader scrolls or presses something. A heading is never within
-a piece: the table of contents asks where the headings are.
+shows them all, one whenever the browser is idle, once the page has been drawn. A heading is never
+within a piece: the table of contents asks where the headings are.
 """
 import re
 from html.parser import HTMLParser
 
-SIZE = 12_000  # characters of HTML in a piece, about
+SIZE = 5_000  # characters of HTML in a piece, about
 IN_SIGHT = 3_500  # characters of text that the largest window may show at first
 PIECE = '<div class="piece">'
+TABLE = re.compile(r'<table\b[^>]*\bblocks\b.*?</table>', re.S)  # on a phone each row is a block
 MAIN = re.compile(r'(<main\b[^>]*>)(.*)(</main>)', re.S)
 SECTION = re.compile(r'(<section\b[^>]*>)(.*)(</section>\s*)', re.S)
 VOID = {'area', 'base', 'br', 'col', 'embed', 'hr', 'img', 'input', 'link', 'meta', 'source', 'wbr'}
@@ -75,6 +76,14 @@ def begun(html: str) -> str:
     return first + ''.join(others)
 
 
+def rows(table: str) -> str:
+    "A long table whose rows are pieces"
+    if len(table) < 2 * SIZE: return table
+    head, body = table.split('<tbody', 1)
+    return f'{head}<tbody{body.replace("<tr ", """<tr class="piece" """)}'
+
+
 def divide(page: str) -> str:
     "A page whose text is in pieces"
-    return MAIN.sub(lambda m: m[1] + begun(divided(m[2])) + m[3], page, count=1)
+    def whole(m): return m[1] + begun(divided(TABLE.sub(lambda t: rows(t[0]), m[2]))) + m[3]
+    return MAIN.sub(whole, page, count=1)
