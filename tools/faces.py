@@ -27,7 +27,6 @@ from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
