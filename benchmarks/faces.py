@@ -118,7 +118,7 @@ def main():
         if done.returncode: sys.exit(done.stderr)
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         print(line(rows[-1]), flush=True)
-    made = dict(command='python benchmarks/faces.py', cpu=cpu(), threads=1,
+    made = dict(command=f'python benchmarks/faces.py --steps {a.steps}', cpu=cpu(), threads=1,
                 torch=torch.__version__, sustained=SUSTAINED, shared=SHARED,
                 date=datetime.now(timezone.utc).isoformat(timespec='seconds'))
     a.json.parent.mkdir(parents=True, exist_ok=True)
@@ -132,10 +132,10 @@ The networks of `configs/celeba_hq.yaml` at three sizes, the paper's network tha
 and the network of `configs/faces.yaml`. Measured: parameters, memory and seconds of training steps
 of one image with `fit`, fp32, on one thread. Counted by torch: the operations of forward and
 backward. **Arithmetic, not measured**: one CPU core is images times seconds. A GPU is images times
-operations, at {SUSTAINED / 1e12:.0f} * 10^12 a second, which is an assumption (a third of
-the peak that is stated for an A100 in bf16). Eight GPUs keep {SHARED:.0%} of their speed together,
+operations, at {SUSTAINED / 1e12:.0f} * 10^12 a second, which is an assumption (a third of the
+peak that is stated for an A100 in bf16). Eight GPUs keep {SHARED:.0%} of their speed together,
 which is an assumption too. Loading, previews and checkpoints are not counted.
-""", *table(*COLUMNS), *map(line, rows), '', measured('faces.py', began)]
+""", *table(*COLUMNS), *map(line, rows), '', measured(f'faces.py --steps {a.steps}', began)]
     a.out.write_text('\n'.join(page), encoding='utf-8')
     print(f'wrote {a.out}')
 
