@@ -426,10 +426,9 @@ def _check_same_images(path: Path, sessions: list[dict], session: dict):
     before, now = (s[-1:] and s[-1].get('data_sha256') for s in (sessions, [session]))
     if not before or before == now: return
     where = sessions[-1].get('folder')
-    raise ConfigError(f"data: the images are not those that {path} was trained on, or their "
-                      f"labels have changed ({sessions[-1].get('data')}, SHA-256 {before[:8]}; "
-                      f"now {session['data']}, {now[:8]}); restore them, or give another folder, "
-                      "run=..."
+    raise ConfigError(f"data: the images are not those that {path} was trained on "
+                      f"({sessions[-1].get('data')}, SHA-256 {before[:8]}; now {session['data']}, "
+                      f"{now[:8]}); restore them and their labels, or give another folder, run=..."
                       + (f' It was trained from {where}' if where != os.getcwd() else ''))
 
 # %% ../nbs/26_run.ipynb #e7b4b260

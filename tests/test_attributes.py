@@ -495,7 +495,7 @@ def test_a_changed_table_is_noticed_when_a_run_goes_on(run, tmp_path):
     rows[5][1] = 'left' if rows[5][1] == 'right' else 'right'
     write_table(table.parent, *rows)
     places = [f'run={tmp_path}/home/run', f'data.root={table.parent}']
-    with pytest.raises(ConfigError, match='was trained on, or their labels have changed'):
+    with pytest.raises(ConfigError, match='data: the images are not those .* their labels'):
         train(load_config(tmp_path/'home'/'c.yaml', places), progress=False)
 
 @pytest.mark.parametrize('overrides, says', [
