@@ -8,9 +8,9 @@ DRAW = '''
 import importlib.metadata, json, sys, torch, diffusion_scratch
 from diffusion_scratch.config import load_config, shipped_configs
 from diffusion_scratch.data import to_uint8
-from diffusion_scratch.features import digit_classifier
+from diffusion_scratch.features import fitting_extractor
 from diffusion_scratch.guidance import guided
-from diffusion_scratch.pretrained import SHIPPED, load
+from diffusion_scratch.pretrained import SHIPPED, about, load
 from diffusion_scratch.sampling import sample
 from diffusion_scratch.solvers import dpm_solver_pp
 torch.set_num_threads(1)
@@ -19,9 +19,10 @@ for name in sys.argv[1:] or sorted(f.name for f in SHIPPED.iterdir()):
     denoiser, schedule = load(name)
     asked = torch.arange(10) if denoiser.net.config['num_classes'] else None
     if asked is not None: denoiser = guided(denoiser, asked, 0.5)
-    images = sample(denoiser, schedule, (10, 1, 28, 28), step=dpm_solver_pp(),
+    shape = about(name)['shape']
+    images = sample(denoiser, schedule, (10, *shape), step=dpm_solver_pp(),
                     times=schedule.times(15), seed=0, progress=False)
-    p = digit_classifier()(to_uint8(images)).p
+    p = fitting_extractor(shape)(to_uint8(images)).p
     right = None if asked is None else (p.argmax(1) == asked).sum().item()
     drawn[name] = p.amax(1).mean().item(), right
 configs = {name: str(load_config(name).run) for name in shipped_configs()}
@@ -60,6 +61,8 @@ def test_installed_without_the_repository_it_draws_digits(kind, names, tmp_path,
     links = re.findall(r'(?:\]\(|\b(?:src|srcset)=")([^)"]*)', page)
     assert len(links) > 40 and all(link.startswith('https://') for link in links)
     assert set(drawn) >= {*(names or ['mnist', 'mnist-conditional', 'mnist-mini'])}
-    # noise is read with confidence too: being right counts, 8 of 10 by chance once in a million
+    # noise is read with confidence too: being right counts, 8 of 10 by chance once in a million.
+    # Chapter 31 measures cifar10; here 10 images say only that it is no noise
     for name, (confidence, right) in drawn.items():
-        assert confidence > 0.8 and right in (None, 8, 9, 10), name
+        least = (0.4, 4) if name == 'cifar10' else (0.8, 8)
+        assert confidence > least[0] and (right is None or right >= least[1]), name
