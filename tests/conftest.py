@@ -1,5 +1,6 @@
 "What pytest must know of these tests"
 import gzip, json, os, sys
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 import pytest
@@ -115,11 +116,15 @@ def whole_cifar10():
 
 @pytest.fixture
 def full_disk():
-    "Once called, no file grows beyond so many bytes: OSError while writing, as on a full disk"
+    "Inside `with`, no file grows beyond so many bytes: OSError while writing, as on a full disk"
     resource = pytest.importorskip('resource')
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    @contextmanager
+    def limited(limit):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try: yield
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # pytest writes too
+    return limited
 
 # For the tests of samplers and solvers
 def within(a, b, atol, rtol=0): torch.testing.assert_close(a, b, rtol=rtol, atol=atol)

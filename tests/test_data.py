@@ -934,9 +934,9 @@ def test_what_a_killed_run_left_goes_away_in_the_end(six, tmp_path):
 
 def test_a_cache_that_cannot_be_written_says_so_and_leaves_nothing(six, tmp_path, full_disk):
     (tmp_path/'file').write_text('no folder')
-    full_disk(10_000)  # the images need 18 kB
     for cache in (tmp_path/'file', tmp_path/'c'):
-        with pytest.raises(OSError, match='cannot write the cache.*GB there. Give another folder'):
+        with (full_disk(10_000),  # the images need 18 kB
+              pytest.raises(OSError, match='cannot write the cache.*GB there. Give another folder')):
             folder(six, 32, cache=cache)
     assert list((tmp_path/'c').iterdir()) == []
 

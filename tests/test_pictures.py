@@ -109,9 +109,9 @@ def test_a_file_is_whole_or_not_there(tmp_path, full_disk):
     "The disk is full in the middle of a picture: the old one is still there, and nothing else"
     old = tmp_path/'a.gif'
     old.write_bytes(b'the old one')
-    full_disk(1000)
-    with pytest.raises(OSError): save_animation([noise(9, 3, 28, 28)] * 3, old, 3)
-    with pytest.raises(OSError): save_loss_curve(metrics(9), tmp_path/'loss.png')
+    with full_disk(1000):
+        with pytest.raises(OSError): save_animation([noise(9, 3, 28, 28)] * 3, old, 3)
+        with pytest.raises(OSError): save_loss_curve(metrics(9), tmp_path/'loss.png')
     assert os.listdir(tmp_path) == ['a.gif'] and old.read_bytes() == b'the old one'
 
 def test_text_has_the_bits_of_braille_breaks_lines_and_pads():
