@@ -712,8 +712,9 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     return evaluate_model(
         model.denoiser.to(device), model.schedule, data, out, n=args.n,
         step=make_solver(sampling), steps=sampling.steps,
-        classes=count_classes(model.classes), guidance=sampling.guidance, seed=args.seed,
-        extractor=extractor, bits=args.bits, held_out=held_out, statistics=args.statistics,
+        classes=count_classes(model.classes), guidance=sampling.guidance,
+        seed=args.seed, extractor=extractor, bits=args.bits, held_out=held_out,
+        statistics=args.statistics,
         name=path.name if path.exists() else args.model, batch=args.batch)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0cf

@@ -518,14 +518,12 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  *,
                  labels: bool=False,   # the first subfolder below `root` is the class
                  attributes: str | Path | None=None, # file of a table in `root`
-                 corrupt: str='refuse', # what to do with a bad file: 'refuse' or 'skip'
+                 corrupt: str='refuse', # of a bad file: 'refuse' (ValueError) or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
                  max_pixels: int | None=None, # of a file; by default about 179 million
                  background: str='white' # under transparent pixels: a name or '#rrggbb'
-                ) -> ImageSet:         # with the skipped files in `.skipped`
-    """Every image below a folder, upright, scaled to cover `size` and cut to its centre
-    (eq-cover), on a background (eq-background). Of an animation, the first image is
-    read. FileNotFoundError and ValueError name the folder or the file"""
+                ) -> ImageSet: # first images of animations; the rest in `.skipped`
+    "All images of a folder, cut to `size` (eq-cover), on a background (eq-background)"
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
     file, color = _table_file(root, attributes, labels), checked_color(background)

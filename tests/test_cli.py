@@ -170,7 +170,8 @@ REFUSED = {  # the line so far, what else is on it, and what is said
     'sample huge.safetensors': {'': 'model: huge.safetensors holds 1,100 GB, and there are'},
     'edit plain picture.png': {'--guidance 3': f'--guidance: 3.0 {ALLOWED} 0, {UNTAUGHT}'},
     'evaluate mnist-mini --data mnist_mini': {
-        '--n 0': f'--n: 0 {ALLOWED}', '--batch 0': f'--batch: 0 {ALLOWED}', '--n 3': 'n = 3; allowed',
+        '--n 0': f'--n: 0 {ALLOWED}', '--batch 0': f'--batch: 0 {ALLOWED}',
+        '--n 3': 'n = 3; allowed',
         '--bits -1': f'--bits: -1 {ALLOWED} whole number >= 0',
         '--seed -1': f'--seed: -1 {ALLOWED}',
         '--extractor exported': '--extractor: exported/config.json describes no classifier',

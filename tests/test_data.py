@@ -936,7 +936,7 @@ def test_a_cache_that_cannot_be_written_says_so_and_leaves_nothing(six, tmp_path
     (tmp_path/'file').write_text('no folder')
     for cache in (tmp_path/'file', tmp_path/'c'):
         with (full_disk(10_000),  # the images need 18 kB
-              pytest.raises(OSError, match='cannot write the cache.*GB there. Give another folder')):
+              pytest.raises(OSError, match='cannot write the cache.*GB there. Give another')):
             folder(six, 32, cache=cache)
     assert list((tmp_path/'c').iterdir()) == []
 

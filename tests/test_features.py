@@ -124,8 +124,9 @@ def colours():
     return ImageSet(x.byte(), y)
 
 def of_colours(**options):
-    return train_classifier(colours(), network=ResidualClassifier, augment=shifted_and_mirrored,
-                            batch=20, progress=False, **options)
+    options = dict(augment=shifted_and_mirrored) | options
+    return train_classifier(colours(), network=ResidualClassifier, batch=20, progress=False,
+                            **options)
 
 def test_the_residual_classifier_learns_and_its_folder_names_it(tmp_path):
     net, losses = of_colours(epochs=4)
@@ -136,17 +137,18 @@ def test_the_residual_classifier_learns_and_its_folder_names_it(tmp_path):
     config = json.loads((FOLDER/'config.json').read_text())
     assert 'network' not in config and digit_classifier().dim == 64  # an older folder
 
-def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    whole, losses = of_colours(epochs=3)
-    steps, learn = [], features._learn
-    def dies(*a):
-        if len(steps) == 5: raise KeyboardInterrupt  # in the middle of the second epoch
-        steps.append(learn(*a))
-        return steps[-1]
-    monkeypatch.setattr(features, '_learn', dies)
-    with pytest.raises(KeyboardInterrupt): of_colours(epochs=3, keep=tmp_path/'state')
-    monkeypatch.setattr(features, '_learn', learn)
-    again, found = of_colours(epochs=3, keep=tmp_path/'state')
+def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path):
+    batches, dies_at = [], 5  # in the middle of the second epoch
+    def augment(x, g):
+        if len(batches) == dies_at: raise KeyboardInterrupt
+        batches.append(x)
+        return shifted_and_mirrored(x, g)
+    with pytest.raises(KeyboardInterrupt):
+        of_colours(epochs=3, keep=tmp_path/'state', augment=augment)
+    dies_at = None
+    again, found = of_colours(epochs=3, keep=tmp_path/'state', augment=augment)
+    assert len(batches) < 5 + 9  # it did not begin again
+    whole, losses = of_colours(epochs=3, augment=augment)
     assert found == losses and all(torch.equal(v, again.state_dict()[k])
                                    for k, v in whole.state_dict().items())
     with pytest.raises(ValueError, match='keep = .*another training'):
