@@ -29,7 +29,7 @@ from diffusion_scratch.features import (EXTRACTORS, Features, ResidualClassifier
                                         train_classifier)
 from diffusion_scratch.pretrained import SHIPPED, about, find, load, save
 from diffusion_scratch.report import Report, evaluate_model, model_hash, random_labels, reference
-from diffusion_scratch.run import keep_freed_memory
+from diffusion_scratch.run import keep_freed_memory, processor_name
 from diffusion_scratch.solvers import dpm_solver_pp
 
 import results
@@ -77,7 +77,7 @@ def classifier(a):
                 seed=SETTINGS['seed'], origin=origin(a.root), data=repr(data),
                 data_sha256=fingerprint(data), parameters=sum(p.numel() for p in net.parameters()),
                 date=datetime.now(timezone.utc).date().isoformat(), device='cpu', threads=1,
-                cpu=results.cpu(), cpu_s=None if resumed else seconds, torch=torch.__version__,
+                cpu=processor_name(), cpu_s=None if resumed else seconds, torch=torch.__version__,
                 losses=[round(v, 4) for v in losses])
     about = dict(name='object-classifier', made=made)
     draft = save_classifier(net, RUNS/'object-classifier'/'draft', about)
@@ -289,10 +289,7 @@ def losses(a):
 PIECES = {'loss': losses, 'real': test_images, 'nearest': neighbours, 'guidance': by_guidance,
           'report': report, 'steps': by_steps, 'training': by_training}
 
-def measure(a):
-    ASSETS.mkdir(parents=True, exist_ok=True)
-    for piece in a.pieces or PIECES:
-        print(f'--- {piece}', flush=True); PIECES[piece](a)
+def measure(a): results.measure(ASSETS, PIECES, a)
 
 def check(a):
     "Exit 1 where a number of a run lies outside the interval of the shipped weights"

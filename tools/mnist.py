@@ -158,10 +158,7 @@ PIECES = {'loss': losses, 'nearest': neighbours, 'guidance': by_guidance,
           **{n: partial(report, n) for n in CONFIG},
           'training': by_training, 'bits': bits, 'steps': by_steps}
 
-def measure(a):
-    ASSETS.mkdir(parents=True, exist_ok=True)
-    for piece in a.pieces or PIECES:
-        print(f'--- {piece}', flush=True); PIECES[piece](a)
+def measure(a): results.measure(ASSETS, PIECES, a)
 
 def check(a):
     "Exit 1 where a number of a run lies outside the interval of the shipped weights"

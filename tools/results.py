@@ -14,6 +14,7 @@ from diffusion_scratch.evaluation import (Estimate, confidence, floor, frechet_d
 from diffusion_scratch.features import Extractor, Features
 from diffusion_scratch.pretrained import find
 from diffusion_scratch.report import generate
+from diffusion_scratch.run import processor_name
 from diffusion_scratch.sampling import ancestral
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 
@@ -37,15 +38,14 @@ def keep(file: Path, **arrays):
 def made(command: str, **more) -> dict:
     "What a stored result was made by"
     date = datetime.now(timezone.utc).isoformat(timespec='seconds')
-    return dict(command=command, date=date, torch=torch.__version__, cpu=cpu(),
+    return dict(command=command, date=date, torch=torch.__version__, cpu=processor_name(),
                 threads=torch.get_num_threads(), seed=0, **more)
 
-def cpu() -> str:
-    "What /proc calls this processor"
-    try:
-        names = (l.partition(':')[2] for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        return next(names).strip()
-    except (OSError, StopIteration): return 'unknown'
+def measure(assets: Path, pieces: dict[str, Callable], a):
+    "The pieces that were named, or all"
+    assets.mkdir(parents=True, exist_ok=True)
+    for piece in a.pieces or pieces:
+        print(f'--- {piece}', flush=True); pieces[piece](a)
 
 
 # --- trainings
@@ -58,8 +58,9 @@ def session_facts(session: dict) -> dict:
     "What a manifest says of a session, without the paths of a machine"
     keys = ('seed', 'date', 'commit', 'torch', 'device', 'threads', 'parameters', 'data',
             'data_sha256')
-    return {k: session[k] for k in keys} | dict(cpu=session.get('processor', cpu()),
-                                                cpu_capability=session.get('cpu_capability'))
+    return {k: session[k] for k in keys} | dict(
+        cpu=session.get('processor', processor_name()),
+        cpu_capability=session.get('cpu_capability'))
 
 def loss_curve(rows: list[dict]) -> dict:
     "Means over each 100 steps"
