@@ -96,12 +96,13 @@ def test_images_of_an_evaluation_go_on_on_another_processor(tmp_path):
 
 NAMES = sorted(f.name for f in SHIPPED.iterdir() if f.is_dir())
 PREDICT = '''
-import sys, torch
-from diffusion_scratch.pretrained import load
+import math, sys, torch
+from diffusion_scratch.pretrained import about, load
 from safetensors.torch import save_file
 def predicted(name):
     denoiser, schedule = load(name)
-    x = torch.linspace(-1, 1, 4 * 784).view(4, 1, 28, 28)
+    shape = 4, *about(name)['shape']
+    x = torch.linspace(-1, 1, math.prod(shape)).view(shape)
     with torch.no_grad(): x0 = denoiser(x, schedule.at(torch.tensor([1, 300, 700, 1000]), x)).x0
     return dict(x0=x0, betas=schedule.betas)
 '''
