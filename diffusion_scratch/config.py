@@ -143,6 +143,8 @@ class TrainingConfig(_Section):
         1, 'micro-batches of each process; more need less memory')
     precision: Literal['fp32', 'bf16', 'fp16'] = setting(
         'fp32', 'of the network in training; 16 bits are for GPUs')
+    compile: bool = setting(
+        False, 'torch.compile the network in training; needs a compiler, such as g++')
     lr: _Real = setting(2e-4, 'peak learning rate', gt=0, le=1)
     warmup: _Count = setting(200, 'steps of warm-up')
     decay: Literal['constant', 'cosine'] = setting(

@@ -51,9 +51,9 @@ __all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writ
            'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
            'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'draw_images',
            'load_to_draw', 'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device',
-           'cpu_threads', 'keep_freed_memory', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside',
-           'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session',
-           'LiveView']
+           'cpu_threads', 'keep_freed_memory', 'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores',
+           'threads_beside', 'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name',
+           'describe_session', 'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -932,6 +932,15 @@ def keep_freed_memory():
     libc.mallopt(M_MMAP_MAX, 0)
     libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
+def check_compiler(device: torch.device):
+    "Refuse torch.compile where it cannot even add two numbers"
+    one = torch.ones(1, device=device)
+    try: torch.compile(lambda x: x + x)(one)
+    except Exception as e:
+        raise ConfigError('training.compile: true is not allowed here, because torch.compile '
+                          f'fails ({str(e).partition(chr(10))[0]}); install a compiler, such as '
+                          'g++, or give training.compile=false') from None
+
 def make_accelerator(config: Config, device: torch.device) -> Accelerator:
     "The Accelerator for a config and the launcher of this process"
     if 'wandb' in config.log and not importlib.util.find_spec('wandb'):
@@ -939,8 +948,10 @@ def make_accelerator(config: Config, device: torch.device) -> Accelerator:
     precision = config.training.precision
     # the others wait while the first process reads a folder or draws
     timeout = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+    if config.training.compile: check_compiler(device)
     try: accelerator = new_accelerator(
         cpu=device.type == 'cpu', mixed_precision=precision.replace('fp32', 'no'),
+        dynamo_backend='inductor' if config.training.compile else 'no',
         log_with=list(config.log) or None, project_dir=config.run.expanduser()/'logs',
         kwargs_handlers=[timeout])
     except ValueError as e:

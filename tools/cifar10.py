@@ -320,7 +320,7 @@ def main():
     p.add_argument('--seeds', type=int, default=3, help='reports (default 3)')
     p.add_argument('--row', type=int, default=500, help='images of a row (default 500); they are '
                    'kept, and a larger number adds to them')
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     a.changes = a.pieces if a.command == 'train' else []
     wrong = [piece for piece in a.pieces
              if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]

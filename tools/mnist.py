@@ -181,7 +181,7 @@ def main():
     p.add_argument('--root', type=Path, default=DATA,
                    help='folder of MNIST (default: where torchvision puts it)')
     p.add_argument('--n', type=int, default=10_000, help='images of a report (default 10000)')
-    a = p.parse_args()
+    a = p.parse_intermixed_args()
     wrong = [piece for piece in a.pieces if piece not in PIECES or a.command != 'measure']
     if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
                       'after measure')
