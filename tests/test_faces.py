@@ -133,10 +133,10 @@ def test_the_same_bytes_twice_and_in_a_fresh_process(tmp_path):
     assert run(tmp_path/'b', '--n', 4).returncode == 0
     a, b = files(tmp_path/'a'), files(tmp_path/'b')
     assert a.keys() == b.keys() and len(a) == 6
-    assert all(a[k] == b[k] for k in a if k != 'manifest.json')
-    there = json.loads(b['manifest.json'])
+    assert all(a[k] == b[k] for k in a if k != '.manifest.json')
+    there = json.loads(b['.manifest.json'])
     assert {k: v for k, v in there.items() if k != 'date'} == \
-           {k: v for k, v in json.loads(a['manifest.json']).items() if k != 'date'}
+           {k: v for k, v in json.loads(a['.manifest.json']).items() if k != 'date'}
     assert here['complete'] and here['pixels_sha256'] == there['pixels_sha256']
 
 @draws
@@ -161,7 +161,7 @@ def test_the_folder_and_a_prefix_of_more(tmp_path):
 @draws
 def test_a_stopped_run_goes_on_and_damaged_files_are_made_again(tmp_path, monkeypatch):
     made(tmp_path/'whole')
-    want = {k: v for k, v in files(tmp_path/'whole').items() if k != 'manifest.json'}
+    want = {k: v for k, v in files(tmp_path/'whole').items() if k != '.manifest.json'}
     drawn, draw, stops = [], faces.draw, [2]
     def stop(face, seed, i, size):
         if i in stops: raise KeyboardInterrupt
@@ -169,7 +169,7 @@ def test_a_stopped_run_goes_on_and_damaged_files_are_made_again(tmp_path, monkey
         return draw(face, seed, i, size)
     monkeypatch.setattr(faces, 'draw', stop)
     with pytest.raises(KeyboardInterrupt): made(tmp_path/'f')
-    assert not json.loads((tmp_path/'f'/'manifest.json').read_text())['complete']
+    assert not json.loads((tmp_path/'f'/'.manifest.json').read_text())['complete']
     stops.clear()
     made(tmp_path/'f')
     assert drawn == [0, 1, 2]  # 0 and 1 were kept
@@ -181,7 +181,7 @@ def test_a_stopped_run_goes_on_and_damaged_files_are_made_again(tmp_path, monkey
         assert drawn == [1]
     file.write_bytes(want['images/00000.png'])  # whole, but another face: the checksum sees it
     made(tmp_path/'f')
-    assert {k: v for k, v in files(tmp_path/'f').items() if k != 'manifest.json'} == want
+    assert {k: v for k, v in files(tmp_path/'f').items() if k != '.manifest.json'} == want
 
 @draws
 def test_other_settings_and_other_folders_are_refused(tmp_path):
@@ -194,9 +194,9 @@ def test_other_settings_and_other_folders_are_refused(tmp_path):
     assert files(tmp_path/'f') == before
     (tmp_path/'mine').mkdir()
     (tmp_path/'mine'/'photo.jpg').write_bytes(b'')
-    with pytest.raises(ValueError, match="'photo.jpg' and no manifest.json"): made(tmp_path/'mine')
-    (tmp_path/'f'/'manifest.json').write_text('{')
-    with pytest.raises(ValueError, match='manifest.json is damaged; delete it'): made(tmp_path/'f')
+    with pytest.raises(ValueError, match="'photo.jpg' and no .manifest.json"): made(tmp_path/'mine')
+    (tmp_path/'f'/'.manifest.json').write_text('{')
+    with pytest.raises(ValueError, match='.manifest.json is damaged; delete it'): made(tmp_path/'f')
 
 @draws
 def test_each_value_can_be_seen():

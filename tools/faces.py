@@ -7,7 +7,7 @@ is known. About 4 ms a face on one core, so two minutes for 20,000.
     diffusion-train configs/faces.yaml data.root=faces
 
 The folder holds images/00000.png and so on, attributes.csv (a row for each file: its path and its
-attributes) and manifest.json (what made it, how often each value occurs, checksums).
+attributes) and .manifest.json (what made it, how often each value occurs, checksums).
 
 Every attribute is drawn independently of the others, all values with the same probability (`no`
 beard has that of two colours). Each attribute can be seen in every face, with two rules for this: a
@@ -194,11 +194,11 @@ def settings(seed: int, size: int, without: list[dict]) -> dict:
 
 def started(folder: Path, wanted: dict) -> dict:
     "The manifest of a folder that these settings began, or a new one. Refuses other folders"
-    file = folder/'manifest.json'
+    file = folder/'.manifest.json'
     if not file.exists():
         there = folder.iterdir() if folder.exists() else ()
         if others := [f.name for f in there if not f.name.startswith('.')]:
-            raise ValueError(f'{folder} holds {others[0]!r} and no manifest.json, so this program '
+            raise ValueError(f'{folder} holds {others[0]!r} and no .manifest.json, so this program '
                              'did not make it; name an empty or a new folder')
         return wanted | dict(n=0, blocks=[])
     try: found = json.loads(file.read_text(encoding='utf-8'))
@@ -267,7 +267,7 @@ def keep_manifest(folder: Path, manifest: dict):
     first = dict(made_by='tools/faces.py of diffusion_scratch',
                  license='python_avatars: MIT, (c) its authors')
     text = json.dumps(first | manifest, indent=1, ensure_ascii=False) + '\n'
-    write(folder/'manifest.json', text.encode())
+    write(folder/'.manifest.json', text.encode())
 
 
 def whole(least: int, most: int, even=False):
