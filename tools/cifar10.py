@@ -20,21 +20,21 @@ from pathlib import Path
 
 import torch
 
-from diffusion_scratch.checkpoint import atomic, checkpoints, newest_checkpoint
-from diffusion_scratch.config import Config, flat_config, load_config
+from diffusion_scratch.checkpoint import atomic, checkpoints
+from diffusion_scratch.config import load_config
 from diffusion_scratch.data import DATA, ImageSet, cifar10, fingerprint, image_folder, to_float
 from diffusion_scratch.evaluation import confidence, interval, kernel_distance, nearest
 from diffusion_scratch.features import (EXTRACTORS, Features, ResidualClassifier, load_classifier,
                                         object_classifier, save_classifier, shifted_and_mirrored,
                                         train_classifier)
-from diffusion_scratch.pretrained import SHIPPED, about, find, load, save
+from diffusion_scratch.pretrained import SHIPPED, load
 from diffusion_scratch.report import Report, evaluate_model, model_hash, random_labels, reference
 from diffusion_scratch.run import keep_freed_memory, processor_name
 from diffusion_scratch.solvers import dpm_solver_pp
 
 import results
 from results import (BATCH, SOLVERS, compare, equally_many, in_random_order, loss_curve, network,
-                     read_right, session_facts, steps_done, summary, write)
+                     read_right, steps_done, write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'cifar10', ROOT/'runs'
@@ -43,6 +43,7 @@ SETTINGS = dict(epochs=12, batch=128, lr=5e-3, weight_decay=0.05, bf16=True, see
 GUIDANCE, SCALES, SHAPE = 1., (0., 0.5, 1., 2., 4.), (3, 32, 32)
 EVALUATIONS = 10, 20, 50
 STEP, STEPS = dpm_solver_pp(), 20          # unless a row says otherwise
+PUBLISHED = 'CIFAR-10, the published pixels'
 LOSSY = 'CIFAR-10 as JPEG files (lossy: not the published pixels)'
 
 
@@ -57,7 +58,7 @@ def images(root: Path, train: bool=True) -> ImageSet:
 
 def origin(root: Path) -> str:
     "Where the images come from, in words"
-    return LOSSY if (root/'train').is_dir() else 'CIFAR-10, the published pixels'
+    return LOSSY if (root/'train').is_dir() else PUBLISHED
 
 
 # --- the classifier
@@ -137,60 +138,11 @@ def train(a):
     line = [program, f'configs/{CONFIG}.yaml', f'run={a.run}', *of_root(a.root), *start]
     subprocess.run([*line, *a.changes], cwd=ROOT, check=True)
 
-def as_typed(c: Config) -> str:
-    "The command that trains with this config, without the paths of a machine"
-    usual = flat_config(load_config(ROOT/'configs'/f'{CONFIG}.yaml'))
-    ways = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
-            'sampling')
-    changed = {k: v for k, v in flat_config(c).items() if v != usual[k] and not k.startswith(ways)}
-    if 'data.root' in changed: changed['data.root'] = f'.../{Path(c.data.root).name}'
-    return ' '.join([f'diffusion-train configs/{CONFIG}.yaml',
-                     *(f'{k}={v}'.replace(' ', '') for k, v in changed.items())])
-
-def earlier(c: Config, sessions: list[dict]) -> list[dict]:
-    "The sittings whose weights a run began with"
-    start = c.training.start
-    if not start: return []
-    there, noted = model_hash(load(start)[0].float()), sessions[0].get('start', '').split()[-1:]
-    if noted != [there]:
-        sys.exit(f'the run began with weights {" ".join(noted)}, and {start} has {there} now; '
-                 'give ship before these weights are replaced')
-    return about(start).get('made', {}).get('sittings', [])
-
 def ship(a):
     "The averaged weights of the newest checkpoint, with the facts of all sittings"
-    c = load_config(a.run/'config.yaml')
-    sessions = json.loads((a.run/'manifest.json').read_text())['sessions']
-    file, meta, _ = newest_checkpoint(a.run)
-    found, done, batch = find(file), meta['step'], c.training.batch_size
-    rows = [r for r in steps_done(a.run) if int(r['step']) <= done]
-    seconds = sum(batch / float(r['images_per_second']) for r in rows)
-    sitting = dict(command=as_typed(c), **session_facts(sessions[-1]), sessions=len(sessions),
-                   precision=c.training.precision, steps=done, images=done * batch,
-                   training_seconds=round(seconds))
-    sittings = [*earlier(c, sessions), sitting]
-    if len(sittings) > 1: sitting['start'] = ('the averaged weights of the sitting before, in 16 '
-                                              'bits; the optimizer began anew')
-    total = {k: sum(s[k] for s in sittings) for k in ('steps', 'images', 'training_seconds')}
-    count = int(sitting['data'].split(': ')[1].split(' ')[0].replace(',', ''))
-    denoiser, schedule = found.load()
-    facts = found.about | dict(ema=True, made=sitting | total | dict(
-        epochs=round(total['images'] / count, 1), planned_steps=c.training.steps,
-        data_name=c.data.name, origin='CIFAR-10, the published pixels' if c.data.name == NAME
-        else LOSSY, sittings=sittings))
-    report = ASSETS/'seed0.json'
-    if report.exists():
-        measured = json.loads(report.read_text())
-        own = model_hash(*half(denoiser, schedule))
-        if measured['protocol']['weights'].endswith(own): facts['measured'] = summary(measured)
-    print(save(denoiser, schedule, a.to, facts, dtype=torch.float16))
-    print(f"{facts['made']['steps']:,} steps, {facts['made']['epochs']} epochs, "
-          f"{facts['made']['training_seconds'] / 3600:.1f} hours")
-
-def half(denoiser, schedule):
-    "As they come back from a file of 16 bits"
-    folder = RUNS/'half'
-    return load(save(denoiser, schedule, folder, dtype=torch.float16))
+    published = load_config(a.run/'config.yaml').data.name == NAME
+    results.ship(a.run, a.to, ROOT/'configs'/f'{CONFIG}.yaml', PUBLISHED if published else LOSSY,
+                 ASSETS/'seed0.json')
 
 
 # --- measuring

@@ -21,13 +21,13 @@ from diffusion_scratch.denoiser import clipped
 from diffusion_scratch.evaluation import nearest
 from diffusion_scratch.features import digit_classifier
 from diffusion_scratch.likelihood import bound
-from diffusion_scratch.pretrained import SHIPPED, find, save
+from diffusion_scratch.pretrained import SHIPPED
 from diffusion_scratch.report import Report, evaluate_model, reference
 from diffusion_scratch.solvers import ddim, dpm_solver_pp
 
 import results
-from results import (SOLVERS, compare, floors, in_random_order, network, numbers, session_facts,
-                     steps_done, summary, write)
+from results import (SOLVERS, compare, floors, in_random_order, network, numbers, steps_done,
+                     write)
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS = ROOT/'nbs'/'assets'/'mnist', ROOT/'runs'
@@ -56,18 +56,8 @@ def ship(a):
         if len(rows) < c.training.steps:
             sys.exit(f'{run} has made {len(rows):,} of {c.training.steps:,} steps; let '
                      '`python tools/mnist.py train` finish it')
-        found = find(run)
-        session = json.loads((run/'manifest.json').read_text())['sessions'][-1]
-        denoiser, schedule = found.load()
-        batch = c.training.batch_size
-        seconds = sum(batch / float(r['images_per_second']) for r in rows)
-        about = found.about | dict(ema=True, made=dict(
-            command=f'diffusion-train configs/{config}.yaml', **session_facts(session),
-            data_name=c.data.name, steps=len(rows), images=len(rows) * batch,
-            training_seconds=round(seconds)))
-        file = ASSETS/f'{name}.json'
-        if file.exists(): about['measured'] = summary(json.loads(file.read_text()))
-        print(save(denoiser, schedule, SHIPPED/name, about, dtype=torch.float16))
+        results.ship(run, SHIPPED/name, ROOT/'configs'/f'{config}.yaml', 'MNIST',
+                     ASSETS/f'{name}.json')
 
 
 # --- measuring

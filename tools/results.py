@@ -1,19 +1,21 @@
-"""What tools/mnist.py and tools/cifar10.py share: files that appear whole, tables that grow by a
-row, images that are drawn once, and the facts of a training"""
-import csv, json, math, time
+"""What the programs that train the shipped networks share: files that appear whole, tables that grow
+by a row, images that are drawn once, and the facts of a training"""
+import csv, json, math, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Callable
 
 import numpy as np
 import torch
 
-from diffusion_scratch.checkpoint import atomic
+from diffusion_scratch.checkpoint import atomic, newest_checkpoint
+from diffusion_scratch.config import Config, flat_config, load_config
 from diffusion_scratch.evaluation import (Estimate, confidence, floor, frechet_distance, interval,
                                           precision_recall)
 from diffusion_scratch.features import Extractor, Features
-from diffusion_scratch.pretrained import find
-from diffusion_scratch.report import generate
+from diffusion_scratch.pretrained import about, find, load, save
+from diffusion_scratch.report import generate, model_hash
 from diffusion_scratch.run import processor_name
 from diffusion_scratch.sampling import ancestral
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
@@ -61,6 +63,59 @@ def session_facts(session: dict) -> dict:
     return {k: session[k] for k in keys} | dict(
         cpu=session.get('processor', processor_name()),
         cpu_capability=session.get('cpu_capability'))
+
+def as_typed(config: Config, file: Path) -> str:
+    "The command that trains with a config that began as a file, without the paths of a machine"
+    usual = flat_config(load_config(file))
+    ways = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
+            'sampling')
+    changed = {k: v for k, v in flat_config(config).items()
+               if v != usual[k] and not k.startswith(ways)}
+    if 'data.root' in changed: changed['data.root'] = f'.../{Path(config.data.root).name}'
+    return ' '.join([f'diffusion-train configs/{file.name}',
+                     *(f'{k}={v}'.replace(' ', '') for k, v in changed.items())])
+
+def earlier(config: Config, sessions: list[dict]) -> list[dict]:
+    "The sittings whose weights a run began with"
+    start = config.training.start
+    if not start: return []
+    there, noted = model_hash(load(start)[0].float()), sessions[0].get('start', '').split()[-1:]
+    if noted != [there]:
+        sys.exit(f'the run began with weights {" ".join(noted)}, and {start} has {there} now; '
+                 'give ship before these weights are replaced')
+    return about(start).get('made', {}).get('sittings', [])
+
+def ship(run: Path, to: Path, config_file: Path, origin: str,
+         report: Path): # of these weights, if it was made: its numbers go with them
+    "Save the averaged weights of the newest checkpoint, with the facts of all sittings"
+    config = load_config(run/'config.yaml')
+    sessions = json.loads((run/'manifest.json').read_text())['sessions']
+    file, meta, _ = newest_checkpoint(run)
+    found, done, batch = find(file), meta['step'], config.training.batch_size
+    rows = [r for r in steps_done(run) if int(r['step']) <= done]
+    sitting = dict(command=as_typed(config, config_file), **session_facts(sessions[-1]),
+                   sessions=len(sessions), precision=config.training.precision, steps=done,
+                   images=done * batch, training_seconds=round(
+                       sum(batch / float(r['images_per_second']) for r in rows)))
+    sittings = [*earlier(config, sessions), sitting]
+    if len(sittings) > 1: sitting['start'] = ('the averaged weights of the sitting before, in 16 '
+                                              'bits; the optimizer began anew')
+    total = {k: sum(s[k] for s in sittings) for k in ('steps', 'images', 'training_seconds')}
+    count = int(sitting['data'].split(': ')[1].split(' ')[0].replace(',', ''))
+    made = sitting | total | dict(epochs=round(total['images'] / count, 1),
+                                  planned_steps=config.training.steps, origin=origin,
+                                  data_name=config.data.name, sittings=sittings)
+    denoiser, schedule = found.load()
+    facts = found.about | dict(ema=True, made=made)
+    if report.exists():
+        measured = json.loads(report.read_text())
+        with TemporaryDirectory() as folder:  # as they come back from a file of 16 bits
+            half = load(save(denoiser, schedule, Path(folder)/'half', dtype=torch.float16))
+        if measured['protocol']['weights'].endswith(model_hash(*half)):
+            facts['measured'] = summary(measured)
+    print(save(denoiser, schedule, to, facts, dtype=torch.float16))
+    print(f"{made['steps']:,} steps, {made['epochs']} epochs, "
+          f"{made['training_seconds'] / 3600:.1f} hours")
 
 def loss_curve(rows: list[dict]) -> dict:
     "Means over each 100 steps"

@@ -1,0 +1,188 @@
+"""The network of faces that comes with the package, from nothing to its numbers. Each command may
+be stopped and given again.
+
+    pip install 'diffusion_scratch[faces]'
+    python tools/faces_network.py train              # configs/faces.yaml: hours
+    python tools/faces_network.py ship [--run RUN]   # averaged weights, of a run that may go on
+    python tools/faces_network.py measure [PIECE ..] # of the shipped weights, into nbs/assets/faces/
+    python tools/faces_network.py check [--run RUN]  # does a run measure as the shipped weights did?
+
+`make reproduce-faces` is train and check. The faces are made where they are missing, by
+tools/faces.py: 20,000 for training (seed 0, nobody with a hat has a red beard), 5,000 others (seed
+2), which no network has seen. Attributes are read by the classifier of tools/face_classifier.py.
+To train the shipped weights further in a new run, give train --start faces.
+"""
+import argparse, json, subprocess, sys, time
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from diffusion_scratch.data import ImageSet, fingerprint, image_folder
+from diffusion_scratch.features import face_classifier, most_likely
+from diffusion_scratch.pretrained import SHIPPED, load
+from diffusion_scratch.report import evaluate_model, generate, model_hash, random_rows
+from diffusion_scratch.run import keep_freed_memory
+from diffusion_scratch.solvers import dpm_solver_pp
+
+import faces, results
+from results import BATCH, compare, loss_curve, steps_done, write
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS, RUNS, CONFIG = ROOT/'nbs'/'assets'/'faces', ROOT/'runs', ROOT/'configs'/'faces.yaml'
+NAME, SHAPE, WITHOUT = 'faces', (3, 64, 64), dict(hat='yes', beard='red')
+GUIDANCE, STEP, STEPS = 1., dpm_solver_pp(), 20
+OTHERS = 'black', 'brown', 'blond', 'red'  # beards that are asked for together with a hat
+
+
+# --- images
+
+@cache
+def images(root: Path, held_out: bool=False) -> ImageSet:
+    "The faces of the training, or those that no network has seen"
+    folder = root/('held_out' if held_out else 'train')
+    if held_out: faces.make(folder, 5000, seed=2)
+    else: faces.make(folder, without=[WITHOUT])
+    return image_folder(folder, 64, attributes=folder/'attributes.csv',
+                        cache=root/f'{folder.name}.cache')
+
+def train(a):
+    faces.make(a.root/'train', without=[WITHOUT])
+    program = Path(sys.executable).with_name('diffusion-train')
+    start = [f'training.start={a.start}'] if a.start else []
+    line = [program, CONFIG, f'run={a.run}', f'data.root={a.root}/train', *start, *a.changes]
+    subprocess.run(line, cwd=ROOT, check=True)
+
+def ship(a):
+    made_by = 'cartoon faces of tools/faces.py, seed 0, nobody with a hat has a red beard'
+    results.ship(a.run, a.to, CONFIG, made_by, ASSETS/'seed0.json')
+
+
+# --- measuring
+
+def made(a, **more) -> dict:
+    eye = face_classifier()
+    return results.made('python tools/faces_network.py measure', solver=repr(STEP), steps=STEPS,
+                        extractor=f'{eye.name} {eye.hash}',
+                        weights=f'{NAME} {model_hash(*load(a.weights))}',
+                        real=fingerprint(images(a.root))[:12],
+                        held_out=fingerprint(images(a.root, True))[:12], **more)
+
+def network(source):
+    denoiser, schedule = load(source)
+    return denoiser.to(memory_format=torch.channels_last), schedule
+
+def whole(source, a, seed: int):
+    "Many faces and their numbers, with faces that no network has seen in their place"
+    denoiser, schedule = network(source)
+    return evaluate_model(denoiser, schedule, images(a.root), RUNS/'faces_images'/f'{a.name}{seed}',
+                          n=a.n, step=STEP, steps=STEPS, guidance=GUIDANCE, seed=seed, name=NAME,
+                          held_out=images(a.root, True), extractor=face_classifier())
+
+def report(a):
+    "A report for each seed"
+    for seed in range(a.seeds):
+        write(ASSETS/f'seed{seed}.json', whole(a.weights, a, seed).plain() | dict(facts=made(a)))
+
+def read(drawn: Tensor) -> Tensor:
+    "The attributes that the classifier reads, (n,A)"
+    return most_likely(face_classifier()(drawn).p, [len(v) for v in faces.ATTRIBUTES.values()])
+
+def asked_for(a, rows: Tensor, folder: str, guidance: float) -> tuple[Tensor, float]:
+    "Faces with these attributes, one a row (-1 stands for any), and the seconds that they took"
+    denoiser, schedule = network(a.weights)
+    began = time.process_time()
+    drawn, _ = generate(denoiser, schedule, SHAPE, len(rows), RUNS/'faces_images'/folder,
+                        step=STEP, steps=STEPS, table=rows, guidance=guidance, batch=BATCH)
+    return drawn, time.process_time() - began
+
+def counted(rows: Tensor) -> dict:
+    "For each two attributes, how often each two values occur together"
+    sizes = {name: len(values) for name, values in faces.ATTRIBUTES.items()}
+    table = {}
+    for (i, a), (j, b) in combinations(enumerate(sizes), 2):
+        cells = rows[:, i] * sizes[b] + rows[:, j]
+        table[f'{a}, {b}'] = cells.bincount(minlength=sizes[a] * sizes[b]).view(
+            sizes[a], sizes[b]).tolist()
+    return table
+
+def independent(a):
+    "Faces that are drawn without any attribute: which attributes occur together?"
+    anyone = torch.full((a.row, len(faces.ATTRIBUTES)), -1)
+    drawn, seconds = asked_for(a, anyone, 'any', 0.)
+    truth = images(a.root).labels
+    write(ASSETS/'independent.json', dict(made=made(a, guidance=0., images=a.row,
+                                                    cpu_seconds=round(seconds)),
+                                          drawn=counted(read(drawn)), training=counted(truth)))
+
+def combined(a):
+    "Hats with beards: the combination that was held out, beside three that were not"
+    names, found = list(faces.ATTRIBUTES), []
+    hat, beard = names.index('hat'), names.index('beard')
+    held = images(a.root, True)  # the other attributes come from faces that it has not seen
+    for guidance in (0., GUIDANCE, 3.):
+        for color in OTHERS:
+            rows = random_rows(held.labels, a.row // 4, seed=3)
+            rows[:, hat] = faces_value('hat', 'yes')
+            rows[:, beard] = faces_value('beard', color)
+            drawn, seconds = asked_for(a, rows, f'hat-{color}-{guidance}', guidance)
+            seen = read(drawn)
+            found.append(dict(
+                hat='yes', beard=color, guidance=guidance, images=len(rows),
+                cpu_seconds=round(seconds), both=int(((seen == rows)[:, [hat, beard]]).all(1).sum()),
+                hats=int((seen[:, hat] == rows[:, hat]).sum()),
+                beards=int((seen[:, beard] == rows[:, beard]).sum())))
+            print(found[-1], flush=True)
+    real = held.labels
+    both = (real[:, hat] == 1) & (real[:, beard] == faces_value('beard', 'red'))
+    seen = read(held.images[both])
+    right = (seen[:, [hat, beard]] == real[both][:, [hat, beard]]).all(1)
+    write(ASSETS/'combined.json', dict(made=made(a), rows=found, real=dict(
+        images=int(both.sum()), both=int(right.sum()))))
+
+def faces_value(name: str, value: str) -> int: return list(faces.ATTRIBUTES[name]).index(value)
+
+def losses(a):
+    write(ASSETS/'loss.json', dict(made=results.made('python tools/faces_network.py measure loss'),
+                                   found=loss_curve(steps_done(a.run))))
+
+PIECES = {'loss': losses, 'report': report, 'independent': independent, 'combined': combined}
+
+def measure(a): results.measure(ASSETS, PIECES, a)
+
+def check(a):
+    "Exit 1 where a number of a run lies outside the interval of the shipped weights"
+    published = json.loads((ASSETS/'seed0.json').read_text())
+    a.n, a.name = published['protocol']['generated'], 'check'
+    missed = compare(a.run.name, published['measures'], whole(a.run, a, 0).plain()['measures'])
+    sys.exit(f'{missed} outside' if missed else 0)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = dict(train=train, ship=ship, measure=measure, check=check)
+    p.add_argument('command', choices=list(commands))
+    p.add_argument('pieces', nargs='*', help=f"of measure, all if none: {', '.join(PIECES)}; "
+                   'of train, changes to the config, key=value')
+    p.add_argument('--root', type=Path, default=RUNS/'faces_data', help='folder for the faces')
+    p.add_argument('--run', type=Path, default=RUNS/'faces', help='(default runs/faces)')
+    p.add_argument('--start', help='of train: weights to begin with')
+    p.add_argument('--to', type=Path, default=SHIPPED/NAME, help='of ship (default: the package)')
+    p.add_argument('--weights', default=NAME, help='of measure (default faces)')
+    p.add_argument('--n', type=int, default=1000, help='images of a report (default 1000)')
+    p.add_argument('--seeds', type=int, default=1, help='reports (default 1)')
+    p.add_argument('--row', type=int, default=800, help='images of the other pieces (default 800)')
+    a = p.parse_intermixed_args()
+    a.changes, a.name = a.pieces if a.command == 'train' else [], 'seed'
+    wrong = [piece for piece in a.pieces
+             if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]
+    if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
+                      'after measure, key=value after train')
+    keep_freed_memory()
+    commands[a.command](a)
+
+
+if __name__ == '__main__': main()
