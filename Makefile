@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 TORCH = 'torch>=2.9' 'torchvision>=0.24' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev quickstart reproduce-mnist reproduce-cifar10 test faults docs audit lighthouse serve notebooks notebooks-lab bench clean
+.PHONY: help env dev quickstart reproduce-mnist reproduce-cifar10 reproduce-faces test faults docs audit lighthouse serve notebooks notebooks-lab bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 18
@@ -39,6 +39,11 @@ reproduce-mnist: env  ## Train the two MNIST networks of the package anew, hours
 reproduce-cifar10: env  ## Train the CIFAR-10 network of the package anew, hours on a CPU, and measure whether it is as good
 	$(BIN)/python tools/cifar10.py train
 	$(BIN)/python tools/cifar10.py check
+
+reproduce-faces: env  ## Make the data set of faces, train their network anew, hours on a CPU, and measure whether it is as good
+	$(BIN)/pip install -q -e '.[faces]'
+	$(BIN)/python tools/faces_network.py train
+	$(BIN)/python tools/faces_network.py check
 
 test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
 	$(BIN)/python tools/check.py

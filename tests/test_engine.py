@@ -118,6 +118,15 @@ def test_a_resumed_run_goes_on_with_its_scale(tmp_path):
     assert straight.scaler == second.scaler and straight.scaler['scale'] == 2.**13
     assert same(everything(second), everything(straight))
 
+def test_a_compiled_network_takes_the_same_steps():
+    "torch.compile's backend eager runs the captured graph as it is, so nothing is rounded anew"
+    plain, captured = start(), start()
+    names = [*captured.denoiser.state_dict()]
+    train(plain, 6)
+    train(captured, 6, accelerator=new_accelerator(cpu=True, dynamo_backend='eager'))
+    assert same(everything(plain), everything(captured))
+    assert [*captured.denoiser.state_dict()] == names
+
 def test_the_environment_compiles_nothing_and_shares_no_network(monkeypatch):
     monkeypatch.setenv('ACCELERATE_DYNAMO_BACKEND', 'EAGER')
     monkeypatch.setenv('ACCELERATE_MIXED_PRECISION', 'bf16')

@@ -1,6 +1,6 @@
 """A run from outside: what it draws, writes, refuses and leaves alone, and how it goes on. Runs
 that are killed without a warning: test_trainer.py"""
-import io, json, os, signal, sys
+import io, json, os, shutil, signal, sys
 from pathlib import Path
 import numpy as np
 import pytest
@@ -298,3 +298,27 @@ def test_what_a_terminal_shows(monkeypatch):
     dots = [s for s in shown.splitlines() if s and all(0x2800 <= ord(c) < 0x2900 for c in s)]
     assert [len(s) for s in dots] == [8, 8]  # two images of 8 x 8
     assert 'preview: run/previews/step_000002.png' in shown
+
+# ---------------------------------------------------------------- torch.compile
+@pytest.mark.skipif(not (shutil.which('g++') or shutil.which('clang++')), reason='no C++ compiler')
+def test_a_compiled_run_resumes_to_the_same_bits_and_has_plain_names():
+    "Its numbers are those of an ordinary run but for rounding, which 6 steps of Adam magnify"
+    whole = trained('whole', 6, 'training.compile=true')
+    trained('parts', 4, 'training.compile=true')
+    parts = trained('parts', 6, 'training.compile=true')
+    ordinary = trained('ordinary')
+    weights = [tensors(run) for run in (whole, parts, ordinary)]
+    assert same(*weights[:2]) and weights[2].keys() == weights[0].keys()
+    a, b = (load(run)[0].state_dict() for run in (whole, ordinary))
+    assert max((a[k] - b[k]).abs().max() for k in a) < 1e-4
+    with pytest.raises(ConfigError, match='training.compile: True there, False here'):
+        trained('parts', 8)
+
+def test_a_machine_without_a_compiler_says_so(monkeypatch):
+    monkeypatch.setenv('CXX', '/nowhere')
+    monkeypatch.setenv('TORCHINDUCTOR_CACHE_DIR', str(Path('cache').absolute()))
+    monkeypatch.setattr(torch._inductor.config.cpp, 'cxx', (None, '/nowhere'))
+    torch._dynamo.reset()
+    with pytest.raises(ConfigError, match='training.compile: true is not allowed here.*g..'):
+        trained('run', 6, 'training.compile=true')
+    assert not files('run')

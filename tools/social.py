@@ -1,9 +1,12 @@
-"""The picture that a link to the book shows, and the icons of its site, drawn by its own network.
+"""The first picture of the book, the picture that a link to it shows, and the icons of its site,
+drawn by its own networks.
 
-    python tools/social.py    # writes nbs/assets/{social,touch-icon,favicon}.png and favicon.svg
+    python tools/social.py    # writes nbs/assets/first.webp, {social,touch-icon,favicon}.png and
+                              # favicon.svg
 
-The picture has ten digits on their way from noise: one walk of `mnist-conditional` with DDIM,
-looked at four times. The icon is the last image of one of them.
+The first picture has digits, objects and faces, without selection. The picture of a link has ten
+digits on their way from noise: one walk of `mnist-conditional` with DDIM, looked at four times. The
+icon is the last image of one of them.
 """
 import base64, io
 from pathlib import Path
@@ -14,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion_scratch.denoiser import clipped
 from diffusion_scratch.guidance import guided
-from diffusion_scratch.pretrained import load
-from diffusion_scratch.sampling import trajectory
-from diffusion_scratch.solvers import ddim
+from diffusion_scratch.pretrained import about, load
+from diffusion_scratch.sampling import sample, trajectory
+from diffusion_scratch.solvers import ddim, dpm_solver_pp
 
 ASSETS = Path(__file__).parent.parent/'nbs'/'assets'
 SEED, STEPS, GUIDANCE, ICON = 0, 50, 1., 3
@@ -52,11 +55,32 @@ def card(rows: list[list[Image.Image]]) -> Image.Image:
     return picture
 
 
+def three() -> Image.Image:
+    "Digits, objects and faces beside each other, each 6 x 4 images of the shipped weights"
+    faces = about('faces')['classes']
+    asked = {'mnist-conditional': torch.arange(24) % 10, 'cifar10': torch.arange(24) % 10,
+             'faces': torch.full((24, len(faces)), -1)}
+    panels = []
+    for name, y in asked.items():
+        (denoiser, schedule), shape = load(name), about(name)['shape']
+        x = sample(clipped(guided(denoiser, y, GUIDANCE)), schedule, (24, *shape),
+                   step=dpm_solver_pp(), times=schedule.times(20), seed=SEED, progress=False)
+        k = 64 // shape[-1]  # whole pixels; digits of 28 get a black frame of 4
+        x = x.repeat_interleave(k, 2).repeat_interleave(k, 3).expand(-1, 3, -1, -1)
+        edge = (64 - x.shape[-1]) // 2
+        x = torch.nn.functional.pad(x, [edge] * 4, value=-1.)
+        panels.append(x.view(4, 6, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(256, 384, 3))
+    gap = torch.ones(256, 24, 3)
+    whole = torch.cat([panels[0], gap, panels[1], gap, panels[2]], 1)
+    return Image.fromarray(((whole + 1) * 127.5).round().byte().numpy())
+
+
 def icon(digit: Image.Image, size: int) -> Image.Image:
     return digit.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def main():
+    three().save(ASSETS/'first.webp', quality=90, method=6)
     rows = digits()
     card(rows).quantize(64).save(ASSETS/'social.png', optimize=True)
     digit = rows[-1][ICON]
