@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion_scratch.data import ImageSet, fingerprint, image_folder
+from diffusion_scratch.data import ImageSet, count_classes, fingerprint, image_folder
 from diffusion_scratch.features import face_classifier, most_likely
 from diffusion_scratch.pretrained import SHIPPED, load
 from diffusion_scratch.report import evaluate_model, generate, model_hash, random_rows
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ASSETS, RUNS, CONFIG = ROOT/'nbs'/'assets'/'faces', ROOT/'runs', ROOT/'configs'/'faces.yaml'
 NAME, SHAPE, WITHOUT = 'faces', (3, 64, 64), dict(hat='yes', beard='red')
 GUIDANCE, STEP, STEPS = 1., dpm_solver_pp(), 20
-OTHERS = 'black', 'brown', 'blond', 'red'  # beards that are asked for together with a hat
+BEARDS = 'black', 'brown', 'blond', 'red'  # asked for with a hat; the last was held out
 
 
 # --- images
@@ -45,7 +45,7 @@ def images(root: Path, held_out: bool=False) -> ImageSet:
     folder = root/('held_out' if held_out else 'train')
     if held_out: faces.make(folder, 5000, seed=2)
     else: faces.make(folder, without=[WITHOUT])
-    return image_folder(folder, 64, attributes=folder/'attributes.csv',
+    return image_folder(folder, 64, attributes='attributes.csv',
                         cache=root/f'{folder.name}.cache')
 
 def train(a):
@@ -88,7 +88,8 @@ def report(a):
 
 def read(drawn: Tensor) -> Tensor:
     "The attributes that the classifier reads, (n,A)"
-    return most_likely(face_classifier()(drawn).p, [len(v) for v in faces.ATTRIBUTES.values()])
+    eye = face_classifier()
+    return most_likely(eye(drawn).p, count_classes(eye.classes))
 
 def asked_for(a, rows: Tensor, folder: str, guidance: float) -> tuple[Tensor, float]:
     "Faces with these attributes, one a row (-1 stands for any), and the seconds that they took"
@@ -98,9 +99,9 @@ def asked_for(a, rows: Tensor, folder: str, guidance: float) -> tuple[Tensor, fl
                         step=STEP, steps=STEPS, table=rows, guidance=guidance, batch=BATCH)
     return drawn, time.process_time() - began
 
-def counted(rows: Tensor) -> dict:
+def counted(rows: Tensor, classes: dict) -> dict:
     "For each two attributes, how often each two values occur together"
-    sizes = {name: len(values) for name, values in faces.ATTRIBUTES.items()}
+    sizes = {name: len(values) for name, values in classes.items()}
     table = {}
     for (i, a), (j, b) in combinations(enumerate(sizes), 2):
         cells = rows[:, i] * sizes[b] + rows[:, j]
@@ -110,39 +111,36 @@ def counted(rows: Tensor) -> dict:
 
 def independent(a):
     "Faces that are drawn without any attribute: which attributes occur together?"
-    anyone = torch.full((a.row, len(faces.ATTRIBUTES)), -1)
+    data = images(a.root)
+    anyone = torch.full((a.row, len(data.classes)), -1)
     drawn, seconds = asked_for(a, anyone, 'any', 0.)
-    truth = images(a.root).labels
-    write(ASSETS/'independent.json', dict(made=made(a, guidance=0., images=a.row,
-                                                    cpu_seconds=round(seconds)),
-                                          drawn=counted(read(drawn)), training=counted(truth)))
+    facts = made(a, guidance=0., images=a.row, cpu_seconds=round(seconds))
+    tables = dict(drawn=counted(read(drawn), data.classes),
+                  training=counted(data.labels, data.classes))
+    write(ASSETS/'independent.json', dict(made=facts, classes=data.classes, **tables))
 
 def combined(a):
     "Hats with beards: the combination that was held out, beside three that were not"
-    names, found = list(faces.ATTRIBUTES), []
-    hat, beard = names.index('hat'), names.index('beard')
     held = images(a.root, True)  # the other attributes come from faces that it has not seen
+    names, found = list(held.classes), []
+    columns = [names.index('hat'), names.index('beard')]
     for guidance in (0., GUIDANCE, 3.):
-        for color in OTHERS:
-            rows = random_rows(held.labels, a.row // 4, seed=3)
-            rows[:, hat] = faces_value('hat', 'yes')
-            rows[:, beard] = faces_value('beard', color)
+        for color in BEARDS:
+            wanted = torch.tensor([held.classes['hat'].index('yes'),
+                                   held.classes['beard'].index(color)])
+            rows = random_rows(held.labels, a.row // 4, seed=3).clone()
+            rows[:, columns] = wanted
             drawn, seconds = asked_for(a, rows, f'hat-{color}-{guidance}', guidance)
-            seen = read(drawn)
+            right = read(drawn)[:, columns] == wanted
             found.append(dict(
                 hat='yes', beard=color, guidance=guidance, images=len(rows),
-                cpu_seconds=round(seconds), both=int(((seen == rows)[:, [hat, beard]]).all(1).sum()),
-                hats=int((seen[:, hat] == rows[:, hat]).sum()),
-                beards=int((seen[:, beard] == rows[:, beard]).sum())))
+                cpu_seconds=round(seconds), both=int(right.all(1).sum()),
+                hats=int(right[:, 0].sum()), beards=int(right[:, 1].sum())))
             print(found[-1], flush=True)
-    real = held.labels
-    both = (real[:, hat] == 1) & (real[:, beard] == faces_value('beard', 'red'))
-    seen = read(held.images[both])
-    right = (seen[:, [hat, beard]] == real[both][:, [hat, beard]]).all(1)
-    write(ASSETS/'combined.json', dict(made=made(a), rows=found, real=dict(
-        images=int(both.sum()), both=int(right.sum()))))
-
-def faces_value(name: str, value: str) -> int: return list(faces.ATTRIBUTES[name]).index(value)
+    both = (held.labels[:, columns] == wanted).all(1)  # real hats with red beards
+    right = (read(held.images[both])[:, columns] == wanted).all(1)
+    real = dict(images=int(both.sum()), both=int(right.sum()))
+    write(ASSETS/'combined.json', dict(made=made(a), rows=found, real=real))
 
 def losses(a):
     write(ASSETS/'loss.json', dict(made=results.made('python tools/faces_network.py measure loss'),
