@@ -20,8 +20,9 @@ from .data import upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
 from .editing import inpaint, resampled
-from .features import (
-    Extractor, digit_classifier, fitting_extractor, inception, load_classifier, object_classifier)
+from diffusion_scratch.features import (
+    Extractor, digit_classifier, face_classifier, fitting_extractor, inception, load_classifier,
+    object_classifier)
 from .noising import q_sample
 from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
@@ -655,24 +656,24 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='the real images: mnist_mini, mnist, cifar10, or a folder of images '
                         '(default: those that the model was trained on, if they are available)')
     p.add_argument('--attributes', type=_path, metavar='FILE',
-                   help='of a folder that --data names: its table of attributes, such as '
-                        'attributes.csv')
+                   help='of the folders that --data and --held-out name: their table of '
+                        'attributes (default of --held-out: attributes.csv)')
     p.add_argument('--corrupt', choices=['refuse', 'skip'], default='refuse',
                    help='what to do with files of a folder that cannot be read '
                         '(default refuse)')
     p.add_argument('--held-out', metavar='REAL', type=_model_name,
                    help='other real images, to take the place of generated ones beside each '
                         'number: a folder, with a subfolder for each class if the real images '
-                        'have classes (default: the test images if the real images are '
+                        'have classes, or a table of attributes if they have one (default: the test images if the real images are '
                         'cifar10, else parts of the real images)')
     p.add_argument('--statistics', metavar='FILE', type=_path,
                    help='also the Frechet distance to the mean and covariance in this file: .npz '
                         'with mu and sigma, as published for FID')
     p.add_argument('--extractor', metavar='NAME', type=_model_name,
                    help='the features that are compared: digits (gray, 28 x 28), objects (colour, '
-                        '32 x 32), inception (as '
+                        '32 x 32), faces (cartoons with attributes, 64 x 64), inception (as '
                         'in FID; any size), or a folder of save_classifier: see chapter 15 '
-                        '(default: digits or objects, which fits)')
+                        '(default: digits, objects or faces, which fits)')
     p.add_argument('--out', type=_path,
                    help='folder of the report (default: evaluation_seed<seed> in the run folder; '
                         'for shipped weights, <name>_evaluation_seed<seed> in this folder)')
@@ -705,7 +706,7 @@ def _evaluate_named_model(args: argparse.Namespace) -> Report:
     _check_same_attributes(args, model.classes, data)
     check_drawable('--n', args.n, model.shape)
     held_out = _held_out_images(args, data)
-    extractor = _find_extractor(args.extractor, data.shape, device)
+    extractor = _find_extractor(args.extractor, data, device)
     path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
     out = args.out or _default_output(args.model, name, name)
     check_writable(out, '--out')
@@ -726,7 +727,7 @@ def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSe
     known = dict(mnist_mini=mnist_mini, mnist=mnist, cifar10=cifar10)
     config = Path(model).expanduser()/'config.yaml'
     choices = f'{", ".join(known)}, or a folder of images'
-    if args.attributes and (name in known or not name):
+    if args.attributes and (name in known or not name and not args.held_out):
         raise ConfigError(f'--attributes: {args.attributes} is not allowed without a folder; '
                           'allowed: the table of a folder that --data names')
     if name in known: data = known[name]()
@@ -771,13 +772,16 @@ def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | Non
     if name is None: return cifar10(train=False) if data.name == 'cifar10' else None
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--held-out: {name} is not allowed; allowed: a folder of images')
-    labelled = data.labels is not None
-    return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt)
+    table = args.attributes or 'attributes.csv' if isinstance(data.classes, dict) else None
+    labelled = data.labels is not None and table is None
+    return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt,
+                        attributes=table)
 
-def _find_extractor(name: str | None, shape: tuple, device: torch.device) -> Extractor:
+def _find_extractor(name: str | None, data: ImageSet, device: torch.device) -> Extractor:
     "The feature extractor of this name; the one that fits the images if there is none"
-    known = dict(digits=digit_classifier, objects=object_classifier, inception=inception)
-    if name is None: return fitting_extractor(shape, device)
+    known = dict(digits=digit_classifier, objects=object_classifier, faces=face_classifier,
+                 inception=inception)
+    if name is None: return fitting_extractor(data.shape, device, data.classes)
     if name in known: return known[name](device=device)
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--extractor: {name} is not allowed; '

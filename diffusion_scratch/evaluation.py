@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .data import printable
-from .features import Features
+from .features import Features, by_attribute
 
 # %% auto #0
 __all__ = ['OF_PROBABILITIES', 'Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation', 'extrapolate',
@@ -342,10 +342,13 @@ def _entropy(p: Tensor) -> Tensor:
     "Ent(p) in nats, along the last axis"
     return torch.special.entr(p).sum(-1)
 
-def confidence(p: Tensor  # class probabilities (N, K)
-              ) -> float: # 1/K..1
-    "The mean of each image's largest class probability"
-    return _checked_probabilities(p).max(1).values.mean().item()
+def confidence(p: Tensor,      # class probabilities (N, K)
+               sizes: tuple=() # of attributes: the number of values of each
+              ) -> float:      # 1/K..1
+    "The mean of each image's largest class probability; of attributes, their mean"
+    p = _checked_probabilities(p, sizes)
+    largest = [q.max(1).values for q in by_attribute(p, sizes or p.shape[1:])]
+    return torch.stack(largest).mean().item()
 
 # %% ../nbs/16_evaluation.ipynb #64168350
 class Classes(NamedTuple):
@@ -364,14 +367,16 @@ def class_coverage(p: Tensor  # class probabilities (N, K)
 # %% ../nbs/16_evaluation.ipynb #f8d0208b
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def _checked_probabilities(p: Tensor) -> Tensor:
-    "Class probabilities in float64; raises ValueError if they are none"
+def _checked_probabilities(p: Tensor, sizes: tuple=()) -> Tensor:
+    "Class probabilities in float64, or those of attributes; raises ValueError if they are none"
     p = _checked_rows(p, 'class probabilities')
-    sums = p.sum(1)
+    sums = torch.stack([q.sum(1) for q in by_attribute(p, sizes or p.shape[1:])])
     if p.min() < 0 or (sums - 1).abs().max() > 1e-3:
-        raise ValueError('class probabilities lie in 0..1 and a row adds up to 1; these lie in '
+        what = 'those of an attribute add' if sizes else 'a row adds'
+        raise ValueError(f'class probabilities lie in 0..1 and {what} up to 1; these lie in '
                          f'{p.min():.3g}..{p.max():.3g}, and add up to {sums.min():.3g}..'
-                         f'{sums.max():.3g}. If they are scores, give scores.softmax(1)')
+                         f'{sums.max():.3g}. If they are scores, give scores.softmax(1); if they are '
+                         'of attributes, sizes')
     return p
 
 # %% ../nbs/16_evaluation.ipynb #1ee4410c
@@ -480,12 +485,13 @@ def evaluate(real: Features,     # better many more than generated ones
              held_out: Features | None=None, # real ones in the place of generated ones
              statistics: Moments | None=None, # of a file, from `read_moments`
              pairs: int=100,     # of halves for each interval
-             seed: int=0
+             seed: int=0,
+             sizes: tuple=()     # if p is of attributes: the number of values of each
             ) -> Evaluation:
     "Every number of this chapter with interval and floor, or why it was refused"
-    _check_both(real, fake)
+    _check_both(real, fake, sizes)
     measures, refused = {}, {}
-    for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake):
+    for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake, sizes):
         try:
             value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
             base = _real_instead(name, statistic, a, held_out, len(b), pairs,
@@ -508,7 +514,7 @@ def evaluate(real: Features,     # better many more than generated ones
 #| code-summary: "Plumbing: which statistic of which vectors, the text of a protocol, checks"
 OF_PROBABILITIES = 'inception_score', 'confidence', 'class_coverage'
 
-def _statistics(real: Features, fake: Features):
+def _statistics(real: Features, fake: Features, sizes: tuple):
     "(name, statistic of real and generated vectors, those vectors, its possible values)"
     def equally_many(real, fake):
         n = min(len(real), len(fake))
@@ -518,9 +524,12 @@ def _statistics(real: Features, fake: Features):
     yield 'kernel_distance', kernel_distance, real.x, fake.x, (-math.inf, math.inf)
     yield 'precision_recall', equally_many, real.x, fake.x, (0., 1.)
     if real.p is None or fake.p is None: return
-    K = real.p.shape[1]
+    K, sure = real.p.shape[1], of_fake(partial(confidence, sizes=sizes))
+    if sizes:  # the scores below are of one label
+        yield 'confidence', sure, real.p, fake.p, (0., 1.)
+        return
     yield 'inception_score', of_fake(inception_score), real.p, fake.p, (1., K)
-    yield 'confidence', of_fake(confidence), real.p, fake.p, (0., 1.)
+    yield 'confidence', sure, real.p, fake.p, (0., 1.)
     yield 'class_coverage', of_fake(class_coverage), real.p, fake.p, (0., K)
 
 def _real_instead(name: str, statistic: Callable, real: Tensor, held_out: Features | None, n: int,
@@ -577,7 +586,7 @@ def _in_words(p: Protocol) -> str:
                       f'seen by {p.extractor} ({p.features} features)',
                       *([f'and statistics {p.statistics}'] if p.statistics else [])]))
 
-def _check_both(real: Features, fake: Features):
+def _check_both(real: Features, fake: Features, sizes: tuple):
     _checked_pair(real.x, fake.x, 4, 'an interval')
     for p in (real.p, fake.p):
-        if p is not None: _checked_probabilities(p)
+        if p is not None: _checked_probabilities(p, sizes)

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 import diffusion_scratch
-from .data import DATA, PATIENCE, ImageSet, fingerprint, to_float, to_uint8
-from .data import warn_if_never_negative
+from .data import DATA, PATIENCE, ImageSet, count_classes, fingerprint
+from .data import to_float, to_uint8, warn_if_never_negative
 from .checkpoint import (
     atomic, check_same_network, json_with_checksum, read_json, read_tensors,
     tensors_with_checksum, without_prefix)
 
 # %% auto #0
 __all__ = ['EXTRACTORS', 'NETWORKS', 'Features', 'Extractor', 'Classifier', 'ResidualClassifier', 'slightly_moved',
-           'shifted_and_mirrored', 'train_classifier', 'digit_classifier', 'object_classifier', 'fitting_extractor',
-           'save_classifier', 'load_classifier', 'inception', 'download']
+           'shifted_and_mirrored', 'shifted_and_blurred', 'train_classifier', 'digit_classifier', 'object_classifier',
+           'face_classifier', 'fitting_extractor', 'most_likely', 'by_attribute', 'same_attributes', 'save_classifier',
+           'load_classifier', 'inception', 'download']
 
 # %% ../nbs/15_features.ipynb #b365f745
 class Features(NamedTuple):
@@ -43,6 +44,7 @@ class Extractor:
     shape: tuple=(None, None, None)     # of an image (C,H,W); None: any
     device: str | torch.device='cpu'
     batch: int=250          # images at a time; changes speed, memory, the last digits
+    classes: dict | tuple=()            # attribute -> values, if p is of attributes
 
     def __call__(self,
                  images: Tensor,     # float in [-1, 1], clamped, or uint8 (N,C,H,W)
@@ -89,7 +91,7 @@ class Classifier(nn.Module):
     "A small convolutional network: images -> features (its last hidden layer), scores"
     def __init__(self,
                  shape: tuple=(1, 28, 28), # of an image (C,H,W), each side at least 8
-                 classes: int=10,
+                 classes: int | dict=10,   # or attribute -> values
                  dim: int=64               # features
                 ):
         super().__init__()
@@ -101,10 +103,10 @@ class Classifier(nn.Module):
             _convolution(32, 64), _convolution(64, 64), nn.MaxPool2d(2), nn.Flatten(),
             nn.Linear(64 * ((H + 1) // 8) * ((W + 1) // 8), dim, bias=False),
             nn.BatchNorm1d(dim), nn.ReLU())
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, sum(_count_values(classes)))
 
     def forward(self, x: Tensor # float in [-1, 1] (B,C,H,W)
-               ) -> tuple[Tensor, Tensor]: # features (B, dim), scores (B, classes)
+               ) -> tuple[Tensor, Tensor]: # features (B, dim), scores (B, all values)
         features = self.body(x)
         return features, self.head(features)
 
@@ -118,7 +120,7 @@ class ResidualClassifier(nn.Module):
     "A classifier of colour images with two residual blocks: images -> features, scores"
     def __init__(self,
                  shape: tuple=(3, 32, 32), # of an image (C,H,W), each side at least 8
-                 classes: int=10,
+                 classes: int | dict=10,   # or attribute -> values
                  dim: int=128              # features
                 ):
         super().__init__()
@@ -129,10 +131,10 @@ class ResidualClassifier(nn.Module):
             _Residual(64), _convolution(64, 128), nn.MaxPool2d(2),
             _convolution(128, dim), nn.MaxPool2d(2), _Residual(dim),
             nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, sum(_count_values(classes)))
 
     def forward(self, x: Tensor # float in [-1, 1] (B,C,H,W)
-               ) -> tuple[Tensor, Tensor]: # features (B, dim), scores (B, classes)
+               ) -> tuple[Tensor, Tensor]: # features (B, dim), scores (B, all values)
         features = self.body(x)
         return features, self.head(features)
 
@@ -169,15 +171,36 @@ def shifted_and_mirrored(x: Tensor, # (B,C,H,W)
                          shift: int=4   # pixels, at most
                         ) -> Tensor:    # (B,C,H,W)
     "Each image shifted a little, its border gray, and half of them mirrored"
-    (B, _, H, W), device = x.shape, x.device
-    mirror = torch.rand((B, 1, 1, 1), generator=g) < 0.5
-    x = torch.where(mirror.to(device), x.flip(3), x)
-    x = F.pad(x, (shift,) * 4).permute(0, 2, 3, 1)
+    mirror = torch.rand((len(x), 1, 1, 1), generator=g) < 0.5
+    x = torch.where(mirror.to(x.device), x.flip(3), x)
+    return _cut_somewhere(F.pad(x, (shift,) * 4), g, shift)
+
+# %% ../nbs/15_features.ipynb #9c5e3742
+def _cut_somewhere(x: Tensor, # (B,C,H,W), with a border
+                   g: torch.Generator,
+                   shift: int # width of the border
+                  ) -> Tensor:
+    "Each image without a border, cut out at a random place"
+    x, device = x.permute(0, 2, 3, 1), x.device
+    B, H, W = len(x), x.shape[1] - 2 * shift, x.shape[2] - 2 * shift
     down, right = torch.randint(2 * shift + 1, (2, B, 1), generator=g).to(device)
     rows = (down + torch.arange(H, device=device))[:, :, None]
     columns = (right + torch.arange(W, device=device))[:, None, :]
     which = torch.arange(B, device=device)[:, None, None]
     return x[which, rows, columns].permute(0, 3, 1, 2)
+
+# %% ../nbs/15_features.ipynb #5dc85779
+def shifted_and_blurred(x: Tensor, # (B,C,H,W)
+                        g: torch.Generator,
+                        shift: int=2,     # pixels, at most
+                        noise: float=0.15 # standard deviation, at most
+                       ) -> Tensor:       # (B,C,H,W)
+    "Each image shifted, blurred and with noise, each a little and by another amount"
+    def uniform(): return torch.rand((len(x), 1, 1, 1), generator=g).to(x.device)
+    x = _cut_somewhere(F.pad(x, (shift,) * 4, mode='replicate'), g, shift)
+    blurred = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+    x = torch.lerp(x, blurred, uniform())
+    return x + noise * uniform() * torch.randn(x.shape, generator=g).to(x.device)
 
 # %% ../nbs/15_features.ipynb #06d3745b
 def _rate(k: int,    # step, from 0
@@ -188,19 +211,29 @@ def _rate(k: int,    # step, from 0
     return min(1, (k + 1) / warmup) * (1 + math.cos(math.pi * k / steps)) / 2
 
 # %% ../nbs/15_features.ipynb #b5160a31
+def _loss(scores: Tensor,   # (B, all values)
+          y: Tensor,        # labels (B,); or of attributes (B,A), -1: not stated
+          sizes: list[int]  # numbers of values
+         ) -> Tensor:
+    "The cross-entropies of the attributes, added; those not stated count nothing"
+    pairs = zip(scores.split(sizes, 1), y.view(len(y), -1).unbind(1))
+    return sum(F.cross_entropy(s, values, ignore_index=-1, reduction='sum')
+               for s, values in pairs) / len(y)
+
+# %% ../nbs/15_features.ipynb #cc4798f9
 def _learn(net: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor,
-           bf16: bool) -> float: # the loss before the step
-    "One step of the optimizer on images x (B,C,H,W) with labels y (B,)"
+           sizes: list[int], bf16: bool) -> float: # the loss before the step
+    "One step of the optimizer on images x (B,C,H,W) with labels y (B,) or (B,A)"
     with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
         scores = net(x.contiguous(memory_format=torch.channels_last))[1]
-    loss = F.cross_entropy(scores.float(), y)
+    loss = _loss(scores.float(), y, sizes)
     optimizer.zero_grad(); loss.backward(); optimizer.step()
     return loss.item()
 
 # %% ../nbs/15_features.ipynb #8db4de60
-def train_classifier(data: ImageSet,      # with labels
+def train_classifier(data: ImageSet,      # with labels, or a table of attributes
                      *,
-                     network: type=Classifier,         # or ResidualClassifier
+                     network: Callable=Classifier,     # or ResidualClassifier
                      augment: Callable=slightly_moved, # or shifted_and_mirrored
                      epochs: int=10,
                      batch: int=128,
@@ -216,12 +249,12 @@ def train_classifier(data: ImageSet,      # with labels
     made_of = data, network, augment, epochs, batch, lr, weight_decay, bf16, seed
     state = _State(keep, device, *made_of)
     net, optimizer, g, losses = state.net, state.optimizer, state.g, state.losses
-    steps = epochs * (len(data) // batch)
+    steps, sizes = epochs * (len(data) // batch), _count_values(data.num_classes)
     for i in _shuffled_batches(state, epochs, progress):
         x, y = data[i]
         optimizer.param_groups[0]['lr'] = lr * _rate(len(losses), steps)
         x = augment(x.to(device), g)
-        losses.append(_learn(net, optimizer, x, y.to(device), bf16))
+        losses.append(_learn(net, optimizer, x, y.to(device), sizes, bf16))
     each = torch.tensor(losses, dtype=torch.float64).view(epochs, -1)
     return net.eval().requires_grad_(False), each.mean(1).tolist()
 
@@ -231,7 +264,7 @@ def train_classifier(data: ImageSet,      # with labels
 class _State:
     "Network, optimizer, generator and losses; those of the file `keep`, if it is there"
     def __init__(self, keep: str | Path | None, device: str | torch.device, data: ImageSet,
-                 network: type, augment: Callable, epochs: int, batch: int, lr: float,
+                 network: Callable, augment: Callable, epochs: int, batch: int, lr: float,
                  weight_decay: float, bf16: bool, seed: int):
         _check_trainable(data, batch)
         self.keep = keep and Path(keep).expanduser()
@@ -240,8 +273,8 @@ class _State:
         self.net.to(device, memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr, weight_decay=weight_decay)
         self.g, self.losses = torch.Generator().manual_seed(seed), []
-        facts = [fingerprint(data), network.__qualname__, augment.__qualname__, epochs, batch, lr,
-                 weight_decay, bf16, seed]
+        facts = [fingerprint(data), type(self.net).__qualname__, self.net.config,
+                 augment.__qualname__, epochs, batch, lr, weight_decay, bf16, seed]
         self.recipe = list(hashlib.sha256(repr(facts).encode()).digest())
         if self.keep and self.keep.exists(): self.restore()
 
@@ -270,11 +303,17 @@ class _State:
         self.g.set_state(parts['generator'])
         self.losses = parts['losses'].tolist()
 
-def _new_classifier(network: type, data: ImageSet, seed: int) -> nn.Module:
+def _new_classifier(network: Callable, data: ImageSet, seed: int) -> nn.Module:
     "Depends on the seed only; torch's global generator is left as it was"
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return network(data.shape, data.num_classes)
+        table = isinstance(data.classes, dict)
+        return network(data.shape, data.classes if table else data.num_classes)
+
+def _count_values(classes: int | tuple | dict) -> list[int]:
+    "The number of classes, alone in a list; or the number of values of each attribute"
+    if isinstance(classes, dict): classes = count_classes(classes)
+    return list(classes) if isinstance(classes, tuple) else [classes]
 
 def _shuffled_batches(state: _State, epochs: int, progress: bool):
     """The images of each step, in a new order each epoch; an incomplete last batch is left out.
@@ -296,10 +335,6 @@ def _check_sides(shape):
 def _check_trainable(data, batch):
     if data.labels is None:
         raise ValueError(f'a classifier learns from labels, and {data.name!r} has none')
-    if data.labels.ndim == 2:
-        raise ValueError(f'a classifier learns one label for each image, and {data.name!r} has a '
-                         'table of attributes; give ImageSet(data.images, data.labels[:, i]) of '
-                         'one')
     if not 2 <= batch <= len(data):
         raise ValueError(f'batch = {batch}; allowed: 2..{len(data)}, the number of images')
 
@@ -317,22 +352,54 @@ def object_classifier(device: str | torch.device='cpu'
     "The package's classifier of CIFAR-10. Its Frechet distance is not FID"
     return load_classifier(EXTRACTORS/'object-classifier', device)
 
+def face_classifier(device: str | torch.device='cpu'
+                   ) -> Extractor: # 64 features of a cartoon face (3,64,64)
+    "The package's classifier of the attributes of cartoon faces, those of tools/faces.py"
+    return load_classifier(EXTRACTORS/'face-classifier', device)
+
 def fitting_extractor(shape: tuple, # of an image (C,H,W)
-                      device: str | torch.device='cpu'
+                      device: str | torch.device='cpu',
+                      classes: dict | tuple=() # of the images, as in an ImageSet
                      ) -> Extractor:
-    "The package's classifier for images of this shape; ValueError if it has none"
+    "The package's classifier for these images; ValueError if it has none"
     known = {(1, 28, 28): digit_classifier, (3, 32, 32): object_classifier}
-    if tuple(shape) not in known: raise _no_classifier(shape, known)
-    return known[tuple(shape)](device)
+    if tuple(shape) in known: return known[tuple(shape)](device)
+    faces = face_classifier(device)
+    if tuple(shape) == faces.shape and same_attributes(faces.classes, classes): return faces
+    raise _no_classifier(shape, known, faces)
+
+# %% ../nbs/15_features.ipynb #a37b6e40
+def most_likely(p: Tensor,   # probabilities of the values of each attribute (N, sum)
+                sizes: tuple # the number of values of each attribute (A,)
+               ) -> Tensor:  # (N, A)
+    "The most likely value of each attribute"
+    groups = by_attribute(p, sizes)
+    return torch.stack([values.argmax(1) for values in groups], 1)
+
+def by_attribute(p: Tensor, sizes: tuple) -> tuple[Tensor, ...]: # A of (N, values)
+    "The probabilities, or scores, of the values of each attribute"
+    _check_sizes(p, sizes)
+    return p.split(list(sizes), 1)
 
 # %% ../nbs/15_features.ipynb #5faf54ab
 #| code-fold: true
 #| code-summary: "Plumbing: a classifier as two files, weights and facts"
-def _no_classifier(shape: tuple, known: dict) -> ValueError:
+def same_attributes(a: dict | tuple, b: dict | tuple) -> bool:
+    "Are these the same attributes with the same values, in the same order?"
+    if not isinstance(a, dict) or not isinstance(b, dict): return False
+    return [(k, *v) for k, v in a.items()] == [(k, *v) for k, v in b.items()]
+
+def _check_sizes(p: Tensor, sizes: tuple):
+    if p.ndim != 2 or not len(sizes) or min(sizes) < 1 or sum(sizes) != p.shape[1]:
+        raise ValueError(f'sizes = {tuple(sizes)} does not fit probabilities {tuple(p.shape)}; '
+                         'give the number of values of each attribute, which add up to the second')
+
+def _no_classifier(shape: tuple, known: dict, faces: Extractor) -> ValueError:
     return ValueError(f'images have shape {tuple(shape)}; the classifiers of the package, '
                       'digit-classifier and object-classifier, take '
-                      f'{" and ".join(map(str, known))}. '
-                      'For other shapes use inception(), train_classifier, or a function of your '
+                      f'{" and ".join(map(str, known))}, and face-classifier {faces.shape} with '
+                      f'the attributes {", ".join(faces.classes)} and the values of '
+                      'tools/faces.py. For other images use inception(), train_classifier, or a function of your '
                       'own in an Extractor')
 
 NETWORKS = {network.__name__: network for network in (Classifier, ResidualClassifier)}
@@ -386,9 +453,12 @@ def load_classifier(folder: str | Path,      # of `save_classifier`
     net = net.to(device).eval().requires_grad_(False)
     def look(images):
         x, scores = net(to_float(images))
-        return Features(x, scores.double().softmax(1))
-    name, shape = config['about']['name'], tuple(net.config['shape'])
-    return Extractor(name, digest[:12], net.config['dim'], look, shape, device)
+        parts = by_attribute(scores.double(), _count_values(net.config['classes']))
+        return Features(x, torch.cat([s.softmax(1) for s in parts], 1))
+    name, shape, classes = config['about']['name'], tuple(net.config['shape']), ()
+    if isinstance(net.config['classes'], dict):
+        classes = {k: tuple(v) for k, v in net.config['classes'].items()}
+    return Extractor(name, digest[:12], net.config['dim'], look, shape, device, classes=classes)
 
 # %% ../nbs/15_features.ipynb #13bab901
 def inception(weights: str | Path | None=None, # a file; the published one if none

@@ -18,20 +18,22 @@ from .schedule import Schedule
 from .denoiser import clipped
 from .sampling import Solver, trajectory
 from .solvers import ddim
-from .data import (
-    DATA, ImageSet, fingerprint, in_markdown, memory_here, printable, to_float, to_uint8)
+from diffusion_scratch.data import (
+    DATA, ImageSet, count_classes, fingerprint, in_markdown, memory_here, printable, to_float,
+    to_uint8)
 from .pictures import grid
 from .guidance import guided
 from .checkpoint import (
     atomic, json_with_checksum, read_json, read_tensors, tensors_with_checksum)
-from .features import Extractor, Features, fitting_extractor
+from .features import (
+    Extractor, Features, fitting_extractor, most_likely, same_attributes)
 from diffusion_scratch.evaluation import (
     Estimate, Evaluation, Measured, Moments, Protocol, evaluate, nearest, read_moments,
     wilson_interval)
 from .likelihood import Bound, bound
 
 # %% auto #0
-__all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
+__all__ = ['MEANING', 'CAPTIONS', 'OF_ATTRIBUTE', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
            'evaluate_model']
 
 # %% ../nbs/18_report.ipynb #e78b0444
@@ -238,12 +240,12 @@ MEANING = dict(
     precision='share of generated images that lie among real ones',
     recall='share of real images that lie among generated ones',
     inception_score='from 1 to the number of classes',
-    confidence='mean probability of the most probable class',
+    confidence='mean probability of the most probable class, or of values of attributes',
     classes='classes that appear',
     effective_classes='number of equally frequent classes that are as varied',
     rarest_class='share of the rarest class, in units of the even share',
     memorised='share nearer to a real image than 1 % of the real ones are to another',
-    label_accuracy='share classified as the requested class')
+    label_accuracy='share classified as the requested class; of attributes, their mean')
 
 CAPTIONS = dict(  # of the figures
     samples='Generated images',
@@ -272,10 +274,23 @@ class Report:
     def __str__(self): return _page(self)
 
 # %% ../nbs/18_report.ipynb #6997d2ac
-def _label_accuracy(p: Tensor, # class probabilities of images (n,K)
-                    y: Tensor  # requested classes (n,)
-                   ) -> Estimate:
-    return wilson_interval((p.argmax(1) == y).double().mean().item(), len(y))
+def _right(p: Tensor,   # probabilities of classes (n,K), or of values of attributes
+           y: Tensor,   # requested classes (n,), or attributes (n,A); -1: not stated
+           sizes: tuple # K; or the number of values of each attribute
+          ) -> Tensor:  # (n,1) or (n,A): 1 right, 0 wrong, NaN not stated
+    y = y.view(len(y), -1)
+    return (most_likely(p, sizes) == y).double().where(y >= 0, math.nan)
+
+# %% ../nbs/18_report.ipynb #f0a7b1de
+def _share_right(right: Tensor # (n,A), of `_right`
+                ) -> Estimate:
+    "The share that is right, on average over images; the interval is over images"
+    each = right.nanmean(1)
+    each = each[~each.isnan()]                           # what is stated of each image
+    share, variance = each.mean().item(), each.var(correction=0).item()
+    worth = share * (1 - share) / variance if variance else 1
+    answers = len(each) * min(max(worth, 1), right.shape[1])  # independent ones
+    return wilson_interval(share, answers)._replace(n=len(each))
 
 # %% ../nbs/18_report.ipynb #d83c7e19
 def _bits_of_real(denoiser, schedule, data, n, classes, seed, batch, progress) -> Bound:
@@ -311,7 +326,8 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    progress: bool=True        # show progress bars
                   ) -> Report:
     "Draw, extract features, measure; write the report: html, md, json and figures"
-    eye, folder = extractor or fitting_extractor(data.shape), Path(folder).expanduser()
+    eye = extractor or fitting_extractor(data.shape, classes=data.classes)
+    folder = Path(folder).expanduser()
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
     _check_evaluation(data, held_out, n, classes, bits)
@@ -328,9 +344,11 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
         weights=f'{name} {model_hash(denoiser, schedule)}', solver=repr(step), steps=steps,
         guidance=guidance if classes else None, seed=seed, clipped=True,
         statistics=statistics and _file_and_hash(statistics))
-    found = evaluate(real, fake, protocol, real, held_out=place, statistics=moments)
+    found = evaluate(real, fake, protocol, real, held_out=place, statistics=moments,
+                     sizes=count_classes(eye.classes) or ())
     seen = (real, data) if held_out is None else (place, held_out)
-    found.measures.update(_label_accuracies(*seen, fake, y, classes))
+    if why := _unreadable(eye, data, y): found.refused['label_accuracy'] = why
+    else: found.measures.update(_label_accuracies(*seen, fake, y, classes))
     made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
                 version=diffusion_scratch.__version__, torch=torch.__version__,
                 device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch,
@@ -351,7 +369,9 @@ def _check_evaluation(data: ImageSet, held_out: ImageSet | None, n: int, classes
         raise ValueError(f'n = {n}; allowed: 4 or more, since fewer images have no interval')
     if held_out is not None:
         labels = data.labels is None or held_out.labels is not None
-        if held_out.shape != data.shape or held_out.classes != data.classes or not labels:
+        there, here = ([*c.items()] if isinstance(c, dict) else c
+                       for c in (held_out.classes, data.classes))
+        if held_out.shape != data.shape or there != here or not labels:
             raise ValueError(f'held_out = {held_out!r} does not fit {data!r}; give images of the '
                              'same shape and classes')
         if len(held_out) < 4:
@@ -375,14 +395,28 @@ def _labels_to_draw(data: ImageSet, classes: int | tuple) -> dict: # arguments o
     if data.labels is None: return dict(shares=[1 / classes] * classes)
     return dict(shares=data.labels.bincount(minlength=classes) / len(data))
 
+def _unreadable(eye: Extractor, data: ImageSet, y: Tensor | None) -> str | None:
+    "Why the extractor cannot say whether the requested labels were drawn; None if it can"
+    if y is None or same_attributes(eye.classes, data.classes): return None
+    if y.ndim == 1 and not eye.classes: return None
+    there = f'reads {", ".join(eye.classes)}' if eye.classes else 'reads no attributes'
+    here = f'the attributes {", ".join(data.classes)}' if y.ndim == 2 else 'one label each'
+    return (f'the extractor {eye.name} {there}, and the images have {here}; give one that was '
+            'trained on images with the same attributes and values')
+
 def _label_accuracies(real: Features, data: ImageSet, fake: Features, y: Tensor | None,
                       classes: int | tuple) -> dict[str, Measured]:
-    """How often the extractor reads the requested class. Of attributes, nothing yet: this needs an
-    extractor that gives the probabilities of the values of each attribute"""
-    if y is None or y.ndim == 2 or data.labels is None: return {}
-    if fake.p is None or fake.p.shape[1] != classes: return {}
-    return dict(label_accuracy=Measured(_label_accuracy(fake.p, y),
-                                        _label_accuracy(real.p, data.labels)))
+    "How often the extractor reads the requested class; or attributes, all and each"
+    sizes = classes if isinstance(classes, tuple) else (classes,)
+    if y is None or data.labels is None: return {}
+    if fake.p is None or fake.p.shape[1] != sum(sizes): return {}
+    right = _right(fake.p, y, sizes), _right(real.p, data.labels, sizes)
+    columns = dict(label_accuracy=right)
+    if isinstance(data.classes, dict):
+        each = zip(data.classes, *(r.split(1, 1) for r in right))
+        columns |= {f'{OF_ATTRIBUTE}{a}': pair for a, *pair in each}
+    return {k: Measured(*map(_share_right, pair)) for k, pair in columns.items()
+            if not any(r.isnan().all() for r in pair)}
 
 def _moments_for(eye: Extractor, file: str | Path) -> Moments:
     "The statistics of a file, if they are of as many features"
@@ -398,14 +432,20 @@ def _file_and_hash(file: str | Path) -> str:
 
 def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parameters()), 'cpu')
 
+OF_ATTRIBUTE = 'label_accuracy of '  # then its name: a measure
+
 _HEAD = 'measure', 'generated [95 % interval]', 'real images in their place', 'images', 'meaning'
+
+def _meaning(measure: str) -> str:
+    if measure in MEANING: return MEANING[measure]
+    return f'share classified as the requested {measure.removeprefix(OF_ATTRIBUTE)}'
 
 def _rows(found: Evaluation) -> list[tuple]:
     "The table of the measures, under its head"
     rows = []
     for k, (value, floor) in found.measures.items():
         fewer = f' ({floor.n:,} images)' if floor.n != value.n else ''
-        rows.append((k, value, f'{floor}{fewer}', f'{value.n:,}', MEANING[k]))
+        rows.append((k, value, f'{floor}{fewer}', f'{value.n:,}', _meaning(k)))
     return rows
 
 def _remarks(report: Report) -> list[str]:
@@ -421,7 +461,7 @@ def _page(report: Report) -> str:
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
     protocol = report.evaluation.protocol
     lines = [f'# {in_markdown(protocol.weights)}', '', f'{in_markdown(protocol)}.', '',
-             row(*_HEAD), row(*['---'] * 5), *(row(*cells) for cells in _rows(report.evaluation)),
+             row(*_HEAD), row(*['---'] * 5), *(row(*map(in_markdown, cells)) for cells in _rows(report.evaluation)),
              *(f'\n{in_markdown(remark)}' for remark in _remarks(report))]
     pictures = [f'![{CAPTIONS[f.stem]}]({f.name})' for f in _pictures(report)]
     return '\n'.join([*lines, '', *pictures, '', in_markdown(_made_in_words(report)), ''])
@@ -468,7 +508,8 @@ def _figures(report: Report, real: Features, fake: Features, data: ImageSet) -> 
     "The figures of a report, by file name"
     made = {'samples.png': _samples(report), 'measures.png': _bars(report.evaluation),
             'nearest.png': _neighbours(report, real, fake, data)}
-    if fake.p is None or fake.p.shape[1] > 20: return made
+    if fake.p is None or fake.p.shape[1] > 20 or 'classes' not in report.evaluation.measures:
+        return made
     return made | {'classes.png': _histogram(fake.p, real.p)}
 
 def _write_png(file: Path, figure: Figure):
@@ -500,7 +541,7 @@ def _bars(found: Evaluation) -> Figure:
         ax.axvline(floor.value, color='C2')
         ends = [[max(0., m.value - m.low)], [max(0., m.high - m.value)]]
         ax.errorbar([m.value], [0], xerr=ends, fmt='o', color='C0', capsize=3)
-        ax.set_yticks([0], [name.replace('_', ' ')], fontsize=8)
+        ax.set_yticks([0], [printable(name.replace('_', ' '))], fontsize=8, parse_math=False)
         ax.tick_params(axis='x', labelsize=7); ax.margins(x=0.15)
     title = printable(f'seen by {found.protocol.extractor}')
     fig.suptitle(title, fontsize=8, parse_math=False)

@@ -16,7 +16,8 @@ from diffusion_scratch.data import ImageSet, fingerprint, image_folder, image_se
 from diffusion_scratch.data import to_float, to_uint8
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.export import export_diffusers, export_onnx
-from diffusion_scratch.features import Extractor, Features, train_classifier
+from diffusion_scratch.evaluation import confidence, wilson_interval
+from diffusion_scratch.features import Extractor, Features
 from diffusion_scratch.guidance import NULL, drop_labels, guided, null_label_last
 from diffusion_scratch.oracle import MixtureOracle
 from diffusion_scratch.pretrained import about, convert, load, save
@@ -300,9 +301,8 @@ def test_attributes_in_memory():
     assert fingerprint(same_set) == fingerprint(data) == fingerprint(image_set(data))
     swapped = ImageSet(IMAGES, Y, dict(reversed(CLASSES.items())))
     assert fingerprint(swapped) != fingerprint(data)
-    for other in (Reader, train_classifier):
-        with pytest.raises(ValueError, match='one label for each image.*table of attributes'):
-            other(data)
+    with pytest.raises(ValueError, match='one label for each image.*table of attributes'):
+        Reader(data)
 
 
 # ---------------------------------------------------------------- training and files
@@ -547,6 +547,59 @@ def test_an_evaluation_of_attributes(run, tmp_path):
     with pytest.raises(ValueError, match='needs the table of the real images'):
         options |= dict(n=4, classes=(2, 2))
         evaluate_model(denoiser, schedule, ImageSet(data.images), tmp_path/'t', **options)
+
+def read_blocks(images):
+    "What each image shows, with a probability of 0.9; its tone with 0.7"
+    p = nn.functional.one_hot(seen(to_float(images)).long(), 2).double()
+    return EYE.look(images)._replace(p=torch.cat([0.1 + 0.8 * p[:, 0], 0.3 + 0.4 * p[:, 1]], 1))
+
+READS = Extractor('blocks', 'v1', 2, read_blocks, (1, 8, 8), classes=CLASSES)
+
+def test_accuracies_of_attributes_are_counts_of_what_is_stated(run, tmp_path):
+    "Of all, and of each with Wilson's interval; generated, and real images with their own table"
+    data = read(run.parent/'blocks')
+    options = dict(n=40, steps=4, cache=tmp_path/'cache', progress=False)
+    report = evaluate_model(*load(run), data, tmp_path/'r', extractor=READS, **options)
+    found = report.evaluation.measures
+    for i, (images, y) in enumerate([(report.images, report.labels), (data.images, data.labels)]):
+        right, stated = seen(to_float(images)) == y, y >= 0
+        some = stated.any(1)
+        each = ((right & stated).sum(1) / stated.sum(1).double())[some]
+        whole, alone = found['label_accuracy'][i], wilson_interval(each.mean().item(), len(each))
+        assert whole.value == pytest.approx(each.mean().item()) and whole.n == len(each)
+        assert alone.low <= whole.low <= whole.value <= whole.high <= alone.high
+        for a, r, s in zip(CLASSES, right.unbind(1), stated.unbind(1)):
+            by_hand = wilson_interval(r[s].double().mean().item(), int(s.sum()))
+            assert found[f'label_accuracy of {a}'][i] == pytest.approx(by_hand)
+        assert found['confidence'][i].value == pytest.approx((0.9 + 0.7) / 2)
+    assert not {'inception_score', 'classes'} & found.keys() and not (tmp_path/'r'/'classes.png').exists()
+    for page in ('report.md', 'report.html'):
+        text = (tmp_path/'r'/page).read_text()
+        assert 'label_accuracy of tone' in text and 'requested tone' in text
+    other = Extractor('other', 'v1', 2, read_blocks, (1, 8, 8), classes=dict(reversed(CLASSES.items())))
+    for eye, says in ((other, 'reads tone, side'), (EYE, 'no attributes')):
+        r = evaluate_model(*load(run), data, tmp_path/'r', extractor=eye, **options)
+        assert says in r.evaluation.refused['label_accuracy'] and says in str(r)
+    with pytest.raises(ValueError, match='held_out'):
+        swapped = ImageSet(data.images, data.labels, other.classes)
+        evaluate_model(*load(run), data, tmp_path/'s', extractor=READS, held_out=swapped, **options)
+
+def test_probabilities_that_are_not_of_these_attributes_are_refused():
+    p = torch.tensor([[0.5, 0.5, 0.2, 0.8]])
+    assert confidence(p, (2, 2)) == pytest.approx(0.65)
+    for sizes, says in (((), 'add up to 2.*sizes'), ((1, 3), 'those of an attribute add up'),
+                        ((2, 3), r'sizes = \(2, 3\) does not fit probabilities \(1, 4\)')):
+        with pytest.raises(ValueError, match=says): confidence(p, sizes)
+
+def test_the_command_takes_held_out_images_with_their_table(run, tmp_path, capsys):
+    "Beside the real images of the run; without an extractor of its own, it says what is missing"
+    words = [str(run), '--n', '4', '--steps', '2', '--held-out', str(run.parent/'blocks'), '--out',
+             str(tmp_path/'r')]
+    def says(*more):
+        with pytest.raises(SystemExit): evaluate_command([*words, *more])
+        return capsys.readouterr().err
+    assert 'face-classifier (3, 64, 64) with the attributes hat, glasses' in says()
+    assert 'no.csv, the table of attributes, is not a file' in says('--attributes', 'no.csv')
 
 def test_evaluate_refuses_a_folder_of_other_attributes(run, tmp_path, capsys):
     def says(*words):

@@ -236,3 +236,24 @@ def test_eyes_are_symmetric():
     a = np.asarray(faces.draw(face, 0, 0)).astype(int)[27:34, 20:44]
     assert a.min() < 150  # the eyes are there
     assert np.abs(a - a[:, ::-1]).mean() < 3
+
+
+# --- read
+
+@draws
+def test_the_shipped_classifier_reads_new_faces(tmp_path):
+    "Of a seed that it was neither trained nor tested on; also faces with a hat and a red beard"
+    from diffusion_scratch.data import image_folder
+    from diffusion_scratch.features import face_classifier, most_likely
+    made(tmp_path/'new', 300, seed=3)
+    data, eye = image_folder(tmp_path/'new', 64, attributes='attributes.csv'), face_classifier()
+    sizes = [len(v) for v in eye.classes.values()]
+    assert data.classes == eye.classes
+    assert {a: set(v) for a, v in eye.classes.items()} == \
+           {a: set(v) for a, v in faces.ATTRIBUTES.items()}
+    p = eye(data.images).p
+    for group in p.split(sizes, 1): assert (group.sum(1) - 1).abs().max() < 1e-12
+    right = most_likely(p, sizes) == data.labels
+    assert right.double().mean(0).min() > 0.97 and right.double().mean() > 0.99
+    held = (data.labels[:, 0] == 1) & (data.labels[:, 2] == data.classes['beard'].index('red'))
+    assert held.sum() > 10 and right[held].double().mean() > 0.99

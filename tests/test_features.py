@@ -10,9 +10,10 @@ from torch import nn
 from diffusion_scratch import features
 from diffusion_scratch.data import ImageSet, mnist, to_float
 from diffusion_scratch.features import (EXTRACTORS, Classifier, Extractor, Features,
-                                        ResidualClassifier, digit_classifier, inception,
-                                        load_classifier, save_classifier, shifted_and_mirrored,
-                                        train_classifier)
+                                        ResidualClassifier, digit_classifier, face_classifier,
+                                        fitting_extractor, inception, load_classifier, most_likely,
+                                        save_classifier, shifted_and_blurred,
+                                        shifted_and_mirrored, train_classifier)
 from diffusion_scratch.export import export_diffusers
 from diffusion_scratch.denoiser import Denoiser
 from diffusion_scratch.pretrained import load, save
@@ -165,6 +166,88 @@ def test_shifts_and_mirrors():
                       if np.array_equal(wide[:, i:i + 5, j:j + 6], after) and after.any()}
     assert len(found) > 120 and {m for m, _, _ in found} == {0, 1}  # of 162, drawn 400 times
     assert moved.shape == (400, 1, 5, 6)
+
+# ---------------------------------------------------------------- attributes
+
+SIDES = dict(half=('left', 'right'), shade=('a', 'b', 'c'))
+
+def halves(hide=()):
+    "Images whose left or right half has one of three grays; attributes in `hide` are not stated"
+    g, y = torch.Generator().manual_seed(0), torch.arange(120)
+    table = torch.stack([y % 2, y // 2 % 3], 1)
+    images = torch.randint(40, (120, 1, 16, 16), generator=g)
+    for image, (half, shade) in zip(images, table.tolist()):
+        image[:, :, 8 * half:8 * half + 8] += 60 + 70 * shade
+    for a in hide: table[:, list(SIDES).index(a)] = -1
+    return ImageSet(images.byte(), table, SIDES)
+
+@pytest.mark.parametrize('network', [Classifier, ResidualClassifier])
+def test_a_classifier_of_attributes(network, tmp_path):
+    "Trained, saved and loaded: probabilities side by side, each group adds up to 1"
+    data = halves()
+    net, losses = train_classifier(data, network=network, augment=shifted_and_blurred, epochs=8,
+                                   batch=40, progress=False)
+    eye = load_classifier(save_classifier(net, tmp_path/'eye', dict(name='halves')))
+    p = eye(data.images).p
+    assert losses[-1] < losses[0] and eye.classes == SIDES and p.shape == (120, 5)
+    for group in (p[:, :2], p[:, 2:]): assert (group.sum(1) - 1).abs().max() < 1e-12
+    read = most_likely(p, (2, 3))
+    assert torch.equal(read, torch.stack([p[:, :2].argmax(1), p[:, 2:].argmax(1)], 1))
+    assert (read == data.labels).double().mean() > 0.95
+
+def test_what_is_not_stated_counts_nothing():
+    """The loss of the first batch, all images, is the one counted here from the same seed; without
+    a stated value, the scores of an attribute stay as they began"""
+    def still(x, g): return x
+    options = dict(augment=still, progress=False, weight_decay=0.)
+    some = halves()
+    some.labels[::3, 1] = some.labels[5:40, 0] = -1
+    _, [loss] = train_classifier(some, epochs=1, batch=120, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        logs = Classifier((1, 16, 16), SIDES)(to_float(some.images))[1].double().detach()
+    logs = [logs[:, :2].log_softmax(1), logs[:, 2:].log_softmax(1)]
+    by_hand = -sum(group[i, k] for i, row in enumerate(some.labels.tolist())
+                   for group, k in zip(logs, row) if k >= 0) / 120
+    assert loss == pytest.approx(by_hand.item(), rel=1e-5)
+    heads = [train_classifier(halves(['shade']), epochs=e, batch=40, **options)[0].head.weight
+             for e in (1, 3)]
+    assert torch.equal(heads[0][2:], heads[1][2:]) and not torch.equal(heads[0][:2], heads[1][:2])
+
+@pytest.mark.parametrize('sizes', [(), (2, 2), (5, 0), (2, 3, 1)])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ValueError, match=r'sizes = .*\(4, 5\)'): most_likely(torch.rand(4, 5), sizes)
+
+def test_shifts_repeat_the_border_and_noise_stays_small():
+    x = torch.ones(50, 3, 9, 8)
+    assert torch.equal(shifted_and_blurred(x, torch.Generator().manual_seed(0), noise=0.), x)
+    noise = shifted_and_blurred(x, torch.Generator().manual_seed(0)) - x
+    assert 0 < noise.std() < 0.15 and (noise.std((1, 2, 3)).max() - 0.15).abs() < 0.02
+    moved = torch.arange(9.).view(1, 1, 9, 1).expand(60, 1, 9, 8).contiguous()
+    found = shifted_and_blurred(moved, torch.Generator().manual_seed(0), noise=0.)[:, 0, 4, 3]
+    assert set(found.round().tolist()) == {2., 3., 4., 5., 6.}
+
+def test_the_classifier_of_faces_is_for_faces_only(digits):
+    "Photographs of that size are not judged by it, nor other attributes"
+    eye = face_classifier()
+    assert fitting_extractor((3, 64, 64), classes=eye.classes).hash == eye.hash
+    assert fitting_extractor((1, 28, 28)).hash == digits.hash
+    few = {k: v[:1] for k, v in eye.classes.items()}
+    for classes in ((), ('cat', 'dog'), few, dict(reversed(eye.classes.items()))):
+        with pytest.raises(ValueError, match='face-classifier .3, 64, 64. with the attributes hat'):
+            fitting_extractor((3, 64, 64), classes=classes)
+    with pytest.raises(ValueError, match='inception'): fitting_extractor((3, 65, 64))
+
+def test_the_record_of_the_classifier_of_faces():
+    folder, eye = EXTRACTORS/'face-classifier', face_classifier()
+    record = json.loads((folder/'config.json').read_text(encoding='utf-8'))['about']
+    assert len((folder/'model.safetensors').read_bytes()) < 2**20
+    readme = (folder/'README.md').read_text(encoding='utf-8')
+    assert eye.hash in readme and eye.name == 'face-classifier' and eye.shape == (3, 64, 64)
+    test = record['test']
+    for found in (test['accuracy'], test['held']['accuracy']):
+        assert found.keys() == eye.classes.keys() and min(found.values()) > 0.99
+        assert all(f'{v:.2%}' in readme for v in found.values())
 
 READ_BY = {'config.json': load_classifier, 'model.safetensors': load_classifier}
 
