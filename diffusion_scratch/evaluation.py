@@ -473,8 +473,10 @@ class Evaluation(NamedTuple):
         return dict(protocol=protocol, refused=self.refused, measures=measures)
 
     def __str__(self):
-        lines = [f'{k:18} {m.value}, real {m.floor}' for k, m in self.measures.items()]
-        lines += [f'{k:18} refused: {why}' for k, why in self.refused.items()]
+        wide = max([18, *map(len, self.measures)])
+        lines = [f'{k:{wide}} {m.value}, real {m.floor}'
+                 for k, m in self.measures.items()]
+        lines += [f'{k:{wide}} refused: {why}' for k, why in self.refused.items()]
         return '\n'.join([str(self.protocol), *lines])
 
 # %% ../nbs/16_evaluation.ipynb #f0df0d97
