@@ -664,8 +664,9 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
     p.add_argument('--held-out', metavar='REAL', type=_model_name,
                    help='other real images, to take the place of generated ones beside each '
                         'number: a folder, with a subfolder for each class if the real images '
-                        'have classes, or a table of attributes if they have one (default: the test images if the real images are '
-                        'cifar10, else parts of the real images)')
+                        'have classes, or a table of attributes if they have one (default: the '
+                        'test images if the real images are cifar10, else parts of the real '
+                        'images)')
     p.add_argument('--statistics', metavar='FILE', type=_path,
                    help='also the Frechet distance to the mean and covariance in this file: .npz '
                         'with mu and sigma, as published for FID')
@@ -773,6 +774,9 @@ def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | Non
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--held-out: {name} is not allowed; allowed: a folder of images')
     table = args.attributes or 'attributes.csv' if isinstance(data.classes, dict) else None
+    if args.attributes and not table:
+        raise ConfigError(f'--attributes: {args.attributes} is not allowed, because the real '
+                          f'images, {data.name}, have no attributes')
     labelled = data.labels is not None and table is None
     return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt,
                         attributes=table)

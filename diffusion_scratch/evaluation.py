@@ -373,10 +373,10 @@ def _checked_probabilities(p: Tensor, sizes: tuple=()) -> Tensor:
     sums = torch.stack([q.sum(1) for q in by_attribute(p, sizes or p.shape[1:])])
     if p.min() < 0 or (sums - 1).abs().max() > 1e-3:
         what = 'those of an attribute add' if sizes else 'a row adds'
-        raise ValueError(f'class probabilities lie in 0..1 and {what} up to 1; these lie in '
-                         f'{p.min():.3g}..{p.max():.3g}, and add up to {sums.min():.3g}..'
-                         f'{sums.max():.3g}. If they are scores, give scores.softmax(1); if they are '
-                         'of attributes, sizes')
+        raise ValueError(f'class probabilities lie in 0..1 and {what} up to 1; these lie '
+                         f'in {p.min():.3g}..{p.max():.3g}, and add up to '
+                         f'{sums.min():.3g}..{sums.max():.3g}. If they are scores, give '
+                         'scores.softmax(1); if they are of attributes, sizes')
     return p
 
 # %% ../nbs/16_evaluation.ipynb #1ee4410c
@@ -473,8 +473,10 @@ class Evaluation(NamedTuple):
         return dict(protocol=protocol, refused=self.refused, measures=measures)
 
     def __str__(self):
-        lines = [f'{k:18} {m.value}, real {m.floor}' for k, m in self.measures.items()]
-        lines += [f'{k:18} refused: {why}' for k, why in self.refused.items()]
+        wide = max([18, *map(len, self.measures)])
+        lines = [f'{k:{wide}} {m.value}, real {m.floor}'
+                 for k, m in self.measures.items()]
+        lines += [f'{k:{wide}} refused: {why}' for k, why in self.refused.items()]
         return '\n'.join([str(self.protocol), *lines])
 
 # %% ../nbs/16_evaluation.ipynb #f0df0d97
@@ -490,8 +492,8 @@ def evaluate(real: Features,     # better many more than generated ones
             ) -> Evaluation:
     "Every number of this chapter with interval and floor, or why it was refused"
     _check_both(real, fake, sizes)
-    measures, refused = {}, {}
-    for name, statistic, a, b, within in _statistics(_shuffled(real, seed), fake, sizes):
+    measures, refused, mixed = {}, {}, _shuffled(real, seed)
+    for name, statistic, a, b, within in _statistics(mixed, fake, sizes):
         try:
             value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
             base = _real_instead(name, statistic, a, held_out, len(b), pairs,

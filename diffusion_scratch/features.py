@@ -24,8 +24,8 @@ from .checkpoint import (
 # %% auto #0
 __all__ = ['EXTRACTORS', 'NETWORKS', 'Features', 'Extractor', 'Classifier', 'ResidualClassifier', 'slightly_moved',
            'shifted_and_mirrored', 'shifted_and_blurred', 'train_classifier', 'digit_classifier', 'object_classifier',
-           'face_classifier', 'fitting_extractor', 'most_likely', 'by_attribute', 'same_attributes', 'save_classifier',
-           'load_classifier', 'inception', 'download']
+           'face_classifier', 'fitting_extractor', 'same_attributes', 'save_classifier', 'load_classifier',
+           'most_likely', 'by_attribute', 'inception', 'download']
 
 # %% ../nbs/15_features.ipynb #b365f745
 class Features(NamedTuple):
@@ -352,11 +352,15 @@ def object_classifier(device: str | torch.device='cpu'
     "The package's classifier of CIFAR-10. Its Frechet distance is not FID"
     return load_classifier(EXTRACTORS/'object-classifier', device)
 
+
+# %% ../nbs/15_features.ipynb #d088c2fa
 def face_classifier(device: str | torch.device='cpu'
                    ) -> Extractor: # 64 features of a cartoon face (3,64,64)
-    "The package's classifier of the attributes of cartoon faces, those of tools/faces.py"
+    "The package's classifier of cartoon faces: their attributes, of tools/faces.py"
     return load_classifier(EXTRACTORS/'face-classifier', device)
 
+
+# %% ../nbs/15_features.ipynb #dd79291f
 def fitting_extractor(shape: tuple, # of an image (C,H,W)
                       device: str | torch.device='cpu',
                       classes: dict | tuple=() # of the images, as in an ImageSet
@@ -365,21 +369,9 @@ def fitting_extractor(shape: tuple, # of an image (C,H,W)
     known = {(1, 28, 28): digit_classifier, (3, 32, 32): object_classifier}
     if tuple(shape) in known: return known[tuple(shape)](device)
     faces = face_classifier(device)
-    if tuple(shape) == faces.shape and same_attributes(faces.classes, classes): return faces
+    fits = tuple(shape) == faces.shape and same_attributes(faces.classes, classes)
+    if fits: return faces
     raise _no_classifier(shape, known, faces)
-
-# %% ../nbs/15_features.ipynb #a37b6e40
-def most_likely(p: Tensor,   # probabilities of the values of each attribute (N, sum)
-                sizes: tuple # the number of values of each attribute (A,)
-               ) -> Tensor:  # (N, A)
-    "The most likely value of each attribute"
-    groups = by_attribute(p, sizes)
-    return torch.stack([values.argmax(1) for values in groups], 1)
-
-def by_attribute(p: Tensor, sizes: tuple) -> tuple[Tensor, ...]: # A of (N, values)
-    "The probabilities, or scores, of the values of each attribute"
-    _check_sizes(p, sizes)
-    return p.split(list(sizes), 1)
 
 # %% ../nbs/15_features.ipynb #5faf54ab
 #| code-fold: true
@@ -399,8 +391,8 @@ def _no_classifier(shape: tuple, known: dict, faces: Extractor) -> ValueError:
                       'digit-classifier and object-classifier, take '
                       f'{" and ".join(map(str, known))}, and face-classifier {faces.shape} with '
                       f'the attributes {", ".join(faces.classes)} and the values of '
-                      'tools/faces.py. For other images use inception(), train_classifier, or a function of your '
-                      'own in an Extractor')
+                      'tools/faces.py. For other images use inception(), train_classifier, or a '
+                      'function of your own in an Extractor')
 
 NETWORKS = {network.__name__: network for network in (Classifier, ResidualClassifier)}
 
@@ -459,6 +451,20 @@ def load_classifier(folder: str | Path,      # of `save_classifier`
     if isinstance(net.config['classes'], dict):
         classes = {k: tuple(v) for k, v in net.config['classes'].items()}
     return Extractor(name, digest[:12], net.config['dim'], look, shape, device, classes=classes)
+
+# %% ../nbs/15_features.ipynb #a37b6e40
+def most_likely(p: Tensor,   # probabilities of the values of each attribute (N, sum)
+                sizes: tuple # the number of values of each attribute (A,)
+               ) -> Tensor:  # (N, A)
+    "The most likely value of each attribute"
+    return torch.stack([q.argmax(1) for q in by_attribute(p, sizes)], 1)
+
+
+# %% ../nbs/15_features.ipynb #3fd7fbcc
+def by_attribute(p: Tensor, sizes: tuple) -> tuple[Tensor, ...]: # A of (N, values)
+    "The probabilities, or scores, of the values of each attribute"
+    _check_sizes(p, sizes)
+    return p.split(list(sizes), 1)
 
 # %% ../nbs/15_features.ipynb #13bab901
 def inception(weights: str | Path | None=None, # a file; the published one if none

@@ -33,7 +33,7 @@ from diffusion_scratch.evaluation import (
 from .likelihood import Bound, bound
 
 # %% auto #0
-__all__ = ['MEANING', 'CAPTIONS', 'OF_ATTRIBUTE', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
+__all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
            'evaluate_model']
 
 # %% ../nbs/18_report.ipynb #e78b0444
@@ -240,7 +240,7 @@ MEANING = dict(
     precision='share of generated images that lie among real ones',
     recall='share of real images that lie among generated ones',
     inception_score='from 1 to the number of classes',
-    confidence='mean probability of the most probable class, or of values of attributes',
+    confidence='mean probability of the most probable class or value',
     classes='classes that appear',
     effective_classes='number of equally frequent classes that are as varied',
     rarest_class='share of the rarest class, in units of the even share',
@@ -414,7 +414,7 @@ def _label_accuracies(real: Features, data: ImageSet, fake: Features, y: Tensor 
     columns = dict(label_accuracy=right)
     if isinstance(data.classes, dict):
         each = zip(data.classes, *(r.split(1, 1) for r in right))
-        columns |= {f'{OF_ATTRIBUTE}{a}': pair for a, *pair in each}
+        columns |= {f'{_OF_ATTRIBUTE}{a}': pair for a, *pair in each}
     return {k: Measured(*map(_share_right, pair)) for k, pair in columns.items()
             if not any(r.isnan().all() for r in pair)}
 
@@ -432,13 +432,13 @@ def _file_and_hash(file: str | Path) -> str:
 
 def _device(denoiser: nn.Module): return next((p.device for p in denoiser.parameters()), 'cpu')
 
-OF_ATTRIBUTE = 'label_accuracy of '  # then its name: a measure
+_OF_ATTRIBUTE = 'label_accuracy of '  # then its name: a measure
 
 _HEAD = 'measure', 'generated [95 % interval]', 'real images in their place', 'images', 'meaning'
 
 def _meaning(measure: str) -> str:
     if measure in MEANING: return MEANING[measure]
-    return f'share classified as the requested {measure.removeprefix(OF_ATTRIBUTE)}'
+    return f'share classified as the requested {measure.removeprefix(_OF_ATTRIBUTE)}'
 
 def _rows(found: Evaluation) -> list[tuple]:
     "The table of the measures, under its head"
@@ -461,7 +461,8 @@ def _page(report: Report) -> str:
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
     protocol = report.evaluation.protocol
     lines = [f'# {in_markdown(protocol.weights)}', '', f'{in_markdown(protocol)}.', '',
-             row(*_HEAD), row(*['---'] * 5), *(row(*map(in_markdown, cells)) for cells in _rows(report.evaluation)),
+             row(*_HEAD), row(*['---'] * 5),
+             *(row(*map(in_markdown, cells)) for cells in _rows(report.evaluation)),
              *(f'\n{in_markdown(remark)}' for remark in _remarks(report))]
     pictures = [f'![{CAPTIONS[f.stem]}]({f.name})' for f in _pictures(report)]
     return '\n'.join([*lines, '', *pictures, '', in_markdown(_made_in_words(report)), ''])

@@ -180,7 +180,8 @@ REFUSED = {  # the line so far, what else is on it, and what is said
         '--solver fast': f"'fast' {ALLOWED} ancestral, ddim",
         '--held-out me': f'--held-out: me {ALLOWED} a folder of images',
         '--statistics me.npz': 'me.npz is missing',
-        '--extractor me': f'--extractor: me {ALLOWED} digits, objects, inception, or a folder'},
+        '--extractor me':
+            f'--extractor: me {ALLOWED} digits, objects, faces, inception, or a folder'},
     'evaluate mnist-mini --data nowhere': {
         '': f'--data: nowhere {ALLOWED} mnist_mini, mnist, cifar10, or a folder'}}
 

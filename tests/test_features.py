@@ -216,7 +216,8 @@ def test_what_is_not_stated_counts_nothing():
 
 @pytest.mark.parametrize('sizes', [(), (2, 2), (5, 0), (2, 3, 1)])
 def test_sizes_that_do_not_fit_are_refused(sizes):
-    with pytest.raises(ValueError, match=r'sizes = .*\(4, 5\)'): most_likely(torch.rand(4, 5), sizes)
+    with pytest.raises(ValueError, match=r'sizes = .*\(4, 5\)'):
+        most_likely(torch.rand(4, 5), sizes)
 
 def test_shifts_repeat_the_border_and_noise_stays_small():
     x = torch.ones(50, 3, 9, 8)
