@@ -124,8 +124,7 @@ async function tabTo(tab, selector) {
 if ((await fetch(`${url}/faces.html`)).ok) {  // a face, some of whose attributes are stated
   const tab = await open('faces')
   await tabTo(tab, '[name=glasses]')
-  await tab.keyboard.press('ArrowDown')                        // from any to no
-  await tab.keyboard.press('ArrowDown')                        // to yes
+  for (const key of ['ArrowDown', 'ArrowDown']) await tab.keyboard.press(key)   // to its second value
   await tabTo(tab, '.live-draw')
   await tab.keyboard.press('Enter')
   await ready(tab)
