@@ -124,7 +124,7 @@ async function tabTo(tab, selector) {
 if ((await fetch(`${url}/faces.html`)).ok) {  // a face, some of whose attributes are stated
   const tab = await open('faces')
   await tabTo(tab, '[name=glasses]')
-  for (const key of ['ArrowDown', 'ArrowDown']) await tab.keyboard.press(key)   // to its second value
+  for (const key of ['ArrowDown', 'ArrowDown']) await tab.keyboard.press(key)  // second value
   await tabTo(tab, '.live-draw')
   await tab.keyboard.press('Enter')
   await ready(tab)
