@@ -121,6 +121,34 @@ async function tabTo(tab, selector) {
   found.edit = await tab.evaluate(() => document.querySelector('diffusion-live').options)
   await tab.context().close()
 }
+if ((await fetch(`${url}/faces.html`)).ok) {  // a face, some of whose attributes are stated
+  const tab = await open('faces')
+  await tabTo(tab, '[name=glasses]')
+  for (const key of ['ArrowDown', 'ArrowDown']) await tab.keyboard.press(key)  // second value
+  await tabTo(tab, '.live-draw')
+  await tab.keyboard.press('Enter')
+  await ready(tab)
+  found.faces = await last(tab)
+  found.facesPython = await text(tab, '.live-python code')
+  found.facesTimes = await tab.evaluate(() => document.querySelector('diffusion-live').times)
+  found.facesCanvas = await tab.evaluate(() => {
+    const context = document.querySelector('diffusion-live canvas').getContext('2d')
+    return [...context.getImageData(0, 0, 64, 64).data]
+  })
+  for (const name of ['hat', 'glasses', 'beard']) {
+    await tab.selectOption(`[name=${name}]`, 'any')
+  }
+  await ready(tab)
+  found.anyFace = await last(tab)
+  found.anyFacePython = await text(tab, '.live-python code')
+  await tab.context().close()
+}
+{  // a network whose weights the site lacks
+  const tab = await open('no_weights')
+  await tab.waitForFunction(() => customElements.get('diffusion-live'))
+  found.withoutWeights = await tab.locator('diffusion-live').count()
+  await tab.context().close()
+}
 {  // without JavaScript
   const tab = await open('index', {javaScriptEnabled: false})
   found.withoutScript = await tab.locator('diffusion-live img').isVisible()

@@ -1,5 +1,5 @@
 "The digits that a page draws in the browser: the same numbers as in Python"
-import json, shutil, subprocess, sys, threading
+import json, re, shutil, subprocess, sys, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,14 +31,20 @@ LABELS = torch.tensor([4, -1, 9])
 
 class Toy(nn.Module):
     "A network of one line, which `TOY` repeats in JavaScript"
+    def __init__(self, none=torch.tensor(-1)):
+        super().__init__()
+        self.none = none
+
     def forward(self, x, t, y=None):
-        y = torch.full_like(t, -1) if y is None else y
-        return 0.4 * x + torch.sin(t / 200).view(-1, 1, 1, 1) + 0.1 * y.view(-1, 1, 1, 1)
+        y = self.none.expand(len(t), *self.none.shape) if y is None else y
+        of_labels = y.view(len(y), -1).sum(1)
+        return 0.4 * x + (torch.sin(t / 200) + 0.1 * of_labels).view(-1, 1, 1, 1)
 
 
 TOY = '''const toy = (x, t, y) => x.map((x_i, i) => {
   const image = Math.floor(i / (x.length / y.length))
-  return 0.4 * x_i + Math.sin(t[image] / 200) + 0.1 * y[image]
+  const ofLabels = [y[image]].flat().reduce((a, b) => a + b)
+  return 0.4 * x_i + Math.sin(t[image] / 200) + 0.1 * ofLabels
 })
 '''
 
@@ -115,6 +121,20 @@ def test_sample_of_a_toy_network(name):
     close(found[-1]['x'], expected, 1e-5)
 
 
+def test_rows_of_attributes_some_of_them_not_stated():
+    y = torch.tensor([[1, -1], [0, 2], [-1, -1]])
+    found = node('''const denoise = live.guided(live.denoiser(toy), 1.5)
+        const options = {y: given.y, size: 49, solver: live.ddim, seed: 5,
+                         times: schedule.times(10)}
+        let last
+        for await (const f of live.trajectory(denoise, schedule, options)) last = f
+        return last.x''', y=y.tolist())
+    net = guided(Denoiser(Toy(torch.tensor([-1, -1])), V), y, 1.5)
+    expected = sample(net, SCHEDULE, SHAPE, step=ddim(), times=SCHEDULE.times(10), seed=5,
+                      progress=False)
+    close(found, expected, 1e-4)           # not clipped: the images reach 20
+
+
 def test_noised_drawing_drawn_again():
     image = torch.linspace(-1, 1, 49).view(1, 1, 7, 7)
     found = node('''const x_T = live.noised(given.image, schedule.at(600), 3)
@@ -176,6 +196,10 @@ def browser(tmp_path_factory):
     (site/'bare/built/about.mjs').write_text('export const about = {engine: false}')
     bare = html('index').replace('live/live.mjs', 'bare/live.mjs')
     (site/'no_engine.html').write_text(bare, encoding='utf-8')
+    unknown = html('index').replace('<diffusion-live', '<diffusion-live network="not there"')
+    (site/'no_weights.html').write_text(unknown, encoding='utf-8')
+    if 'faces' in live.networks():
+        (site/'faces.html').write_text(html('32_faces'), encoding='utf-8')
     handler = partial(QuietHandler, directory=site)
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -243,6 +267,30 @@ def test_drawing_noised_or_filled_in_as_in_python(browser):
     close(browser['filled'][0]['x'], filled, 1e-3)
 
 
+def test_faces_of_the_stated_attributes_as_in_python(browser):
+    if 'faces' not in live.networks(): pytest.skip('the weights of faces do not come with it')
+    assert re.search(r"'hat=yes,glasses=\w+,beard=red'", browser['facesPython'])
+    [expected] = drawn_by(browser['facesPython'])
+    equal(expected.shape, (1, 3, 64, 64))
+    close(browser['faces'][0]['x'], expected, 1e-3)
+    colors = torch.tensor(browser['facesCanvas']).view(64, 64, 4)
+    shown = ((expected[0] + 1) * 127.5).permute(1, 2, 0)
+    assert (colors[..., :3] - shown).abs().max() < 1
+    assert (colors[..., 3] == 255).all()
+    assert "torch.tensor" not in browser['anyFacePython']
+    close(browser['anyFace'][0]['x'], *drawn_by(browser['anyFacePython']), 1e-3)
+
+
+def test_network_whose_weights_are_not_there(browser, tmp_path, monkeypatch):
+    equal(browser['withoutWeights'], 0)
+    cell = '<diffusion-live mode="draw" network="faces">'
+    monkeypatch.setattr(live, 'PACKAGE', tmp_path)
+    assert live.is_left_out(cell) and not live.is_left_out('<diffusion-live> <b network="faces">')
+    (tmp_path/'weights/faces').mkdir(parents=True)
+    assert not live.is_left_out(cell)
+    equal(live.networks(), ['faces'])
+
+
 def test_animation_without_javascript_wasm_or_engine(browser):
     assert 'recorded animation' in browser['withoutScript']
     assert browser['withoutWasm'] and browser['withoutEngine']
@@ -259,5 +307,6 @@ def test_site_without_npm_has_no_engine(tmp_path, monkeypatch, capsys):
 
 def test_exported_weights_are_exact():
     "16 bits hold the shipped weights, so that the export loses nothing"
-    weights = load(live.NETWORK)[0].state_dict().values()
-    assert all(torch.equal(w, w.half().float()) for w in weights if w.is_floating_point())
+    for name in live.networks():
+        weights = load(name)[0].state_dict().values()
+        assert all(torch.equal(w, w.half().float()) for w in weights if w.is_floating_point())

@@ -18,7 +18,8 @@ FORMULAS = [  # each part of TeX that the book uses, alone and within each other
     r'\underbrace{x + y}_{L_t}', r'\begin{cases} a & b > 0 \\ c_t^2 & \text{else} \end{cases}',
     r'\begin{aligned} a &= \frac{b}{c} && \text{why} \\ &\approx \sqrt d \end{aligned} \tag{1.2}',
     r'\mathbb E\,\mathcal N(\mu, \sigma^2) \mid \mathrm{SNR}_t', r'\lfloor x \rfloor \mod 2^{32}',
-    r'\begin{pmatrix} a & b \\ c & d \end{pmatrix}^{\!\top}', r'\overline{x + y}\;\tilde x\,\dot x']
+    r'\begin{pmatrix} a & b \\ c & d \end{pmatrix}^{\!\top}', r'\overline{x + y}\;\tilde x\,\dot x',
+    r"\text{Cramér's V, naïve}_{\hat 1}"]
 SIGNS = (r'As we see (\(x_t\)), the sum \(a\), or \(\sqrt{b}\); see also \(x\)-axis and '
          r'<span id="long">\(a_1 + a_2 + a_3 = b_1 + b_2 + b_3 = c_1 + c_2 + c_3\)</span>'
          r' then \(a = b + c + d + e = f\): end.')

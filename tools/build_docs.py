@@ -99,6 +99,7 @@ def make_pages(cfg) -> tuple[Path, api.Library]:
     for source in cfg.nbs_path.glob('*.ipynb'):
         file, numbers = proc/source.name, set(checks.get(source.stem, []))
         nb, before = (json.loads(f.read_text(encoding='utf-8')) for f in (file, source))
+        nb['cells'] = [c for c in nb['cells'] if not live.is_left_out(text(c['source']))]
         nb = anchored(nb, before, numbers)
         ids = {c['id'] for c in nb['cells']}
         shown[source.stem] = {n for n in numbers if f'at-check-{n}' in ids}

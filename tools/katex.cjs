@@ -121,14 +121,14 @@ function visit(nodes, what) {
   for (const node of nodes) if (node.children) { what(node); visit(node.children, what) }
 }
 
-function markup(node) {
+function markup(node, inStack = false) {  // text is no part of a stack: CSS cannot place it
   if (typeof node === 'string') return node
   if (node.svg) return drawn(node.svg)
   const style = styleOf(node), name = written.get(style)
   const classes = [...node.classes, ...(typeof name === 'string' ? [name] : [])].join(' ')
   const attributes = Object.entries(node.attributes).map(([key, value]) => ` ${key}="${escaped(value)}"`)
-  const plain = !classes && !style && !attributes.length && node.symbol
-  const inside = node.children.map(markup).join('')
+  const plain = !classes && !style && !attributes.length && node.symbol && !inStack
+  const inside = node.children.map((child) => markup(child, is(node, 'v'))).join('')
   if (plain && !node.italic) return inside
   const tag = node.italic ? 'i' : 'span'
   return `<${tag}${classes && ` class="${classes}"`}` +
@@ -172,7 +172,7 @@ for (const [style, times] of [...written].sort((a, b) => b[1] - a[1])) {
 const pages = formulas.map(({ error, displayMode, spoken, seen }) => {
   if (error) return { error }
   const html = `<span class="katex">${spoken}<span class="katex-html" aria-hidden="true">` +
-    `${seen.map(markup).join(displayMode ? '' : '<wbr>')}</span></span>`
+    `${seen.map((node) => markup(node)).join(displayMode ? '' : '<wbr>')}</span></span>`
   return { html: displayMode ? `<span class="katex-display">${html}</span>` : html }
 })
 process.stdout.write(JSON.stringify({ formulas: pages, rules, outlines: Object.fromEntries(

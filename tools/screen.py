@@ -64,7 +64,7 @@ def phone_bar(html: str) -> str:
     bar = ('<div class="quarto-secondary-nav"><button type="button" class="quarto-btn-toggle btn" '
            'aria-controls="quarto-sidebar" aria-expanded="false"><i class="bi '
            f'bi-layout-text-sidebar-reverse" aria-hidden="true"></i> Chapters</button>{here}</div>')
-    pattern = r'<nav class="quarto-secondary-nav">.*?</nav></div></nav>(?=</header>)'
+    pattern = r'<nav class="quarto-secondary-nav">.*?</div></nav>(?=</header>)'
     return re.sub(pattern, lambda _: bar, html, count=1, flags=re.S)
 
 SECTION = re.compile(

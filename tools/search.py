@@ -13,7 +13,7 @@ from typing import Iterator, NamedTuple
 
 from smalldocs.markdown import pandoc_id
 
-import api, ledger
+import api, ledger, live
 from links import SEARCH as INDEX
 from npm import npm_files
 from references import CODE_BLOCK, DIVS, Book, bare_title, opts, page, read_bib, text
@@ -137,6 +137,7 @@ def of_chapters(root: Path) -> Iterator[Document]:
         file = root/'nbs'/name
         if not file.exists() or name == 'glossary.ipynb': continue  # not there before the build
         nb = json.loads(file.read_text(encoding='utf-8'))
+        nb['cells'] = [c for c in nb['cells'] if not live.is_left_out(text(c['source']))]
         numbered = bool(ledger.NUMBERED.match(name))
         n += numbered
         book.number(page(name), nb, n if numbered else None)

@@ -1,9 +1,11 @@
-// <diffusion-live>: digits drawn in the browser by the network that comes with the package.
+// <diffusion-live>: images drawn in the browser by a network that comes with the package.
 //
+//   network   mnist-conditional (default), or faces, whose controls are `attributes`, not `digit`
 //   mode      draw (default); compare: two solvers; edit: a drawing, noised or filled in
-//   controls  which of digit, guidance, steps, seed, solver, level, in this order
+//   controls  which of digit, attributes, guidance, steps, seed, solver, level, in this order
 //   images    how many images at once (default 1)
 //   digit, guidance, steps, seed, solver, level   their first values
+//   attributes                                    attribute=value, with spaces between them
 //   guidance-min, guidance-max, steps-max         ends of the sliders
 //   button    what is written on the button
 //
@@ -11,7 +13,7 @@
 // without JavaScript. Loaded with the page: this file and three small ones. The engine and the
 // network follow when the button is pressed.
 import {about} from './built/about.mjs'
-import * as engine from './engine.mjs'
+import {engineOf} from './engine.mjs'
 import {Pad} from './pad.mjs'
 import {SIZE, paint} from './pictures.mjs'
 import {python} from './python.mjs'
@@ -26,6 +28,7 @@ class DiffusionLive extends HTMLElement {
   connectedCallback() {
     if (this.panels) return
     if (!about.engine) return this.sayNoEngine()
+    if (!this.about) return this.remove()      // a site without the weights of this network
     this.options = this.firstOptions()
     this.poster = this.querySelector('picture')
     this.innerHTML = this.page()
@@ -48,6 +51,9 @@ class DiffusionLive extends HTMLElement {
   }
 
   get mode() { return this.getAttribute('mode') ?? 'draw' }
+  get network() { return this.getAttribute('network') ?? 'mnist-conditional' }
+  get about() { return about.networks[this.network] }          // noun, shape, attributes, megabytes
+  get engine() { return engineOf(this.network) }
 
   // ---------------------------------------------------------------- options
   firstOptions() {
@@ -55,20 +61,28 @@ class DiffusionLive extends HTMLElement {
     const shared = {
       digit: given('digit', 'any') === 'any' ? ANY : Number(given('digit')),
       guidance: Number(given('guidance', 0.5)), seed: Number(given('seed', 0)),
-      level: Number(given('level', 600)), images: Number(given('images', 1))}
+      level: Number(given('level', 600)), images: Number(given('images', 1)),
+      attributes: this.firstAttributes(given('attributes', ''))}
     const solvers = given('solver', 'ddim').split(' '), steps = given('steps', '20').split(' ')
     const two = this.mode === 'compare' ? [0, 1] : [0]
     return {...shared, each: two.map(k => ({solver: solvers[k] ?? solvers[0],
                                             steps: Number(steps[k] ?? steps[0])}))}
   }
 
+  firstAttributes(text) {                      // attribute -> number of its value, or ANY
+    const stated = Object.fromEntries(text.split(' ').map(one => one.split('=')))
+    return Object.fromEntries(Object.entries(this.about.attributes ?? {}).map(
+      ([name, values]) => [name, values.indexOf(stated[name])]))
+  }
+
   changed(input) {
     const {name, value, type} = input
     if (!name || type === 'radio' && !input.checked) return
     const panel = Number(input.closest('[data-panel]')?.dataset.panel ?? 0)
-    const into = name in this.options ? this.options : this.options.each[panel]
+    const into = [this.options, this.options.each[panel], this.options.attributes].find(
+      options => name in options)
     const after = name === 'solver' ? value : Number(value)
-    if (!(name in into) || into[name] === after) return
+    if (!into || into[name] === after) return
     into[name] = after
     this.write()
     if (this.running || this.panels.some(p => p.frames.length)) this.draw({again: true})
@@ -80,14 +94,28 @@ class DiffusionLive extends HTMLElement {
     }
     if (this.mode !== 'edit') {
       this.button.textContent = this.getAttribute('button') ?? `Draw ${this.what()}`
-      this.querySelector('.live-python code').textContent = python(this.options)
+      this.querySelector('.live-python code').textContent = python({
+        ...this.options, shape: this.about.shape, attributes: this.about.attributes,
+        network: this.network, stated: this.stated()})
     }
   }
 
   what() {
-    const {digit, images} = this.options
-    if (images > 1) return `${images} digits`
-    return digit === ANY ? 'a digit' : digit === 8 ? 'an 8' : `a ${digit}`
+    const {digit, images} = this.options, {noun, attributes} = this.about
+    if (images > 1) return `${images} ${noun}s`
+    return attributes || digit === ANY ? `a ${noun}` : digit === 8 ? 'an 8' : `a ${digit}`
+  }
+
+  label() {                                    // of an image, for the network
+    const {digit, attributes} = this.options
+    return this.about.attributes ? Object.values(attributes) : digit
+  }
+
+  stated() {                                   // the same in words, empty if it is none
+    const {digit, attributes} = this.options
+    if (!this.about.attributes) return digit === ANY ? '' : String(digit)
+    return Object.entries(attributes).filter(([, k]) => k !== ANY).map(
+      ([name, k]) => `${name}=${this.about.attributes[name][k]}`).join(',')
   }
 
   // ---------------------------------------------------------------- drawing
@@ -95,11 +123,11 @@ class DiffusionLive extends HTMLElement {
   async draw({again = false} = {}) {
     const run = this.run = Symbol('the latest run'), quiet = again || still.matches
     this.running = true
-    if (!again) this.say(engine.started ? 'Drawing.' : `Loading the network and the program that `
-                         + `evaluates it (about ${about.megabytes} MB).`)
+    if (!again) this.say(this.engine.started ? 'Drawing.' : 'Loading the network and the program '
+                         + `that evaluates it (about ${this.about.megabytes} MB).`)
     const started = performance.now()
     try {
-      await engine.start()
+      await this.engine.start()
       if (this.run !== run) return
       const begun = performance.now()
       const found = await this.follow(run, quiet)
@@ -115,9 +143,9 @@ class DiffusionLive extends HTMLElement {
   }
 
   async follow(run, quiet) {
-    const {digit, images, guidance, seed, each} = this.options
-    const shared = {y: Array(images).fill(digit), guidance, seed, ...this.drawing()}
-    const walks = each.map(own => engine.trajectory({...shared, ...own}))
+    const {images, guidance, seed, each} = this.options
+    const shared = {y: Array(images).fill(this.label()), guidance, seed, ...this.drawing()}
+    const walks = each.map(own => this.engine.trajectory({...shared, ...own}))
     const found = each.map(() => [])
     const wait = Math.min(90, 2000 / Math.max(...each.map(own => own.steps)))
     for (let open = walks.length; open && this.run === run;) {
@@ -149,8 +177,8 @@ class DiffusionLive extends HTMLElement {
     for (const {frames, canvases, captions} of this.panels) {
       if (!frames.length) continue
       const {t, x, x0} = frames[Math.round(place * (frames.length - 1))]
-      paint(canvases[0], x)
-      paint(canvases[1], x0)
+      paint(canvases[0], x, this.about.shape)
+      paint(canvases[1], x0, this.about.shape)
       captions[0].querySelector('output').value = t
     }
     const {t} = this.panels[0].frames[Math.round(place * (this.panels[0].frames.length - 1))]
@@ -160,8 +188,9 @@ class DiffusionLive extends HTMLElement {
   summary() {
     const seconds = (this.times.draw / 1000).toFixed(1)
     const calls = this.panels.map(({frames}) => frames.length - 1)
-    const twice = this.options.guidance && this.options.digit !== ANY
-    const each = twice ? ', each with and without the label' : ''
+    const label = this.about.attributes ? 'attributes' : 'label'
+    const twice = this.options.guidance && this.stated()
+    const each = twice ? `, each with and without the ${label}` : ''
     if (this.mode !== 'compare') {
       return `${calls[0]} evaluations of the network${each}, in ${seconds} s.`
     }
@@ -209,7 +238,7 @@ class DiffusionLive extends HTMLElement {
   }
 
   async loadReal() {
-    const reply = await fetch(new URL('built/digits.json', import.meta.url))
+    const reply = await fetch(new URL('built/mnist-conditional/digits.json', import.meta.url))
     const digits = await reply.json()
     const {digit, seed} = this.options
     const bytes = atob(digits[digit === ANY ? seed % digits.length : digit])
@@ -218,12 +247,14 @@ class DiffusionLive extends HTMLElement {
 
   // ---------------------------------------------------------------- what the element contains
   page() {
-    const names = (this.getAttribute('controls') ?? 'digit guidance steps seed').split(' ')
+    const names = (this.getAttribute('controls')
+      ?? `${this.about.attributes ? 'attributes' : 'digit'} guidance steps seed`).split(' ')
     const compare = this.mode === 'compare', edit = this.mode === 'edit'
     const own = name => compare && ['solver', 'steps'].includes(name)
-    const shared = names.filter(name => !own(name) && name !== 'digit')
+    const label = name => ['digit', 'attributes'].includes(name)
+    const shared = names.filter(name => !own(name) && !label(name))
     const sliders = shared.map(name => this.control(name)).join('')
-    const digits = names.includes('digit') ? this.control('digit') : ''
+    const labels = names.filter(label).map(name => this.control(name)).join('')
     const panels = this.options.each.map((_, k) => this.panel(k, names.filter(own))).join('')
     const beside = this.mode === 'draw' && this.options.images === 1 ? ' live-beside' : ''
     return `<div class="live-main${beside}">${edit ? this.padPage() : ''}
@@ -231,7 +262,7 @@ class DiffusionLive extends HTMLElement {
         <label class="live-walk"><span>Noise</span><input type="range" class="live-scrubber"
           aria-label="Step, from noise to image" min="0" max="1" value="1" disabled>
           <span>Image</span></label></div>
-      <div class="live-side">${edit ? this.tools() : ''}${digits}
+      <div class="live-side">${edit ? this.tools() : ''}${labels}
         <div class="live-act"><button type="button" class="live-draw">Noise it, then draw it again
           </button>${edit ? `<button type="button" data-do="fill" disabled>Fill in the marked part
           </button>` : ''}</div>
@@ -244,8 +275,9 @@ class DiffusionLive extends HTMLElement {
   panel(k, names) {
     const wide = this.options.images > 1 ? ' live-row' : ''
     const controls = names.map(name => this.control(name, k)).join('')
-    const picture = (label, caption) => `<figure><canvas width="28" height="28" role="img"
-      aria-label="${label}"></canvas><figcaption>${caption}</figcaption></figure>`
+    const [, height, width] = this.about.shape
+    const picture = (label, caption) => `<figure><canvas width="${width}" height="${height}"
+      role="img" aria-label="${label}"></canvas><figcaption>${caption}</figcaption></figure>`
     return `<div class="live-panel${wide}" data-panel="${k}">
       ${controls && `<div class="live-controls">${controls}</div>`}
       <div class="live-pair">
@@ -272,11 +304,16 @@ class DiffusionLive extends HTMLElement {
     }
     if (name === 'seed') return slider('Seed', 0, 99, 1, options.seed)
     if (name === 'level') return slider('Noise it to <i>t</i>', 50, 1000, 50, options.level)
-    if (name === 'solver') {
-      const choices = Object.entries(SOLVERS).map(([key, label]) =>
-        `<option value="${key}"${key === own.solver ? ' selected' : ''}>${label}</option>`)
-      return `<label class="live-choice"><span>Solver${of}</span>
-        <select name="solver">${choices.join('')}</select></label>`
+    const choice = (label, name, choices, value) => `<label class="live-choice">
+      <span>${label}</span><select name="${name}">${choices.map(([key, label]) =>
+        `<option value="${key}"${key === value ? ' selected' : ''}>${label}</option>`).join('')}
+      </select></label>`
+    if (name === 'solver') return choice(`Solver${of}`, name, Object.entries(SOLVERS), own.solver)
+    if (name === 'attributes') {
+      const choices = Object.entries(this.about.attributes).map(([of, values]) => choice(
+        of.replace('_', ' '), of, [[ANY, 'any'], ...values.entries()], options.attributes[of]))
+      return `<fieldset class="live-attributes" aria-label="Attributes">${choices.join('')}
+        </fieldset>`
     }
     const group = `digit-${DiffusionLive.count++}`             // radio buttons belong together
     const digits = [ANY, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9].map(digit => `<label><input type="radio"

@@ -3,6 +3,7 @@
 import {Noise} from './noise.mjs'
 
 export const NULL = -1                                         // no label
+const unlabelled = y => Array.isArray(y) ? y.map(unlabelled) : NULL    // a row of attributes, or y
 
 // The schedule's signal and noise for t = 0, ..., T, made by Python
 export class Schedule {
@@ -65,7 +66,8 @@ heun.visits = times => times.flatMap((t, i) => i && t ? [t, t] : [t])
 export const solvers = {ancestral, ddim, dpm_solver_pp, heun}
 
 // ---------------------------------------------------------------- denoisers
-// From a network that predicts v: (x_t, t for each image, y) -> v. Some labels may be NULL
+// From a network that predicts v: (x_t, t for each image, y) -> v. Of each image, y has a label or
+// a row of attributes. Some may be NULL
 export function denoiser(network) {
   return async (x, level, y) => {
     const v = await network(x, y.map(() => level.t), y)
@@ -75,11 +77,11 @@ export function denoiser(network) {
 
 export function guided(denoise, scale) {                       // eq-cfg
   return async (x, level, y) => {
-    if (scale === 0 || y.every(label => label === NULL)) return denoise(x, level, y)
+    if (scale === 0 || y.flat().every(label => label === NULL)) return denoise(x, level, y)
     const twice = new Float32Array(2 * x.length)
     twice.set(x)
     twice.set(x, x.length)
-    const both = await denoise(twice, level, [...y, ...y.map(() => NULL)])
+    const both = await denoise(twice, level, [...y, ...unlabelled(y)])
     const [withLabel, without] = [both.subarray(0, x.length), both.subarray(x.length)]
     return withLabel.map((x0, i) => x0 + scale * (x0 - without[i]))
   }

@@ -1,4 +1,5 @@
-// The network and the reverse process, in a thread of their own, so that the page stays responsive.
+// A network and the reverse process, in a thread of their own, so that the page stays responsive.
+// The worker has the name of its network.
 import * as ort from './built/ort.wasm.bundle.min.mjs'
 import {Schedule, clipped, denoiser, guided, inpaint, noised, solvers, trajectory}
   from './sampler.mjs'
@@ -10,20 +11,19 @@ ort.env.wasm.wasmPaths = {wasm: built('ort-wasm-simd-threaded.wasm')}
 let session, schedule, shape                    // of one image: channels, height, width
 async function load() {
   const [network, tables] = await Promise.all([
-    ort.InferenceSession.create(built('network.onnx'), {executionProviders: ['wasm']}),
-    fetch(built('tables.json')).then(reply => reply.json())])
+    ort.InferenceSession.create(built(`${name}/network.onnx`), {executionProviders: ['wasm']}),
+    fetch(built(`${name}/tables.json`)).then(reply => reply.json())])
   session = network
   schedule = new Schedule(tables)
   shape = tables.shape
 }
 
 async function network(x, t, y) {              // x_t, t for each image, labels -> v
-  const whole = numbers => {
-    const ints = BigInt64Array.from(numbers, BigInt)
-    return new ort.Tensor('int64', ints, [ints.length])
-  }
-  const images = new ort.Tensor('float32', x, [y.length, ...shape])
-  return (await session.run({x: images, t: whole(t), y: whole(y)})).out.data
+  const whole = (numbers, sizes) => new ort.Tensor(
+    'int64', BigInt64Array.from(numbers.flat(), BigInt), sizes)
+  const n = y.length, rows = Array.isArray(y[0]) ? [n, y[0].length] : [n]
+  const images = new ort.Tensor('float32', x, [n, ...shape])
+  return (await session.run({x: images, t: whole(t, [n]), y: whole(y, rows)})).out.data
 }
 
 // With an image and a mask, what is not known is filled in. With an image alone, it is noised to
