@@ -104,10 +104,9 @@ def build(built: Path = LIVE/'built') -> bool:
     return bool(engine)
 
 
-def animation():
-    "The ten digits from noise, in twenty steps, played once"
+def frames() -> list:
+    "The ten digits from noise, in twenty steps"
     import torch
-    from PIL import Image
     from diffusion_scratch.denoiser import clipped
     from diffusion_scratch.guidance import guided
     from diffusion_scratch.pretrained import load
@@ -115,13 +114,18 @@ def animation():
     from diffusion_scratch.solvers import ddim
     denoiser, schedule = load(NETWORK)
     denoiser = clipped(guided(denoiser, torch.arange(10), 0.5))
-    walk = trajectory(denoiser, schedule, (10, 1, 28, 28), step=ddim(), seed=0,
-                      times=schedule.times(20))
-    frames = [Image.fromarray(sheet(f.x)) for f in walk]
+    return list(trajectory(denoiser, schedule, (10, 1, 28, 28), step=ddim(), seed=0,
+                           times=schedule.times(20)))
+
+
+def animation():
+    "Their way from noise, played once"
+    from PIL import Image
+    sheets = [Image.fromarray(sheet(f.x)) for f in frames()]
     file, config = LIVE/'noise_to_digits.webp', PACKAGE/'weights'/NETWORK/'config.json'
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=[400] + [110] * 20,
+    sheets[0].save(file, save_all=True, append_images=sheets[1:], duration=[400] + [110] * 20,
                    loop=1, quality=30, method=6)
-    frames[-1].save(LIVE/'digits.webp', lossless=True)
+    sheets[-1].save(LIVE/'digits.webp', lossless=True)
     made = dict(command='python tools/live.py animation', date=date.today().isoformat(),
                 network=NETWORK, sha256=json.loads(config.read_text())['sha256'], seed=0, steps=20,
                 guidance=0.5, solver='ddim')
