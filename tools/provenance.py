@@ -89,11 +89,11 @@ DRAWING = (*TRAINING, f'{LIB}/run.py:draw_results')
 def run_of(config: str, piece: str, training: str, drawn: str, code=()) -> dict[str, Result]:
     "Two results of a run: what the training left, and what was drawn at its end"
     def files(names): return tuple(f'{piece}/{f}' for f in names.split())
-    how = f'python tools/stored.py {piece}', (f'configs/{config}.yaml',), 'mnist_mini'
-    command, inputs, data = how
-    return {f'{piece}/training': Result(files(training), command, (*TRAINING, *code), inputs, data,
-                                        f'run {config} {piece}'),
-            f'{piece}/drawn': Result(files(drawn), command, (*DRAWING, *code), inputs, data)}
+    command, inputs = f'python tools/stored.py {piece}', (f'configs/{config}.yaml',)
+    whole = Result(files(drawn), command, (*DRAWING, *code), inputs, 'mnist_mini')
+    part = whole._replace(files=files(training), code=(*TRAINING, *code),
+                          check=f'run {config} {piece}')
+    return {f'{piece}/training': part, f'{piece}/drawn': whole}
 
 RESULTS = {
     **stored('guidance/sweep', 'sweep', 'guidance/sweep.json guidance/sweep.png', 'sweep',
@@ -140,7 +140,7 @@ RESULTS = {
         inputs=(*MNIST, *EYE), data='mnist'),
     **pieces('cifar10', 'cifar10', {
         'loss': dict(function='losses', inputs=()),
-        'real': dict(function='test_images', files='real.npz', inputs=()),
+        'real': dict(function='test_images', files='real.npz', inputs=(), check='test_images'),
         'nearest': dict(function='neighbours', files='nearest.npz', check='objects'),
         'guidance': dict(function='by_guidance', check='row cifar10 guidance'),
         'report': dict(function='report', files='seed*.json worst.npz median.npz'),
@@ -358,7 +358,9 @@ def record(name: str, tree: Tree):
 
 def again(name: str, tree: Tree, root_of_data: str | None):
     "Run its command. Where the code of an earlier try was another, its rows and images are removed"
-    result, present = RESULTS[name], depends(RESULTS[name], tree)
+    result = RESULTS[name]
+    also = [n for n, r in RESULTS.items() if r.command == result.command]  # one makes several
+    present = {n: depends(RESULTS[n], tree) for n in also}  # it may be edited while this runs
     note = tree.root/'runs'/'again'/f"{name.replace('/', '-')}.json"
     if not note.exists() or json.loads(note.read_text()) != present: begin_anew(name, tree.root)
     note.parent.mkdir(parents=True, exist_ok=True)
@@ -370,21 +372,21 @@ def again(name: str, tree: Tree, root_of_data: str | None):
     began, env = time.time(), {**os.environ, 'PYTHONPATH': str(tree.root)}
     if subprocess.run(words, cwd=tree.root, env=env).returncode:
         sys.exit(f'{name}: `{result.command}` failed; nothing is recorded')
-    keep(tree.root, name, recorded(name, tree, date=now(), machine=machine(),
-                                   seconds=round(time.time() - began)))
+    facts = dict(date=now(), machine=machine(), seconds=round(time.time() - began))
+    for n in also: keep(tree.root, n, recorded(n, tree, **facts) | present[n])
     note.unlink()
 
 def begin_anew(name: str, root: Path):
     "Tables that grow by a row, images that were drawn for them and runs are not to go on"
     folder, _, piece = name.rpartition('/')
-    for file in files_of(RESULTS[name], root):
+    for file in files_of(RESULTS[name], root) if ' measure ' in RESULTS[name].command else []:
         path = root/'nbs'/'assets'/file
         if file.endswith('.json') and 'rows' in json.loads(path.read_text()): path.unlink()
     for there in (root/'runs').glob(f'{folder}_images/*'):
         if piece in there.name: shutil.rmtree(there)
-    for config in (n for n in RESULTS[name].inputs if n.startswith('configs/')):
-        if f'{Path(config).stem}.yaml' in ('quickstart.yaml', 'mnist_dit.yaml'):
-            shutil.rmtree(root/'runs'/Path(config).stem, ignore_errors=True)
+    for config in RESULTS[name].inputs:
+        if config.startswith('configs/'):
+            shutil.rmtree(root/'runs'/'stored'/Path(config).stem, ignore_errors=True)
 
 def confirm(name: str, tree: Tree, root_of_data: str | None):
     "The first images or numbers again. Only if they are the stored ones, the record is renewed"

@@ -5,8 +5,8 @@ nbs/assets/, where its page reads it.
     python tools/stored.py sweep report # these
 
 unseen and likelihood need the digits of MNIST, which torchvision downloads once; --root names a
-folder that has them already. quickstart and transformer train in runs/, where a run that was
-stopped goes on.
+folder that has them already. quickstart and transformer train in runs/stored/, where a
+run that was stopped goes on.
 """
 import argparse, json, shutil, tempfile, time
 from pathlib import Path
@@ -239,7 +239,7 @@ def report(a):
 
 def trained(config: str, folder: str, names: tuple) -> Path:
     "Train, and keep these files of the run, with its record"
-    run, target = ROOT/'runs'/config, ASSETS/folder
+    run, target = ROOT/'runs'/'stored'/config, ASSETS/folder
     train_command([str(ROOT/'configs'/f'{config}.yaml'), f'run={run}'])
     for name in names: shutil.copy(run/name, target/name)
     facts = json.loads((run/'run.json').read_text())
