@@ -20,8 +20,10 @@ not count. The states:
     missing    a file of the record is not there: make it again
     orphaned   a file without a program that makes it, or that no page reads
 
-A new result: add a line to RESULTS in this file, then give --record NAME. That takes the code of
-the commit that its files were last changed in, or the present code if they are not committed yet.
+A new result: add a line to RESULTS in this file (`pieces` for a program with `measure`), then give
+--record NAME. That takes the code of the commit that its files were last changed in, or the present
+code if they are not committed yet. A spot check is a function of tools/spot_checks.py; `row` draws
+the cheapest row of a table of tools/results.py again.
 
 --again begins anew where the code has changed, and else goes on where it was stopped. --root names
 a folder that has the files of MNIST or CIFAR-10. After --again, look at what the page says of the
@@ -54,17 +56,16 @@ class Result(NamedTuple):
 # fingerprints, as diffusion_scratch.data.fingerprint gives them
 DATA = {'mnist_mini': '262bbd5983b7', 'mnist': 'e40878bb0d6f', 'CIFAR-10 as JPEG': 'b74358cd57e3'}
 
-def pieces(program: str, folder: str, table: dict, **more) -> dict[str, Result]:
-    "Results of `python tools/PROGRAM.py measure PIECE`: piece -> its function, or more words"
+def pieces(program: str, folder: str, inputs: tuple, data: str, table: dict[str, dict]):
+    """Results of `python tools/PROGRAM.py measure PIECE`: piece -> its function, and what differs
+    from a file PIECE.json without a check"""
     found = {}
-    for piece, words in table.items():
-        how = words if isinstance(words, dict) else dict(function=words)
-        files = how.get('files', f'{piece}.json')
+    for piece, how in table.items():
+        files, check = how.get('files', f'{piece}.json').split(), how.get('check', '')
+        if check == 'row': check = f'row {program} {folder}/{piece}'
         found[f'{folder}/{piece}'] = Result(
-            tuple(f'{folder}/{f}' for f in files.split()),
-            f'python tools/{program}.py measure {piece}',
-            (f'tools/{program}.py:{how["function"]}',), how.get('inputs', more.get('inputs', ())),
-            more.get('data', ''), how.get('check', ''))
+            tuple(f'{folder}/{f}' for f in files), f'python tools/{program}.py measure {piece}',
+            (f"tools/{program}.py:{how['function']}",), how.get('inputs', inputs), data, check)
     return found
 
 def stored(name: str, piece: str, files: str, function: str, data='mnist_mini', code=(), **more):
@@ -127,26 +128,24 @@ RESULTS = {
     'sampling/variance': Result(('sampling/variance.json',), 'python tools/variance.py samples',
                                 ('tools/variance.py:samples',), ('mnist', *EYE), 'mnist_mini',
                                 'samples'),
-    **pieces('mnist', 'mnist', {
+    **pieces('mnist', 'mnist', (*MNIST, *EYE), 'mnist', {
         'loss': dict(function='losses', inputs=()),
         'nearest': dict(function='neighbours', files='nearest.npz', check='digits'),
-        'guidance': dict(function='by_guidance', check='row mnist guidance'),
-        'mnist': dict(function='report', files='mnist.json mnist-worst.npz', check='digits'),
-        'mnist-conditional': dict(function='report', check='digits',
+        'guidance': dict(function='by_guidance', check='row'),
+        'mnist': dict(function='report', files='mnist.json mnist-worst.npz'),
+        'mnist-conditional': dict(function='report',
                                   files='mnist-conditional.json mnist-conditional-worst.npz'),
         'training': dict(function='by_training'),
         'bits': dict(function='bits'),
-        'steps': dict(function='by_steps', check='row mnist steps')},
-        inputs=(*MNIST, *EYE), data='mnist'),
-    **pieces('cifar10', 'cifar10', {
+        'steps': dict(function='by_steps', check='row')}),
+    **pieces('cifar10', 'cifar10', OBJECTS, 'CIFAR-10 as JPEG', {
         'loss': dict(function='losses', inputs=()),
         'real': dict(function='test_images', files='real.npz', inputs=(), check='test_images'),
         'nearest': dict(function='neighbours', files='nearest.npz', check='objects'),
-        'guidance': dict(function='by_guidance', check='row cifar10 guidance'),
+        'guidance': dict(function='by_guidance', check='row'),
         'report': dict(function='report', files='seed*.json worst.npz median.npz'),
-        'steps': dict(function='by_steps', check='row cifar10 steps'),
-        'training': dict(function='by_training', check='row cifar10 training')},
-        inputs=OBJECTS, data='CIFAR-10 as JPEG'),
+        'steps': dict(function='by_steps', check='row'),
+        'training': dict(function='by_training', check='row')}),
     'faces/data': Result(('faces/data.json', 'faces/*.webp'), 'python tools/faces_pictures.py',
                          ('tools/faces_pictures.py:main',), check='faces'),
     'faces/cost': Result(('faces/cost.json',), 'python benchmarks/faces.py',
@@ -399,9 +398,10 @@ def confirm(name: str, tree: Tree, root_of_data: str | None):
     for n in result.inputs:  # a config that has changed may still say the same of this result
         if not n.endswith('.yaml') and input_hash(n, tree) != record['inputs'].get(n):
             sys.exit(f'{name}: the weights {n} are not those of the record; --again {name}')
+    present = depends(result, tree)  # it may be edited while this runs
     what = spot_checks.run_check(result.check, root_of_data)
     checked = dict(date=now(), machine=machine(), what=what)
-    renewed = {k: v for k, v in record.items() if k != 'reason'} | depends(result, tree)
+    renewed = {k: v for k, v in record.items() if k != 'reason'} | present
     keep(tree.root, name, renewed | dict(checked=checked))
     print(f'{name}: confirmed, {what}')
 

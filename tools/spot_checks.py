@@ -4,7 +4,7 @@ again from the same seed and weights, and compared with the stored ones.
 Each yields (what, made now, stored, the largest difference that is allowed). Images may differ by
 two gray values, since other processors add in another order.
 """
-import ast, csv, importlib.util, json, os, sys, tempfile
+import ast, csv, importlib, importlib.util, json, os, sys, tempfile
 from pathlib import Path
 
 os.environ['TQDM_DISABLE'] = '1'
@@ -102,7 +102,9 @@ def chapter(number: str, file: str, function: str, _):
         with np.load(ASSETS/file) as kept: there = dict(losses=kept['losses'])
         now = now if isinstance(now, dict) else dict(losses=now[1])
     else: there = read(file)['results']
-    for k in there: yield f'{k}: the losses of 5 steps', now[k][:5], there[k][:5], NUMBER
+    for k in there:
+        n = min(len(now[k]), 5)  # a network that takes longer made fewer
+        yield f'{k}: the losses of {n} steps', now[k][:n], there[k][:n], NUMBER
 
 def samples(_):
     import variance
@@ -148,16 +150,16 @@ def test_images(root):
         first = [int((data.labels == c).nonzero()[0]) for c in there['labels']]
         yield 'the four test images', data.images[first], there['images'], 0
 
-def row(program: str, piece: str, _):
+def row(program: str, piece: str, _):  # tools/PROGRAM.py, nbs/assets/PIECE.json
     "Of the row of a table that takes the fewest calls: what its images show the classifier"
     import results
-    tool = __import__(program)
-    eye = tool.object_classifier() if program == 'cifar10' else tool.digit_classifier()
-    table = read(f'{program}/{piece}.json')
+    from diffusion_scratch.features import EXTRACTORS, load_classifier
+    tool, table = importlib.import_module(program), read(f'{piece}.json')
+    eye = load_classifier(EXTRACTORS/table['made']['extractor'].split()[0])
     # of checkpoints, the last: its average is what was shipped, in 16 bits
     r = min(table['rows'], key=lambda r: (-r.get('step', 0), r['images'] * r['calls']))
     source, guidance = table['made']['weights'].split()[0], r.get('guidance', tool.GUIDANCE)
-    how = (tool.STEP, tool.STEPS) if program == 'cifar10' else (tool.ddim(), 50)
+    how = getattr(tool, 'STEP', results.ddim()), getattr(tool, 'STEPS', 50)
     if 'solver' in r:  # n steps of heun take 2n - 1 calls
         heun, calls = r['solver'] == 'heun', r['calls']
         how = results.SOLVERS[r['solver']], (calls + 1) // 2 if heun else calls
@@ -165,7 +167,7 @@ def row(program: str, piece: str, _):
     fake, there = eye(images), r['measures']
     key = ', '.join(f'{k} {v}' for k, v in r.items() if k in ('guidance', 'solver', 'step'))
     now = dict(confidence=results.confidence(fake.p))
-    if y is not None: now['label_accuracy'] = results.read_right(fake.p, y).value
+    if 'label_accuracy' in there: now['label_accuracy'] = results.read_right(fake.p, y).value
     for k, v in now.items():
         yield f"{k} of {r['images']} images of {key}", v, there[k]['value'], NUMBER
 
