@@ -80,7 +80,7 @@ def test_a_reason_is_kept_until_the_result_is_made_again(tree, monkeypatch, caps
     edit(tree/'diffusion_scratch'/'two.py', 'SCALE = 3', 'SCALE = 4')
     with pytest.raises(SystemExit, match='1 results need a word'): run('--check')
     run('--reason', 'second', '--words', 'waits for a free night')
-    assert run('--check') == '' and 'because of two; waits for a free night' in run('second')
+    assert run('--check') == '' and 'waits for a free night (because of two)' in run('second')
     run('--again', 'second')
     record = provenance.read(tree)['second']
     assert (tree/'nbs'/'assets'/'second.txt').read_text() == '8'

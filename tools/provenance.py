@@ -276,7 +276,7 @@ def state(name: str, record: dict | None, tree: Tree) -> State:
         return State('fresh', f"checked {seen['date'][:10]}: {seen['what']}" if seen else '')
     reason = record.get('reason')
     because = f"because of {', '.join(changed)}"
-    return State('stale', f'{because}; {reason["words"]}' if reason else because, bool(reason))
+    return State('stale', f'{reason["words"]} ({because})' if reason else because, bool(reason))
 
 def page_texts(root: Path) -> str:
     "What the pages say, without quotes and spaces: 'assets'/'mnist' reads assets/mnist"
@@ -457,15 +457,15 @@ def show(tree: Tree, names: list[str], check: bool, whole: bool):
     for name in names:
         s = state(name, records.get(name), tree)
         bad += not s.good
-        if not check or not s.good: print(f'{name:22} {s.word:9} {s.why}'.rstrip())
+        if not check or not s.good: print(f'{name:23} {s.word:9} {s.why}'.rstrip())
     for file, why in orphans(tree.root) if whole else []:
         bad += 1
-        print(f'{file:22} orphaned  {why}')
+        print(f'{file:23} orphaned  {why}')
     if whole and not check:
-        for file, program in ELSEWHERE.items(): print(f'{file:22} kept by   {program}')
+        for file, program in ELSEWHERE.items(): print(f'{file:23} kept by   {program}')
     for name in sorted(records.keys() - RESULTS.keys()) if whole else []:
         bad += 1
-        print(f'{name:22} orphaned  a record without a line in RESULTS')
+        print(f'{name:23} orphaned  a record without a line in RESULTS')
     if check and bad: sys.exit(f'{bad} results need a word: python tools/provenance.py --help')
 
 
