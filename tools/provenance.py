@@ -145,7 +145,7 @@ RESULTS = {
         'guidance': dict(function='by_guidance', check='row'),
         'report': dict(function='report', files='seed*.json worst.npz median.npz'),
         'steps': dict(function='by_steps', check='row'),
-        'training': dict(function='by_training', check='row')}),
+        'training': dict(function='by_training')}),
     'faces/data': Result(('faces/data.json', 'faces/*.webp'), 'python tools/faces_pictures.py',
                          ('tools/faces_pictures.py:main',), check='faces'),
     'faces/cost': Result(('faces/cost.json',), 'python benchmarks/faces.py',

@@ -156,8 +156,7 @@ def row(program: str, piece: str, _):  # tools/PROGRAM.py, nbs/assets/PIECE.json
     from diffusion_scratch.features import EXTRACTORS, load_classifier
     tool, table = importlib.import_module(program), read(f'{piece}.json')
     eye = load_classifier(EXTRACTORS/table['made']['extractor'].split()[0])
-    # of checkpoints, the last: its average is what was shipped, in 16 bits
-    r = min(table['rows'], key=lambda r: (-r.get('step', 0), r['images'] * r['calls']))
+    r = min(table['rows'], key=lambda r: r['images'] * r['calls'])
     source, guidance = table['made']['weights'].split()[0], r.get('guidance', tool.GUIDANCE)
     how = getattr(tool, 'STEP', results.ddim()), getattr(tool, 'STEPS', 50)
     if 'solver' in r:  # n steps of heun take 2n - 1 calls
@@ -165,7 +164,7 @@ def row(program: str, piece: str, _):  # tools/PROGRAM.py, nbs/assets/PIECE.json
         how = results.SOLVERS[r['solver']], (calls + 1) // 2 if heun else calls
     images, y = drawn(source, tool.SHAPE, r['images'], guidance, *how)
     fake, there = eye(images), r['measures']
-    key = ', '.join(f'{k} {v}' for k, v in r.items() if k in ('guidance', 'solver', 'step'))
+    key = ', '.join(f'{k} {v}' for k, v in r.items() if k in ('guidance', 'solver'))
     now = dict(confidence=results.confidence(fake.p))
     if 'label_accuracy' in there: now['label_accuracy'] = results.read_right(fake.p, y).value
     for k, v in now.items():
