@@ -45,7 +45,7 @@ reproduce-faces: env  ## Make the data set of faces, train their network anew, h
 	$(BIN)/python tools/faces_network.py train
 	$(BIN)/python tools/faces_network.py check
 
-test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter, the equation ledger, pytest; some of it as on an older processor
+test: dev  ## Sync, what a reader sees, plain English, staleness of pages and stored results, every chapter, the equation ledger, pytest; some of it as on an older processor
 	$(BIN)/python tools/check.py
 	$(BIN)/python tools/reading.py
 	$(BIN)/python tools/english.py
@@ -53,6 +53,7 @@ test: dev  ## Sync, what a reader sees, plain English, staleness, every chapter,
 	$(BIN)/python tools/colab.py --check
 	$(BIN)/python tools/run_nbs.py --check
 	$(BIN)/python tools/trainings.py --check
+	$(BIN)/python tools/provenance.py --check
 	$(BIN)/python tools/ledger.py --check
 	OMP_NUM_THREADS=1 $(BIN)/python tools/run_nbs.py --test --workers 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests

@@ -119,26 +119,32 @@ def independent(a):
                   training=counted(data.labels, data.classes))
     write(ASSETS/'independent.json', dict(made=facts, classes=data.classes, **tables))
 
+def with_hat(a, color: str, guidance: float, n: int) -> tuple[list, Tensor, Tensor, float]:
+    "Faces for a hat and a beard: the columns of both, what was asked for, what is read, seconds"
+    held = images(a.root, True)  # the other attributes come from faces that it has not seen
+    columns = [list(held.classes).index(name) for name in ('hat', 'beard')]
+    rows = random_rows(held.labels, n, seed=3).clone()
+    for column, name, value in zip(columns, ('hat', 'beard'), ('yes', color)):
+        rows[:, column] = held.classes[name].index(value)
+    drawn, seconds = asked_for(a, rows, f'hat-{color}-{guidance}', guidance)
+    return columns, rows, read(drawn), seconds
+
 def combined(a):
     "Hats with beards: the combination that was held out, beside three that were not"
-    held = images(a.root, True)  # the other attributes come from faces that it has not seen
-    names, found = list(held.classes), []
-    columns = [names.index('hat'), names.index('beard')]
+    found = []
     for guidance in (0., GUIDANCE, 3.):
         for color in BEARDS:
-            wanted = torch.tensor([held.classes['hat'].index('yes'),
-                                   held.classes['beard'].index(color)])
-            rows = random_rows(held.labels, a.row // 4, seed=3).clone()
-            rows[:, columns] = wanted
-            drawn, seconds = asked_for(a, rows, f'hat-{color}-{guidance}', guidance)
-            right = read(drawn)[:, columns] == wanted
+            columns, rows, seen, seconds = with_hat(a, color, guidance, a.row // 4)
+            right = (seen == rows)[:, columns]
             found.append(dict(
                 hat='yes', beard=color, guidance=guidance, images=len(rows),
                 cpu_seconds=round(seconds), both=int(right.all(1).sum()),
-                hats=int(right[:, 0].sum()), beards=int(right[:, 1].sum())))
+                hats=int(right[:, 0].sum()), beards=int(right[:, 1].sum()),
+                first=seen[:8].tolist()))  # what is read of the first faces
             print(found[-1], flush=True)
-    both = (held.labels[:, columns] == wanted).all(1)  # real hats with red beards
-    right = (read(held.images[both])[:, columns] == wanted).all(1)
+    held = images(a.root, True)
+    both = (held.labels[:, columns] == rows[0, columns]).all(1)  # real hats with red beards
+    right = (read(held.images[both])[:, columns] == rows[0, columns]).all(1)
     real = dict(images=int(both.sum()), both=int(right.sum()))
     write(ASSETS/'combined.json', dict(made=made(a), rows=found, real=real))
 

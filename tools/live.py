@@ -130,10 +130,9 @@ def about_network(name: str, folder: Path, program: list[Path]) -> dict:
     return dict(noun=noun, shape=facts['shape'], megabytes=round(size / 1e6, 1), **named)
 
 
-def animation(network: str):
-    "Ten images from noise, in twenty steps, played once"
+def frames(network: str) -> list:
+    "Ten images from noise, in twenty steps"
     import torch
-    from PIL import Image
     from diffusion_scratch.data import count_classes
     from diffusion_scratch.denoiser import clipped
     from diffusion_scratch.guidance import guided
@@ -141,17 +140,22 @@ def animation(network: str):
     from diffusion_scratch.sampling import trajectory
     from diffusion_scratch.solvers import ddim
     facts, (denoiser, schedule) = about(network), load(network)
-    sizes, plural = count_classes(facts['classes']), f'{NOUNS[network]}s'
-    labels = torch.arange(10)                  # of attribute a, image k has value k mod K_a
-    if isinstance(sizes, tuple): labels = labels[:, None] % torch.tensor(sizes)
+    sizes, labels = count_classes(facts['classes']), torch.arange(10)
+    if isinstance(sizes, tuple):               # of attribute a, image k has value k mod K_a
+        labels = labels[:, None] % torch.tensor(sizes)
     denoiser = clipped(guided(denoiser, labels, 0.5))
-    walk = trajectory(denoiser, schedule, (10, *facts['shape']), step=ddim(), seed=0,
-                      times=schedule.times(20))
-    frames = [Image.fromarray(sheet(f.x)) for f in walk]
+    return list(trajectory(denoiser, schedule, (10, *facts['shape']), step=ddim(), seed=0,
+                           times=schedule.times(20)))
+
+
+def animation(network: str):
+    "Their way from noise, played once"
+    from PIL import Image
+    sheets, plural = [Image.fromarray(sheet(f.x)) for f in frames(network)], f'{NOUNS[network]}s'
     file, config = LIVE/f'noise_to_{plural}.webp', PACKAGE/'weights'/network/'config.json'
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=[400] + [110] * 20,
+    sheets[0].save(file, save_all=True, append_images=sheets[1:], duration=[400] + [110] * 20,
                    loop=1, quality=30, method=6)
-    frames[-1].save(LIVE/f'{plural}.webp', lossless=True)
+    sheets[-1].save(LIVE/f'{plural}.webp', lossless=True)
     made = dict(command='python tools/live.py animation', date=date.today().isoformat(),
                 network=network, sha256=json.loads(config.read_text())['sha256'], seed=0, steps=20,
                 guidance=0.5, solver='ddim')

@@ -8,7 +8,7 @@ A chapter defines a function of no arguments, and reads what this program stored
 is taken from the chapter with the definitions that it uses, so the page prints the code that ran.
 Lists of numbers are stored as JSON, images as compressed arrays.
 """
-import argparse, ast, hashlib, json, os, symtable, sys, time
+import argparse, ast, hashlib, json, os, sys, time
 from datetime import date
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import torch
 
 from diffusion_scratch.checkpoint import atomic
 from diffusion_scratch.data import fingerprint, mnist_mini
+from depends import defined, needed, text
 from run_nbs import meaning
 
 NBS = Path(__file__).resolve().parent.parent/'nbs'
@@ -26,29 +27,6 @@ STORED = {'05_unet': ('other_starts', 'unet/starts.json'),
           '11_names': ('newly_trained', 'names/digits.npz'),
           '12_guidance': ('thick_and_thin', 'guidance/strokes.npz'),
           '28_transformer': ('other_runs', 'transformer/runs.json')}
-
-
-def needed(node: ast.stmt) -> set[str]:
-    "The names that a statement takes from the module"
-    def names(table):
-        return {s.get_name() for s in table.get_symbols() if s.is_referenced()
-                and (s.is_global() or table.get_type() == 'module')}.union(
-                    *map(names, table.get_children()))
-    return names(symtable.symtable(ast.unparse(node), 'cell', 'exec'))
-
-
-def defined(node: ast.stmt) -> set[str]:
-    "The names that a statement gives to the module"
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)): return {node.name}
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    return {n.id for t in targets for n in ast.walk(t)
-            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-
-
-def text(source: str, node: ast.stmt) -> str:
-    "The lines of a statement, with its decorators"
-    first = min([node.lineno, *(d.lineno for d in getattr(node, 'decorator_list', []))])
-    return '\n'.join(source.splitlines()[first - 1:node.end_lineno])
 
 
 def program(notebook: Path, name: str) -> tuple[str, str]:

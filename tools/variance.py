@@ -57,12 +57,12 @@ def mean(x: torch.Tensor) -> dict:
     return dict(mean=round(x.mean().item(), 5),
                 error=round((x.std() / math.sqrt(len(x))).item(), 5))
 
-def bits(root: Path) -> dict:
+def bits(root: Path, numbers=(10, 50, 1000)) -> dict:
     "Bits per dimension of held-out digits with each variance, in 10, 50 and all steps"
     (net, schedule), digits = network(), mnist_mini()[:][0]
     test, rows = mnist(root, train=False, download=root == DATA), {}
     x0, _ = test[torch.randperm(len(test), generator=seeded(0))[:HELD_OUT]]
-    for n in tqdm((10, 50, schedule.T), desc='bits', unit='row'):
+    for n in tqdm(numbers, desc='bits', unit='row'):
         few = n < schedule.T
         times = schedule.times(n) if few else None
         each, row = {}, {}
@@ -76,11 +76,11 @@ def bits(root: Path) -> dict:
     return dict(bits=rows, made=made('bits', images=f'{HELD_OUT} of the test set of MNIST',
                                      seeds=[0, 1, 2]))
 
-def samples(root: Path) -> dict:
+def samples(root: Path, numbers=(5, 10, 20, 50)) -> dict:
     "Fréchet distance [95 %] of few-step samples with each variance, against mnist_mini"
     (net, schedule), data, see = network(), mnist_mini(), digit_classifier()
     real, digits, rows = see(data.images, progress=False), data[:][0], []
-    for n in tqdm((5, 10, 20, 50), desc='samples', unit='row'):
+    for n in tqdm(numbers, desc='samples', unit='row'):
         times = schedule.times(n)
         for name, v in variances(net, schedule, digits[::50], times).items():
             images = torch.cat([
