@@ -4,8 +4,8 @@ be stopped and given again.
     pip install 'diffusion_scratch[faces]'
     python tools/faces_network.py train              # configs/faces.yaml: hours
     python tools/faces_network.py ship [--run RUN]   # averaged weights, of a run that may go on
-    python tools/faces_network.py measure [PIECE ..] # of the shipped weights, into nbs/assets/faces/
-    python tools/faces_network.py check [--run RUN]  # does a run measure as the shipped weights did?
+    python tools/faces_network.py measure [PIECE ..] # of these weights, into nbs/assets/faces/
+    python tools/faces_network.py check [--run RUN]  # does a run measure as these weights did?
 
 `make reproduce-faces` is train and check. The faces are made where they are missing, by
 tools/faces.py: 20,000 for training (seed 0, nobody with a hat has a red beard), 5,000 others (seed

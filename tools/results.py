@@ -1,5 +1,5 @@
-"""What the programs that train the shipped networks share: files that appear whole, tables that grow
-by a row, images that are drawn once, and the facts of a training"""
+"""What the programs that train the shipped networks share: files that appear whole, tables that
+grow by a row, images that are drawn once, and the facts of a training"""
 import csv, json, math, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
