@@ -106,7 +106,7 @@ def test_the_published_numbers_are_of_these_weights(name):
     want = dict(weights=f'{name} {model_hash(*load(name))}', extractor=f'{eye.name} {eye.hash}',
                 generated=10_000, real=60_000, reference=f'mnist {data[:12]}')
     assert {k: report['protocol'][k] for k in want} == want
-    assert about(name)['measured'] == tool.summary(report)
+    assert about(name)['measured'] == tool.results.summary(report)
 
 def test_check_passes_the_same_weights_and_finds_worse_ones(tmp_path, monkeypatch, capsys):
     "`make reproduce-mnist`, its second half, with 80 images and 400 digits in MNIST's format"
