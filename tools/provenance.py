@@ -176,6 +176,7 @@ RESULTS = {
 ELSEWHERE = {'map.svg': 'tools/check.py', 'map_narrow.svg': 'tools/check.py',
              'tiny_digits.png': 'tools/run_nbs.py', 'three_lines.png': 'tools/run_nbs.py'}
 WRITTEN = {'results.json', 'figures.js', 'screen.js'}  # this table; scripts of the site
+FETCHED = 'katex', 'minisearch'  # folders that the build of the site takes from npm
 
 
 # ---- what a record holds
@@ -298,7 +299,8 @@ def orphans(root: Path) -> list[tuple[str, str]]:
     assets, pages = root/'nbs'/'assets', page_texts(root)
     made = {f for r in RESULTS.values() for f in files_of(r, root)} | set(ELSEWHERE) | WRITTEN
     found = []
-    for file in sorted(f for f in assets.rglob('*') if f.is_file()):
+    there = (f for f in assets.rglob('*') if f.is_file())
+    for file in sorted(f for f in there if f.relative_to(assets).parts[0] not in FETCHED):
         name = str(file.relative_to(assets))
         folder = name.rpartition('/')[0]
         read_as = [f'assets/{name}', *([f'assets/{folder}'] if folder else [])]
