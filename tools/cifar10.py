@@ -13,7 +13,7 @@ train --start cifar10: the weights are carried over in 16 bits, and the optimize
 The images are CIFAR-10, which torchvision downloads once. --root names a folder that has its
 files already, or a folder with train/<class>/ and test/<class>/ of image files.
 """
-import argparse, json, subprocess, sys, time
+import argparse, json, sys, time
 from datetime import datetime, timezone
 from functools import cache, partial
 from pathlib import Path
@@ -133,10 +133,7 @@ def of_root(root: Path) -> list[str]:
     return [] if root == DATA else [f'data.root={root}']
 
 def train(a):
-    program = Path(sys.executable).with_name('diffusion-train')
-    start = [f'training.start={a.start}'] if a.start else []
-    line = [program, f'configs/{CONFIG}.yaml', f'run={a.run}', *of_root(a.root), *start]
-    subprocess.run([*line, *a.changes], cwd=ROOT, check=True)
+    results.train(ROOT/'configs'/f'{CONFIG}.yaml', a, of_root(a.root))
 
 def ship(a):
     "The averaged weights of the newest checkpoint, with the facts of all sittings"
@@ -259,25 +256,16 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = dict(classifier=classifier, train=train, ship=ship, measure=measure, check=check)
-    p.add_argument('command', choices=list(commands))
-    p.add_argument('pieces', nargs='*', help=f"of measure, all if none: {', '.join(PIECES)}; "
-                   'of train, changes to the config, key=value')
     p.add_argument('--root', type=Path, default=DATA,
                    help='folder of CIFAR-10 (default: where torchvision puts it)')
     p.add_argument('--run', type=Path, default=RUNS/CONFIG, help='(default runs/cifar10_small)')
-    p.add_argument('--start', help='of train: weights to begin with')
     p.add_argument('--to', type=Path, default=SHIPPED/NAME, help='of ship (default: the package)')
     p.add_argument('--weights', default=NAME, help='of measure (default cifar10)')
     p.add_argument('--n', type=int, default=10_000, help='images of a report (default 10000)')
     p.add_argument('--seeds', type=int, default=3, help='reports (default 3)')
     p.add_argument('--row', type=int, default=500, help='images of a row (default 500); they are '
                    'kept, and a larger number adds to them')
-    a = p.parse_intermixed_args()
-    a.changes = a.pieces if a.command == 'train' else []
-    wrong = [piece for piece in a.pieces
-             if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]
-    if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
-                      'after measure, key=value after train')
+    a = results.arguments(p, commands, PIECES)
     keep_freed_memory()
     commands[a.command](a)
 

@@ -12,7 +12,7 @@ tools/faces.py: 20,000 for training (seed 0, nobody with a hat has a red beard),
 2), which no network has seen. Attributes are read by the classifier of tools/face_classifier.py.
 To train the shipped weights further in a new run, give train --start faces.
 """
-import argparse, json, subprocess, sys, time
+import argparse, json, sys, time
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -50,10 +50,7 @@ def images(root: Path, held_out: bool=False) -> ImageSet:
 
 def train(a):
     faces.make(a.root/'train', without=[WITHOUT])
-    program = Path(sys.executable).with_name('diffusion-train')
-    start = [f'training.start={a.start}'] if a.start else []
-    line = [program, CONFIG, f'run={a.run}', f'data.root={a.root}/train', *start, *a.changes]
-    subprocess.run(line, cwd=ROOT, check=True)
+    results.train(CONFIG, a, [f'data.root={a.root}/train'])
 
 def ship(a):
     made_by = 'cartoon faces of tools/faces.py, seed 0, nobody with a hat has a red beard'
@@ -171,23 +168,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = dict(train=train, ship=ship, measure=measure, check=check)
-    p.add_argument('command', choices=list(commands))
-    p.add_argument('pieces', nargs='*', help=f"of measure, all if none: {', '.join(PIECES)}; "
-                   'of train, changes to the config, key=value')
     p.add_argument('--root', type=Path, default=RUNS/'faces_data', help='folder for the faces')
     p.add_argument('--run', type=Path, default=RUNS/'faces', help='(default runs/faces)')
-    p.add_argument('--start', help='of train: weights to begin with')
     p.add_argument('--to', type=Path, default=SHIPPED/NAME, help='of ship (default: the package)')
     p.add_argument('--weights', default=NAME, help='of measure (default faces)')
     p.add_argument('--n', type=int, default=500, help='images of a report (default 500)')
     p.add_argument('--seeds', type=int, default=1, help='reports (default 1)')
     p.add_argument('--row', type=int, default=400, help='images of the other pieces (default 400)')
-    a = p.parse_intermixed_args()
-    a.changes, a.name = a.pieces if a.command == 'train' else [], 'seed'
-    wrong = [piece for piece in a.pieces
-             if a.command != 'train' and (piece not in PIECES or a.command != 'measure')]
-    if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(PIECES)} "
-                      'after measure, key=value after train')
+    a = results.arguments(p, commands, PIECES)
+    a.name = 'seed'
     keep_freed_memory()
     commands[a.command](a)
 

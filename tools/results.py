@@ -1,6 +1,6 @@
 """What the programs that train the shipped networks share: files that appear whole, tables that
 grow by a row, images that are drawn once, and the facts of a training"""
-import csv, json, math, sys, time
+import argparse, csv, json, math, subprocess, sys, time
 from datetime import datetime, timezone
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,6 +48,30 @@ def measure(assets: Path, pieces: dict[str, Callable], a):
     assets.mkdir(parents=True, exist_ok=True)
     for piece in a.pieces or pieces:
         print(f'--- {piece}', flush=True); pieces[piece](a)
+
+
+# --- the command line of a program that trains one network
+
+def arguments(p: argparse.ArgumentParser, commands: dict, pieces: dict) -> argparse.Namespace:
+    "A command, and after it pieces to measure or, for train, changes to the config"
+    p.add_argument('command', choices=list(commands))
+    p.add_argument('pieces', nargs='*', help=f"of measure, all if none: {', '.join(pieces)}; "
+                   'of train, changes to the config, key=value')
+    p.add_argument('--start', help='of train: weights to begin with')
+    a = p.parse_intermixed_args()
+    a.changes = a.pieces if a.command == 'train' else []
+    wrong = [piece for piece in a.pieces
+             if a.command != 'train' and (piece not in pieces or a.command != 'measure')]
+    if wrong: p.error(f"{a.command} {wrong[0]} is not allowed; allowed: {', '.join(pieces)} "
+                      'after measure, key=value after train')
+    return a
+
+def train(config: Path, a, images: list): # words that say where the images are
+    "Train as a config says, with the changes and the first weights that were given"
+    program = Path(sys.executable).with_name('diffusion-train')
+    start = [f'training.start={a.start}'] if a.start else []
+    line = [program, config, f'run={a.run}', *images, *start, *a.changes]
+    subprocess.run(line, cwd=config.parent.parent, check=True)
 
 
 # --- trainings
