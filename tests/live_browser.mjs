@@ -65,6 +65,17 @@ async function tabTo(tab, selector) {
   await ready(tab)
   found.nextSeed = await last(tab)
   found.nextPython = await text(tab, '.live-python code')
+  const face = tab.locator('[name=network][value=faces]')
+  if (await face.count()) {                                    // the other network
+    await tab.locator('[name=network]:checked').focus()
+    await tab.keyboard.press('ArrowRight')
+    found.chosen = await face.isChecked() && !await tab.locator('[name=digit]').count()
+    await tab.evaluate(() => { document.querySelector('diffusion-live').times = null })
+    await tab.locator('.live-draw').click()
+    await ready(tab)
+    found.chosenFace = await last(tab)
+    found.chosenPython = await text(tab, '.live-python code')
+  }
   await tab.context().close()
 }
 {  // two solvers, on a phone, with reduced motion

@@ -212,6 +212,7 @@ def main():
     if own_search: warnings += search.install(out, library)
     furniture.furnish(out, yaml.safe_load((proc/'_quarto.yml').read_text())['book'],
                       [f.name for f in cfg.nbs_path.glob('*.ipynb')])
+    links.drop_unnamed(out)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
     warnings += screen.check(out)
     for w in warnings: print('warning:', w, file=sys.stderr)

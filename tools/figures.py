@@ -2,9 +2,9 @@
 
 Outputs of cells hold pictures as matplotlib and Pillow gave them. Before the pages are rendered, a
 drawing (SVG) becomes one file that is legible on a light and on a dark page: its address with
-`#dark` turns black into white. Pixels become WebP without loss, an animation one tall picture of
-all its frames, which figures.js plays. Every picture gets its size and an alternative text
-(`fig-alt`, or its caption).
+`#dark` turns black into white. Pixels become WebP, without loss unless a loss that no eye sees
+saves much; an animation becomes one tall picture of all its frames, which figures.js plays. Every
+picture gets its size and an alternative text (`fig-alt`, or its caption).
 """
 import base64, html, io, re
 from collections import Counter
@@ -80,6 +80,7 @@ def brief(svg: str) -> str:
         svg = svg.replace(long, short)
     used = set(re.findall(r'#([\w-]+)["\')]', svg)) | {'dark'}
     svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else '', svg)
+    svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r' ?([A-Za-z]) ?(?=[-\d"])', r'\1', m[0]), svg)
     often = [s for s, n in Counter(re.findall(r' style="([^"]*)"', svg)).most_common() if n > 2]
     for i, style in enumerate(often): svg = svg.replace(f' style="{style}"', f' class="s{i}"')
     rules = ''.join(f'.s{i}{{{style}}}' for i, style in enumerate(often))
@@ -93,7 +94,7 @@ def sharp(svg: str) -> str:
         pixels = Image.open(io.BytesIO(base64.b64decode(data[1])))
         scale = re.search(r'matrix\(([\d.e-]+)', tag) if 'pixelated' in tag else None
         times = min(4, max(1, ceil(2 * 4 / 3 * float(scale[1])))) if scale else 1
-        tag = tag.replace(data[0], f'xlink:href="{in_line(webp(enlarged(pixels, times)))}"')
+        tag = tag.replace(data[0], f'xlink:href="{in_line(small_webp(enlarged(pixels, times)))}"')
         return re.sub(r' style="image-rendering:[^"]*"', '', tag)
     return re.sub(r'<image\b[^>]*>', image, svg)
 
@@ -163,10 +164,18 @@ def written(root: ElementTree.Element) -> str:
     return drawn(root)
 
 # ---------------------------------------------------------------- pixels
-def webp(image: Image.Image, lossless=True) -> bytes:
+def webp(image: Image.Image, **options) -> bytes:
     out = io.BytesIO()
-    image.save(out, 'WEBP', lossless=lossless, quality=90 if lossless else 80, method=4)
+    image.save(out, 'WEBP', method=4, **options)
     return out.getvalue()
+
+def small_webp(image: Image.Image) -> bytes:
+    "Without loss, unless the picture is opaque and large, and a small loss saves a fifth or more"
+    exact = webp(image, lossless=True, quality=90)
+    seen_through = image.mode == 'RGBA' and image.getextrema()[3][0] < 255
+    if seen_through or len(exact) < 4000: return exact
+    near = webp(image.convert('RGB'), quality=85, use_sharp_yuv=True)
+    return near if len(near) < 0.8 * len(exact) else exact
 
 def in_line(data: bytes) -> str:
     return 'data:image/webp;base64,' + base64.b64encode(data).decode()
@@ -213,7 +222,7 @@ class Pictures:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
         card = on_white(image)
-        src = self.store(webp(image if card else enlarged(image, 2)), '.webp')
+        src = self.store(small_webp(image if card else enlarged(image, 2)), '.webp')
         return self.img(src, width, height, alt, ' on-white' if card else '')
 
     def player(self, source: str, alt: str) -> str:
@@ -230,7 +239,7 @@ class Pictures:
             width, height = images[0].size
             whole = Image.new('RGB', (width, height * len(images)))
             for i, image in enumerate(images): whole.paste(image, (0, i * height))
-            src = self.store(webp(whole, lossless=False), '.webp')
+            src = self.store(webp(whole, quality=80), '.webp')
             tall = self.img(src, width, height * len(images), alt, ' on-white')
         last, interval = len(frames) - 1, re.search(r'slider_id, ([\d.]+)', source)[1]
         return (f'<div class="player" data-interval="{interval}" style="--frames:{len(frames)};'
@@ -289,8 +298,17 @@ def take_out(nb: dict, name: str, folder: Path) -> list[str]:
 IMG = re.compile(r'<img\b[^>]*\bsrc="(?!data:|assets/figures/|\w+://)([^"#?]+)[^>]*>')
 SCRIPT = '<script src="assets/figures.js" defer></script>'
 
+def smaller(tag: str, site: Path) -> str:
+    "An image of a page with a WebP in place of a large PNG"
+    file = site/IMG.match(tag)[1]
+    if file.suffix != '.png' or not file.exists() or file.stat().st_size < 50_000: return tag
+    made = file.with_suffix('.webp')
+    made.write_bytes(small_webp(Image.open(file)))
+    return tag.replace(file.name, made.name)
+
 def sized(tag: str, site: Path, problems: list[str]) -> str:
     "An image of a page with its size, loaded lazily; an animation's end for who wants no motion"
+    tag = smaller(tag, site)
     src = IMG.match(tag)[1]
     file, still = site/src, ''
     if not re.search(r'\balt="[^"]', tag): problems.append(f'{src} has no alternative text')
@@ -301,7 +319,7 @@ def sized(tag: str, site: Path, problems: list[str]) -> str:
             if (frames := getattr(im, 'n_frames', 1)) > 1:
                 im.seek(frames - 1)
                 still = Path(src).with_suffix('.still.webp').as_posix()
-                (site/still).write_bytes(webp(im.convert('RGB')))
+                (site/still).write_bytes(small_webp(im.convert('RGB')))
     elif file.suffix == '.svg' and file.exists() and 'width=' not in tag:
         own = re.search(r'<svg\b[^>]* (width="\d+" height="\d+")', file.read_text(encoding='utf-8'))
         if own: more += ' ' + own[1]

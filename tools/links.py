@@ -48,6 +48,15 @@ def remote(url: str) -> bool: return bool(urlsplit(url).netloc)
 def read(file: Path) -> str: return file.read_text(encoding='utf-8')
 
 
+def drop_unnamed(site: Path):
+    "Delete the files of `assets` that nothing on the site names, such as measurements"
+    texts = [f for f in site.rglob('*') if f.suffix in {'.html', '.css', '.js', '.mjs', '.xml'}]
+    whole = '\n'.join(map(read, texts))
+    for file in (site/'assets').rglob('*'):
+        kept = not file.is_file() or {'katex', 'minisearch'} & set(file.parts)
+        if not kept and file.name not in whole: file.unlink()
+
+
 def broken(site: Path, name: str, url: str, pages: dict[str, Page]) -> str:
     "What is wrong with a link on a page, or nothing"
     parts = urlsplit(url)

@@ -1,6 +1,7 @@
 // <diffusion-live>: images drawn in the browser by a network that comes with the package.
 //
 //   network   mnist-conditional (default), or faces, whose controls are `attributes`, not `digit`
+//   networks  those that a reader can choose from, with spaces between them
 //   mode      draw (default); compare: two solvers; edit: a drawing, noised or filled in
 //   controls  which of digit, attributes, guidance, steps, seed, solver, level, in this order
 //   images    how many images at once (default 1)
@@ -29,8 +30,14 @@ class DiffusionLive extends HTMLElement {
     if (this.panels) return
     if (!about.engine) return this.sayNoEngine()
     if (!this.about) return this.remove()      // a site without the weights of this network
-    this.options = this.firstOptions()
     this.poster = this.querySelector('picture')
+    this.addEventListener('input', event => this.changed(event.target))
+    this.addEventListener('change', event => this.changed(event.target))
+    this.fill()
+  }
+
+  fill() {                                     // the element, for its network
+    this.options = this.firstOptions()
     this.innerHTML = this.page()
     this.querySelector('.live-poster').append(this.poster ?? '')
     this.button = this.querySelector('.live-draw')
@@ -39,8 +46,6 @@ class DiffusionLive extends HTMLElement {
     this.panels = [...this.querySelectorAll('.live-panel')].map(panel => ({
       panel, frames: [], canvases: panel.querySelectorAll('canvas'),
       captions: panel.querySelectorAll('figcaption')}))
-    this.addEventListener('input', event => this.changed(event.target))
-    this.addEventListener('change', event => this.changed(event.target))
     this.button.addEventListener('click', () => {
       this.filling = false
       this.draw()
@@ -52,6 +57,9 @@ class DiffusionLive extends HTMLElement {
 
   get mode() { return this.getAttribute('mode') ?? 'draw' }
   get network() { return this.getAttribute('network') ?? 'mnist-conditional' }
+  get networks() {
+    return (this.getAttribute('networks') ?? '').split(' ').filter(name => about.networks[name])
+  }
   get about() { return about.networks[this.network] }          // noun, shape, attributes, megabytes
   get engine() { return engineOf(this.network) }
 
@@ -78,6 +86,7 @@ class DiffusionLive extends HTMLElement {
   changed(input) {
     const {name, value, type} = input
     if (!name || type === 'radio' && !input.checked) return
+    if (name === 'network') return this.choose(value)
     const panel = Number(input.closest('[data-panel]')?.dataset.panel ?? 0)
     const into = [this.options, this.options.each[panel], this.options.attributes].find(
       options => name in options)
@@ -86,6 +95,20 @@ class DiffusionLive extends HTMLElement {
     into[name] = after
     this.write()
     if (this.running || this.panels.some(p => p.frames.length)) this.draw({again: true})
+  }
+
+  choose(network) {                            // another network, whose animation stands there
+    if (network === this.network) return
+    this.run = null                            // what is being drawn is no longer wanted
+    this.running = false
+    this.classList.remove('live-drawn')
+    this.setAttribute('network', network)
+    const {noun} = this.about
+    this.poster = Object.assign(document.createElement('picture'), {innerHTML:
+      `<source media="(prefers-reduced-motion: reduce)" srcset="live/${noun}s.webp">
+       <img src="live/noise_to_${noun}s.webp" alt="Squares of noise become ${noun}s.">`})
+    this.fill()
+    this.querySelector(`[name=network][value=${network}]`).focus()
   }
 
   write() {                                    // numbers beside the sliders, button, Python
@@ -255,6 +278,7 @@ class DiffusionLive extends HTMLElement {
     const shared = names.filter(name => !own(name) && !label(name))
     const sliders = shared.map(name => this.control(name)).join('')
     const labels = names.filter(label).map(name => this.control(name)).join('')
+    const network = this.networks.length > 1 ? this.choice() : ''
     const panels = this.options.each.map((_, k) => this.panel(k, names.filter(own))).join('')
     const beside = this.mode === 'draw' && this.options.images === 1 ? ' live-beside' : ''
     return `<div class="live-main${beside}">${edit ? this.padPage() : ''}
@@ -262,7 +286,7 @@ class DiffusionLive extends HTMLElement {
         <label class="live-walk"><span>Noise</span><input type="range" class="live-scrubber"
           aria-label="Step, from noise to image" min="0" max="1" value="1" disabled>
           <span>Image</span></label></div>
-      <div class="live-side">${edit ? this.tools() : ''}${labels}
+      <div class="live-side">${edit ? this.tools() : ''}${network}${labels}
         <div class="live-act"><button type="button" class="live-draw">Noise it, then draw it again
           </button>${edit ? `<button type="button" data-do="fill" disabled>Fill in the marked part
           </button>` : ''}</div>
@@ -321,6 +345,15 @@ class DiffusionLive extends HTMLElement {
       <span>${digit === ANY ? 'any' : digit}</span></label>`)
     return `<form id="${group}" hidden></form>
       <fieldset class="live-digits"><legend>Digit</legend>${digits.join('')}</fieldset>`
+  }
+
+  choice() {                                   // of the network
+    const group = `network-${DiffusionLive.count++}`
+    const networks = this.networks.map(name => `<label><input type="radio" name="network"
+      form="${group}" value="${name}"${name === this.network ? ' checked' : ''}>
+      <span>${about.networks[name].noun}s</span></label>`)
+    return `<form id="${group}" hidden></form><fieldset class="live-digits live-networks"
+      aria-label="What to draw">${networks.join('')}</fieldset>`
   }
 
   padPage() {
