@@ -281,6 +281,12 @@ def test_faces_of_the_stated_attributes_as_in_python(browser):
     close(browser['anyFace'][0]['x'], *drawn_by(browser['anyFacePython']), 1e-3)
 
 
+def test_first_page_offers_faces_too(browser):
+    if 'faces' not in live.networks(): pytest.skip('the weights of faces do not come with it')
+    assert browser['chosen'] and "'hat=yes,glasses=yes'" in browser['chosenPython']
+    close(browser['chosenFace'][0]['x'], *drawn_by(browser['chosenPython']), 1e-3)
+
+
 def test_network_whose_weights_are_not_there(browser, tmp_path, monkeypatch):
     equal(browser['withoutWeights'], 0)
     cell = '<diffusion-live mode="draw" network="faces">'

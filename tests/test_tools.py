@@ -393,10 +393,12 @@ def test_formulas_are_rendered(tmp_path):
         '<script src="assets/katex/katex.min.js" defer></script>'
         r'<span class="math inline">\(a &lt; b\)</span>'
         r'<span class="math display">\[x \tag{1.2}\]</span>'
+        r'<span class="math inline">\(\mathrm{signal}_t\)</span>'
         r'<span class="math inline">\(\wrong\)</span>')
     [error] = katex.prerender(tmp_path)
     page = (tmp_path/'a.html').read_text()
     assert error.startswith('a.html: ') and r'\wrong' in error
-    assert '<script' not in page and page.count('<math') == 2 and r'>\wrong</span>' in page
+    assert '<script' not in page and page.count('<math') == 3 and r'>\wrong</span>' in page
     assert 'katex-display' in page and '1.2' in page and '<mo>&lt;</mo>' in page
+    assert '<mi mathvariant="normal">signal</mi>' in page  # read as a word, not letter by letter
     assert not (tmp_path/'assets'/'katex'/'katex.min.js').exists()

@@ -3,7 +3,7 @@
 // KaTeX builds a formula out of many nested spans, five for each thing that is raised or lowered.
 // What it means is kept here and written with about a third of the elements: a shift is a relative
 // position, things above each other share the cell of a grid, a space is the margin of its
-// neighbour, and each outline of a root is on a page once. MathML loses only rows of one thing.
+// neighbour, and each outline of a root is on a page once. MathML loses its looks.
 // Where a formula in a line of text may break stands a <wbr>.
 const path = require('path'), fs = require('fs')
 const katex = require(path.resolve(process.argv[2]))
@@ -145,10 +145,27 @@ function drawn(svg) {
 
 const mathml = (node) => node.toMarkup().replace(' xmlns="http://www.w3.org/1998/Math/MathML"', '')
 
-function single(node) {  // MathML without rows of one thing
-  node.children = node.children?.map(single)
-  const row = node.type === 'mrow' && node.children.length === 1 && !Object.keys(node.attributes).length
-  return row && node.children[0].toMarkup ? node.children[0] : node
+const LOOKS = ['columnalign', 'columnspacing', 'displaystyle', 'fence', 'lspace', 'rowspacing', 'rspace',
+  'scriptlevel', 'separator', 'stretchy']
+const upright = (node) => node.type === 'mi' && node.attributes.mathvariant === 'normal' &&
+  /^[A-Za-z]+$/.test(node.children[0].text)
+
+function plain(node) {  // MathML is for the ear: without looks, with words in one piece
+  if (!node.children) return node
+  for (const name of LOOKS) delete node.attributes?.[name]
+  node.children = node.children.map(plain)
+  if (node.type === 'mstyle') node.type = 'mrow'
+  if (!['mrow', 'mtd'].includes(node.type)) return node
+  const parts = []
+  for (const child of node.children) {
+    if (child.type === 'mrow' && !child.children.length) continue
+    const before = parts.at(-1)
+    if (before && upright(before) && upright(child)) before.children[0].text += child.children[0].text
+    else parts.push(child)
+  }
+  node.children = parts
+  const row = node.type === 'mrow' && parts.length === 1 && !Object.keys(node.attributes).length
+  return row && parts[0].toMarkup ? parts[0] : node
 }
 
 // ---------------------------------------------------------------- all formulas
@@ -156,7 +173,7 @@ const formulas = JSON.parse(fs.readFileSync(0, 'utf8')).map(([tex, displayMode])
   try {
     const tree = katex.__renderToDomTree(tex, { displayMode, strict: 'ignore' })
     const [spoken, seen] = (displayMode ? tree.children[0] : tree).children
-    return { displayMode, spoken: mathml(single(spoken)), seen: seen.children.flatMap(lean) }
+    return { displayMode, spoken: mathml(plain(spoken)), seen: seen.children.flatMap(lean) }
   } catch (error) { return { error: error.message } }
 })
 for (const { seen } of formulas) visit(seen ?? [], (node) => {
