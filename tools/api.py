@@ -197,7 +197,8 @@ class Entry:
         text = f'{self.name} = {self.written.text(self.node.value)}'
         targets = self.written.text(self.node.targets[0])
         if targets != self.name: text = f'{targets} = {self.written.text(self.node.value)}'
-        return text if len(text) <= 2*WIDTH else text[:2*WIDTH].rsplit(' ', 1)[0] + ' …'
+        lines = textwrap.wrap(text, WIDTH, subsequent_indent='    ', break_on_hyphens=False)
+        return '\n'.join(lines if len(lines) <= 3 else [*lines[:3], '    …'])
 
     @cached_property
     def maker(self) -> Written | None:
