@@ -8,7 +8,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT/'tools'))
 from npm import npm_files  # noqa: E402
 
-
 def playwright() -> str | None:
     "Where playwright-core is: in NODE_PATH, in node_modules, or else from npm"
     for folder in [*os.environ.get('NODE_PATH', '').split(os.pathsep), ROOT/'node_modules']:
@@ -16,7 +15,6 @@ def playwright() -> str | None:
             return str(Path(folder)/'playwright-core')
     found = npm_files('playwright-core', '1.65.1', '.')
     return found and str(found)
-
 
 def browser_or_skip() -> tuple[str, str]:
     "playwright-core and Chromium; the test is skipped where one is not at hand"
@@ -26,7 +24,6 @@ def browser_or_skip() -> tuple[str, str]:
     if not shutil.which('node'): pytest.skip('node is not installed')
     if not (driver := playwright()): pytest.skip('npm package playwright-core is not at hand')
     return driver, chromium
-
 
 def in_browser(script: str, *arguments) -> dict:
     "What a script of tests/ prints as JSON"

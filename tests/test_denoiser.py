@@ -1,11 +1,9 @@
 "Chapter 3 from outside: linear algebra by NumPy, derivatives by autograd, and a user's mistakes"
-import numpy as np
-import pytest
-import torch
+import numpy as np, pytest, torch
 from conftest import gen, randn, refused, within
 from torch import nn
 from diffusion_scratch.denoiser import (EPS, PARAMETERIZATIONS, V, VELOCITY, X0, Denoiser,
-                                        Parameterization, Prediction, clipped, evaluating)
+                                        Prediction, clipped, evaluating)
 from diffusion_scratch.guidance import guided
 from diffusion_scratch.noising import q_sample
 from diffusion_scratch.schedule import Schedule, cosine_betas, linear_betas, zero_terminal_snr
@@ -53,16 +51,7 @@ def test_parameterizations_are_named_values():
     assert [repr(p) for p in ALL] == ['EPS', 'X0', 'V']
     with pytest.raises(AttributeError, match='cannot assign'): V.name = 'eps'
 
-def test_a_coordinate_of_ones_own():
-    "The score, exercise 2"
-    score = Parameterization('score', lambda x0, eps, level: -eps / level.noise.to(eps),
-        lambda x_t, out, level: EPS.x0(x_t, -level.noise.to(x_t) * out, level))
-    x0, eps, level, x_t = batch(dtype=torch.float32)
-    got = Denoiser(lambda x, t: score.target(x0, eps, level), score)(x_t, level)
-    assert torch.allclose(got.x0, EPS.predict(eps, x_t, level).x0, atol=1e-4)
-
 # Denoiser
-
 def test_no_signal_v_and_x0_work_and_eps_is_refused():
     "Zero terminal SNR; one such image of a batch is enough"
     x_t, out = randn(2, 3), randn(2, 3, seed=1)
@@ -119,16 +108,13 @@ def test_a_half_precision_network_answers_in_the_precision_of_the_images(p, half
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float64])
 def test_a_network_computes_in_the_precision_of_its_weights(dtype):
+    "Also one that was put in the place of another"
     x, net = randn(7, 3, dtype=torch.float32), Net(nn.Linear(3, 3)).to(dtype)
-    got = Denoiser(net, X0)(x, SCHEDULE.at(TS, x)).x0
-    assert got.dtype == x.dtype and torch.equal(got, net(x.to(dtype), None).to(x))
-
-def test_a_network_put_in_the_place_of_another_computes_in_its_own_precision():
-    x, d = randn(7, 3, dtype=torch.float32), Denoiser(Net(nn.Linear(3, 3)), X0)
-    d.net = Net(nn.Linear(3, 3)).bfloat16()
-    fresh = Denoiser(d.net, X0)
-    level = SCHEDULE.at(TS, x)
-    assert torch.equal(d(x, level).x0, fresh(x, level).x0)
+    changed = Denoiser(Net(nn.Linear(3, 3)), X0)
+    changed.net = net
+    for d in (Denoiser(net, X0), changed):
+        got = d(x, SCHEDULE.at(TS, x)).x0
+        assert got.dtype == x.dtype and torch.equal(got, net(x.to(dtype), None).to(x))
 
 @pytest.mark.parametrize('case', [
     (dict(t=0), 't = 0 is the data itself.*1..T'), (dict(t=torch.tensor([3, 0, 1, 2])), 't = 0'),
@@ -151,7 +137,6 @@ def test_bad_inputs_and_outputs_are_refused_by_name(case):
     refused(lambda: Denoiser(o['net'])(x_t, SCHEDULE.at(o['t'], o['like']), o['y']), says, *error)
 
 # Wrappers
-
 @every_p
 def test_clipping_brings_every_pixel_closer_to_any_image(p):
     "eq-clip-x0: in x0 and in eps; the prediction still adds up; twice is once"

@@ -1,13 +1,10 @@
-"""The scripts of nbs/explore compute what the library computes: node runs their formulas.
-
-Tolerance 1e-6, unless a comment says why another. The truth is the library's own function, or
-SciPy's where the script has its own method (the flow in one dimension, the normal distribution)."""
+"""The scripts of nbs/explore, run by node, compute what the library computes, or SciPy where they
+have a method of their own. Tolerance 1e-6, unless a comment says why another"""
 import json, math, re, shutil, subprocess
 from base64 import b64decode
 from pathlib import Path
-import numpy as np
-import pytest
-import torch
+import numpy as np, pytest, torch
+from conftest import even_schedule
 from ipywidgets import IntSlider
 from scipy import integrate, stats
 from diffusion_scratch import solvers
@@ -37,11 +34,7 @@ def run(script: str, code: str, given=None):
 
 def number(x) -> torch.Tensor: return torch.tensor([[float(x)]], dtype=torch.float64)
 
-def straight(n: int) -> Schedule:
-    "The n levels of solvers.js: log SNR on a line from 18 to -10"
-    line = torch.sigmoid(torch.linspace(18, -10, n, dtype=torch.float64))
-    alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), line])
-    return Schedule(1 - alpha_bar[1:] / alpha_bar[:-1])
+def straight(n: int) -> Schedule: return even_schedule(n, 18, -10)  # the n levels of solvers.js
 
 def modes(width: float) -> MixtureOracle:
     return MixtureOracle(torch.tensor([[-0.8], [0.5]]).double(), width,
@@ -58,29 +51,23 @@ def outputs() -> dict[str, str]:
     return found
 
 # ---------------------------------------------------------------- formulas
-@pytest.mark.parametrize('T', [1, 2, 10, 1000])
-@pytest.mark.parametrize('kind', MAKERS)
-def test_schedule(kind, T):
-    made = run('schedule', 'm.schedule({...given, start: 1e-4, end: 0.02})', dict(kind=kind, T=T))
-    ours = Schedule(MAKERS[kind](T))
+@pytest.mark.parametrize('kind, T, start, end', [
+    *((kind, T, 1e-4, 0.02) for kind in MAKERS for T in (1, 2, 10, 1000)),
+    ('linear', 50, 1e-3, 0.4)])
+def test_schedule(kind, T, start, end):
+    made = run('schedule', 'm.schedule(given)', dict(kind=kind, T=T, start=start, end=end))
+    ours = Schedule(linear_betas(T, start, end) if kind == 'linear' else MAKERS[kind](T))
     np.testing.assert_allclose(made['betas'], ours.betas, rtol=1e-9)
     for name, table in dict(alphaBar=ours.alpha_bar, signal=ours.signal, noise=ours.noise).items():
         close([level[name] for level in made['levels']], table)
     log_snr = [level['logSnr'] for level in made['levels'][1:]]
     close(log_snr, (ours.alpha_bar / (1 - ours.alpha_bar)).log()[1:])
 
-def test_other_betas():
-    given = dict(kind='linear', T=50, start=1e-3, end=0.4)
-    made = run('schedule', 'm.schedule(given)', given)
-    close([level['alphaBar'] for level in made['levels']],
-          Schedule(linear_betas(50, 1e-3, 0.4)).alpha_bar)
-
 @pytest.mark.parametrize('T', [10, 1000])
 def test_where_the_signal_is_lost(T):
     given = dict(kind='linear', T=T, start=1e-4, end=0.02)
     first = run('schedule', 'm.lost(m.schedule(given).levels, -2.9)', given)
-    alpha_bar = Schedule(linear_betas(T)).alpha_bar
-    assert first == int((alpha_bar > 1 / (1 + math.exp(2.9))).sum())
+    assert first == (Schedule(linear_betas(T)).alpha_bar > 1 / (1 + math.exp(2.9))).sum()
 
 @pytest.mark.parametrize('kind', MAKERS)
 def test_noising_of_the_embedded_digit(kind):
@@ -141,8 +128,7 @@ def test_solvers(name, n, width):
     given = dict(name=name, n=n, width=width, starts=starts.flatten().tolist())
     code = 'given.starts.map(x => m.solve(given.name, given, x).frames.at(-1))'
     made = run('solvers', code, given)
-    schedule = straight(n)
-    ours = sample(modes(width), schedule, starts.shape, step=STEPS[name], x_T=starts,
+    ours = sample(modes(width), straight(n), starts.shape, step=STEPS[name], x_T=starts,
                   progress=False)
     close(made, ours.flatten())
 
@@ -180,10 +166,9 @@ def test_exact_flow_and_error(width):
 @pytest.mark.parametrize('w, std', [(-1., 0.75), (0., 0.3), (2., 0.75), (8., 1.2)])
 def test_guidance(w, std):
     line = MixtureOracle(torch.tensor([[1.], [-1.]]).double(), std, labels=torch.tensor([0, 1]))
-    x_T = torch.linspace(-4, 4, 9, dtype=torch.float64)[:, None]
-    schedule = Schedule(cosine_betas(100))
-    denoiser = guided(line, torch.zeros(9).long(), w)
-    ours = sample(denoiser, schedule, (9, 1), step=solvers.ddim(), x_T=x_T, progress=False)
+    x_T, schedule = torch.linspace(-4, 4, 9).double()[:, None], Schedule(cosine_betas(100))
+    ours = sample(guided(line, torch.zeros(9).long(), w), schedule, (9, 1), step=solvers.ddim(),
+                  x_T=x_T, progress=False)
     given = dict(w=w, std=std, x_T=x_T.flatten().tolist())
     close(run('guidance', 'given.x_T.map(x => m.guide(given, x))', given), ours.flatten())
 
@@ -254,38 +239,27 @@ def test_every_end_of_every_slider_can_be_drawn(script):
 
 # ---------------------------------------------------------------- chapters
 def test_every_script_has_its_place():
+    "No widget is stored in a chapter, and no script asks another host"
     assert outputs().keys() == SCRIPTS
     for script, html in outputs().items():
         assert f'src="explore/{script}.js"' in html and 'Without it' in html
-
-def test_no_widget_is_stored():
     for file in NBS.glob('*.ipynb'):
         assert 'jupyter.widget' not in file.read_text(encoding='utf-8'), file.name
-
-def test_scripts_ask_no_other_host():
     for file in (NBS/'explore').iterdir():
         hosts = re.findall(r'https?://(?!www\.w3\.org)', file.read_text(encoding='utf-8'))
         assert not hosts, file.name
 
-def test_controls_draw_once_and_have_two_forms(monkeypatch):
-    seen, shown = [], []
+def test_controls_draw_once_and_at_each_change_and_have_two_forms(monkeypatch):
+    seen, shown, slider = [], [], IntSlider(value=2, max=8)
     monkeypatch.setattr('IPython.display.display', lambda forms, raw: shown.append(forms))
-    def draw(scale=2, name='b'): seen.append((scale, name))
-    controls(draw, 'schedule', dict(half=-2.9), scale=(1, 8), name=['a', 'b'])
+    def draw(scale=2, name='b'):
+        seen.append((scale, name))
+        if scale == 7: raise ValueError('broken')
+    controls(draw, 'schedule', dict(half=-2.9), scale=slider, name=['a', 'b'])
     [forms] = shown
-    assert seen == [(2, 'b')]
+    assert seen == [(2, 'b')] and slider.description == 'scale'
     assert 'data-half="-2.9"' in forms['text/html']
     assert 'application/vnd.jupyter.widget-view+json' in forms
-
-def test_a_slider_draws_again(monkeypatch):
-    seen = []
-    monkeypatch.setattr('IPython.display.display', lambda forms, raw: None)
-    slider = IntSlider(value=2, max=8)
-    def draw(scale): seen.append(scale)
-    controls(draw, scale=slider)
     slider.value = 5
-    assert seen == [2, 5] and slider.description == 'scale'
-
-def test_an_error_of_the_drawing_is_seen():
-    def broken(scale=2): raise ValueError('broken')
-    with pytest.raises(ValueError, match='broken'): controls(broken, scale=(1, 8))
+    assert seen == [(2, 'b'), (5, 'b')]
+    with pytest.raises(ValueError, match='broken'): controls(draw, scale=IntSlider(7), name=['b'])

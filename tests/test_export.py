@@ -1,8 +1,6 @@
 "Weights out: diffusers' pipelines draw our images, and onnxruntime computes our network"
 import copy, json, os, sys
-import onnxruntime
-import pytest
-import torch
+import onnxruntime, pytest, torch
 from diffusers import DDIMPipeline, DDPMPipeline, UNet2DModel
 from helpers_pretrained import ABOUT, S, gap, images, make, tree
 from torch import nn

@@ -21,13 +21,13 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
 def style():
     with mpl.rc_context(fname=ROOT/'nbs'/'matplotlibrc'): yield
 
-def luminance(colour: str) -> float:
-    "WCAG 2.2"
+def linear(colour: str) -> np.ndarray:
+    "The light of red, green and blue (WCAG 2.2)"
     c = np.array(list(bytes.fromhex(colour.lstrip('#')))) / 255
-    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055)**2.4) @ (0.2126, 0.7152, 0.0722)
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055)**2.4)
 
 def contrast(a: str, b: str) -> float:
-    high, low = sorted(map(luminance, (a, b)), reverse=True)
+    low, high = sorted(linear(c) @ (0.2126, 0.7152, 0.0722) for c in (a, b))
     return (high + 0.05) / (low + 0.05)
 
 def plot() -> Figure:
@@ -79,10 +79,17 @@ SVG, PNG, HTML = 'image/svg+xml', 'image/png', 'text/html'
 SVG_NAMES = 'http://www.w3.org/2000/svg'
 DRAWING = Path('assets')/'figures'/'a-1.svg'
 
+@pytest.fixture
+def drawing(tmp_path):
+    "The file of a drawing"
+    site(tmp_path, SVG, svg(plot()))
+    return (tmp_path/DRAWING).read_text()
+
 def test_a_drawing_is_a_file_with_two_faces(tmp_path):
-    drawing = svg(plot())
-    text, images, problems = site(tmp_path, SVG, drawing)
-    assert problems == [] and 'data:' not in text and '<svg' not in text
+    plain = svg(plot())
+    text, images, problems = site(tmp_path, SVG, plain)
+    assert problems == [] and (tmp_path/DRAWING).stat().st_size < len(plain)
+    assert 'data:' not in text and '<svg' not in text
     assert [i['src'] for i in images] == ['assets/figures/a-1.svg', 'assets/figures/a-1.svg#dark']
     assert ['in-light' in i['class'] for i in images] == [True, False]
     for i in images:
@@ -91,32 +98,21 @@ def test_a_drawing_is_a_file_with_two_faces(tmp_path):
         assert (int(i['width']), int(i['height'])) == (6 * 96, 2 * 96)
     assert text.count('<figcaption>Figure 1.2: What &quot;a&quot; &amp; ') == 1
     assert '<code>b</code>' in text and '<span class="math inline">\\(x_t\\)</span>' in text
-    assert (tmp_path/DRAWING).stat().st_size < len(drawing)
 
-def faces(svg: str) -> list[tuple[str, str]]:
-    "The colours of a drawing on a light page and on a dark one"
-    there = dict(re.findall(r'(--g[0-9a-f]{6}):(#[0-9a-f]{6})', svg))
-    pairs = [(light, there[name]) for name, light
-             in re.findall(r'(?:fill|stroke): var\((--g\w+), (#[0-9a-f]{6})\)', svg)]
-    same = re.findall(r'(?:fill|stroke): (#[0-9a-f]{6})', svg)
-    return [*pairs, *((c, c) for c in same)]
-
-def test_what_is_legible_on_a_light_page_is_so_on_a_dark_one(tmp_path):
-    site(tmp_path, SVG, svg(plot()))
-    drawing = (tmp_path/DRAWING).read_text()
-    ET.fromstring(drawing)
-    found = faces(drawing)
-    assert len(set(found)) >= 4 and LIGHT not in dict(found)  # no white card
+def test_what_is_legible_on_a_light_page_is_so_on_a_dark_one(drawing):
+    there = dict(re.findall(r'(--g[0-9a-f]{6}):(#[0-9a-f]{6})', drawing))  # colours on a dark page
+    found = {(light, there[name]) for name, light
+             in re.findall(r'(?:fill|stroke): var\((--g\w+), (#[0-9a-f]{6})\)', drawing)}
+    found |= {(c, c) for c in re.findall(r'(?:fill|stroke): (#[0-9a-f]{6})', drawing)}
+    assert len(found) >= 4 and LIGHT not in dict(found)  # no white card
     for light, dark in found:
         assert contrast(light, LIGHT) >= 3 and contrast(dark, DARK) >= 3, (light, dark)
     # black has no fill in SVG
     letters = re.search(r'#dark:target\{fill:(#[0-9a-f]{6})', drawing)[1]
     assert contrast(letters, DARK) >= 7
 
-def test_pixels_of_a_drawing_stay_what_they_are(tmp_path):
-    site(tmp_path, SVG, svg(plot()))
-    drawing = ET.parse(tmp_path/DRAWING)
-    [image] = [e for e in drawing.iter() if e.tag.endswith('}image')]
+def test_pixels_of_a_drawing_stay_what_they_are(drawing):
+    [image] = [e for e in ET.fromstring(drawing).iter() if e.tag.endswith('}image')]
     data = image.get('href').split(',')[1]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert('RGB'))
     times = len(shown) // 28
@@ -158,21 +154,21 @@ def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
     images = [i for i in images if i not in shared]
     assert all(i['alt'].startswith('What "a"') for i in images)
     assert not any(i['alt'] for i in shared)
-    assert '--frames:4;' in text and 'data-interval="80' in text
-    assert text.count('aria-label="Play"') == text.count('type="range"') == 1
-    assert 'max="3"' in text and 'aria-label="Frame"' in text
+    for part in ('aria-label="Play"', 'type="range"'): assert text.count(part) == 1
+    for part in ('--frames:4;', 'data-interval="80', 'max="3"', 'aria-label="Frame"'):
+        assert part in text
     width, height = int(images[0]['width']), int(images[0]['height'])
+    assert height % 4 == 0 and f'aspect-ratio:{width}/{height // 4}' in text
     file = tmp_path/images[0]['src']
     assert file.suffix == dict(svg='.svg', png='.webp')[frame_format]
-    if frame_format == 'png': assert Image.open(file).size == (width, height)
-    assert height % 4 == 0 and f'aspect-ratio:{width}/{height // 4}' in text
-    if frame_format == 'png': return
+    if frame_format == 'png':
+        assert Image.open(file).size == (width, height)
+        return
     tall, back = (ET.parse(f).getroot() for f in (file, tmp_path/shared[0]['src']))
     assert len([e for e in tall.iter() if e.tag.endswith('}svg')]) == 1 + 4
     for drawing in (tall, back):
         names = {e.get('id') for e in drawing.iter()}
-        used = {e.get('href')[1:] for e in drawing.iter() if e.tag.endswith('}use')}
-        assert used <= names
+        assert {e.get('href')[1:] for e in drawing.iter() if e.tag.endswith('}use')} <= names
     paper = f'{{{SVG_NAMES}}}path[@d="M0 72L216 72L216 0L0 0z"]'  # 3 x 1 inches
     assert back.find(f'.//{paper}') is not None and tall.find(f'.//{paper}') is None
 
@@ -189,22 +185,18 @@ def test_pictures_with_a_file(tmp_path):
     frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
     frames[0].save(tmp_path/'b.png')
     frames[0].save(tmp_path/'c.webp', save_all=True, append_images=frames[1:], lossless=True)
-    (tmp_path/'a.html').write_text('<body><img src="b.png"><img alt="moves" src="c.webp"></body>')
+    (tmp_path/'d.svg').write_text('<svg width="90" height="41"/>')
+    (tmp_path/'a.html').write_text('<body><img src="b.png"><img alt="moves" src="c.webp">'
+                                   '<img src="d.svg" alt="a map"></body>')
     assert figures.finish(tmp_path) == ['a.html: b.png has no alternative text']
     text = (tmp_path/'a.html').read_text()
-    first, second = Images(text).img
-    assert all((i['width'], i['height']) == ('28', '28') for i in (first, second))
+    first, second, drawing = Images(text).img
+    assert [(i['width'], i['height']) for i in (first, second, drawing)] == [
+        ('28', '28'), ('28', '28'), ('90', '41')]
     assert second['loading'] == 'lazy' and 'loading' not in first  # which is there at once
     [still] = re.findall(r'<picture><source media="\(prefers-reduced-motion: reduce\)" '
                          r'srcset="([^"]+)"><img alt="moves"', text)
     assert (np.asarray(Image.open(tmp_path/still).convert('L')) == 255 - PIXELS).all()
-
-def test_a_drawing_with_a_file_has_a_size(tmp_path):
-    (tmp_path/'d.svg').write_text('<svg width="90" height="41"/>')
-    (tmp_path/'a.html').write_text('<body><img src="d.svg" alt="a map"></body>')
-    assert figures.finish(tmp_path) == []
-    [image] = Images((tmp_path/'a.html').read_text()).img
-    assert (image['width'], image['height']) == ('90', '41')
 
 def test_lean_drawings_are_the_same_whenever_they_are_made():
     first, second = (figures.lean(svg(plot())) for _ in range(2))
@@ -254,10 +246,6 @@ def test_colours_of_the_book_can_be_told_apart(seen):
     "The first four differ by 0.07 or more (black and white by 1), on any page, for most eyes"
     colours = [c['color'] for c in mpl.rcParams['axes.prop_cycle']]
     for c in colours: assert min(contrast(c, LIGHT), contrast(c, DARK)) >= 3, c
-    labs = []
-    for c in colours[:4]:
-        v = np.array(list(bytes.fromhex(c.lstrip('#')))) / 255
-        linear = np.where(v <= 0.04045, v / 12.92, ((v + 0.055) / 1.055)**2.4)
-        labs.append(oklab(np.clip(np.array(SEEN[seen]) @ linear, 0, 1)))
+    labs = [oklab(np.clip(SEEN[seen] @ linear(c), 0, 1)) for c in colours[:4]]
     apart = [np.linalg.norm(a - b) for i, a in enumerate(labs) for b in labs[:i]]
     assert min(apart) >= 0.07, apart

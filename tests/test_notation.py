@@ -1,6 +1,5 @@
 "The notation table has each symbol of the book once, and its check notices what is missing"
-import json
-import pytest
+import json, pytest
 from conftest import ROOT
 import notation
 

@@ -1,5 +1,4 @@
-"""The installed package, in a fresh process: it imports without the notebooks, and its code
-reads no name that only a notebook had"""
+"The package imports without the notebooks, and its code reads no name that only a notebook had"
 import builtins, dis, importlib, pkgutil, re, subprocess, sys, types
 from pathlib import Path
 import pytest
@@ -48,4 +47,6 @@ def test_imports_go_one_way():
         later = '|'.join(order[i:])
         wrong = rf'(?m)^\s*from (\.({later}) import|\. import .*\b({later})\b)'
         assert not re.search(wrong, source(name)), name
-    for name in ('unet', 'data'): assert not re.search(r'(?m)^\s*from \.', source(name))
+    of_ours = r'(?m)^\s*(?:from|import)\s+(?:diffusion_scratch|\.)(\S*)'
+    for name, known in dict(unet=set(), data=set(), transformer={'unet'}).items():
+        assert set(re.findall(of_ours, source(name))) == known

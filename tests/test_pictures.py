@@ -2,9 +2,7 @@
 import os, subprocess, sys
 from pathlib import Path
 from types import SimpleNamespace
-import numpy as np
-import pytest
-import torch
+import numpy as np, pytest, torch
 from PIL import Image
 from diffusion_scratch import pictures
 from diffusion_scratch.data import to_float
@@ -25,56 +23,49 @@ def test_a_grid_is_that_of_torchvision_for_bytes_and_floats_and_any_scale(C, col
     assert np.array_equal(grid(x, columns), theirs)
     assert np.array_equal(grid(to_float(x), columns, 2), theirs.repeat(2, 0).repeat(2, 1))
 
-@pytest.mark.parametrize('shape', [(1, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8)])
-def test_grids_that_are_refused(shape):
-    with pytest.raises(ValueError, match=r'C = 1 or 3'): grid(torch.zeros(shape))
-
 @pytest.mark.parametrize('images, options, message', [
+    *[(torch.zeros(shape), {}, 'C = 1 or 3')
+      for shape in ((1, 8, 8), (2, 2, 8, 8), (2, 4, 8, 8))],
     (torch.zeros(0, 1, 8, 8), {}, '0 images of 8 x 8 pixels make no sheet'),
     (noise(2, 1, 0, 8), {}, 'make no sheet'),
     *[(noise(2, 1, 8, 8), {name: value}, f'{name} = {value}; a whole number >= 1')
       for name in ('columns', 'scale') for value in (0, -1, 1.5)],
-    *[(noise(2, 1, 8, 8).expand(n, 1, 8, 8), dict(scale=scale), r'sheet of .* images of 8 x 8 .*'
-       r'needs more memory than the .* GB of this machine; show fewer images, or lower scale')
-      for n, scale in ((2, 10**5), (2, 10**200))]])
+    *[(noise(2, 1, 8, 8), dict(scale=scale), r'sheet of .* images of 8 x 8 .*needs more memory '
+       r'than the .* GB of this machine; show fewer images, or lower scale')
+      for scale in (10**5, 10**200)]])
 def test_sheets_that_cannot_be_are_refused_in_a_line(images, options, message):
     with pytest.raises(ValueError, match=message) as e: grid(images, **options)
     assert '\n' not in str(e.value)
 
 def still(n, size=8): return torch.zeros(1, 1, 1, 1).expand(n, 1, size, size)
 
-@pytest.mark.parametrize('pictures_, name, columns, seconds, message', [
-    ([], 'a.gif', 2, 4., 'needs one batch of images or more, not 0'),
-    ([still(4)], 'a.png', 2, 4., 'a.png must end in .gif'),
-    ([still(4)], 'a', 2, 4., 'a must end in .gif'), ([still(4)], 'a.gif', 0, 4., 'columns = 0'),
-    ([still(4)], 'a.gif', 2, -1., 'seconds = -1.0; 0 to 600 are allowed'),
-    ([still(4)], 'a.gif', 2, 1e9, 'seconds = 1000000000.0'),
-    ([still(4)], 'a.gif', 2, float('nan'), 'seconds = nan'),
-    ([still(8000)], 'a.gif', 1, 4., '8,000 images of 8 x 8 in 1 columns are 10 x 72,001 pixels, '
-                                    'and a GIF holds 65,535 a side; show fewer images'),
-    ([still(8000)], 'a.gif', 8000, 4., '72,001 x 10 pixels')])
-def test_animations_that_no_gif_holds_are_refused_and_nothing_is_written(
-        pictures_, name, columns, seconds, message, tmp_path):
-    with pytest.raises(ValueError, match=message) as e:
-        save_animation(pictures_, tmp_path/name, columns, seconds)
+def animation(pictures_, name='a.gif', columns=2, seconds=4.):
+    return lambda folder: save_animation(pictures_, folder/name, columns, seconds)
+
+@pytest.mark.parametrize('save, message', [
+    (animation([]), 'needs one batch of images or more, not 0'),
+    *((animation([still(4)], name), f'{name} must end in .gif') for name in ('a.png', 'a')),
+    (animation([still(4)], columns=0), 'columns = 0'),
+    (animation([still(4)], seconds=-1.), 'seconds = -1.0; 0 to 600 are allowed'),
+    (animation([still(4)], seconds=1e9), 'seconds = 1000000000.0'),
+    (animation([still(4)], seconds=float('nan')), 'seconds = nan'),
+    (animation([still(8000)], columns=1), '8,000 images of 8 x 8 in 1 columns are 10 x 72,001 '
+                                          'pixels, and a GIF holds 65,535 a side; show fewer'),
+    (animation([still(8000)], columns=8000), '72,001 x 10 pixels'),
+    *((lambda folder, name=name: save_loss_curve(metrics(3), folder/name),
+       f'{name} must end in .png or') for name in ('loss', 'loss.xyz', '.png'))])
+def test_files_that_cannot_be_are_refused_in_a_line_and_nothing_is_written(save, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as e: save(tmp_path)
     assert '\n' not in str(e.value) and os.listdir(tmp_path) == []
 
-def test_the_largest_gif_is_written(tmp_path):
-    "7,281 rows of 9 pixels and a line are 65,530; and a name may be text"
-    save_animation([still(7281)] * 2, str(tmp_path/'a.GIF'), 1, seconds=600)
-    with Image.open(tmp_path/'a.GIF') as im: assert im.size == (10, 65530) and im.n_frames >= 1
-
-@pytest.mark.parametrize('name', ['loss', 'loss.xyz', '.png'])
-def test_curves_of_no_known_format_are_refused(name, tmp_path):
-    with pytest.raises(ValueError, match=f'{name} must end in .png or'):
-        save_loss_curve(metrics(3), tmp_path/name)
-    assert os.listdir(tmp_path) == []
-
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize('losses', [[], [float('nan')], [float('inf'), 1.], [0., 0.], [-1., 2.]])
-def test_a_curve_of_odd_losses_is_drawn(losses, tmp_path):
-    rows = [m._replace(loss=loss) for m, loss in zip(metrics(9), losses)]
+@pytest.mark.parametrize('losses', [
+    *([1 / (i + 1) for i in range(n)] for n in (1, 2, 49, 500)),
+    [], [float('nan')], [float('inf'), 1.], [0., 0.], [-1., 2.]], ids=lambda x: str(x[:2]))
+def test_a_loss_curve_is_one_picture_of_odd_losses_too(losses, tmp_path):
+    rows = [m._replace(loss=loss) for m, loss in zip(metrics(500), losses)]
     save_loss_curve(rows, tmp_path/'loss.png')
+    with Image.open(tmp_path/'loss.png') as im: assert im.size == (840, 480)
     assert os.listdir(tmp_path) == ['loss.png']
 
 def test_commands_do_not_wait_for_what_they_do_not_use():
@@ -97,13 +88,12 @@ def test_an_animation_shows_each_moment_and_the_last_for_two_seconds(channels, t
             seen += im.info['duration'], im.convert('L').getpixel((3, 3))
     assert seen[::2] == [1000, 1000, 2000] and seen[1::2] == pytest.approx([0, 128, 255], abs=3)
 
-def metrics(n): return [Metrics(i + 1, 0, 1 / (i + 1), 1e-3, 1., 1.) for i in range(n)]
+def test_the_largest_gif_is_written(tmp_path):
+    "7,281 rows of 9 pixels and a line are 65,530; and a name may be text"
+    save_animation([still(7281)] * 2, str(tmp_path/'a.GIF'), 1, seconds=600)
+    with Image.open(tmp_path/'a.GIF') as im: assert im.size == (10, 65530) and im.n_frames >= 1
 
-@pytest.mark.parametrize('steps', [1, 2, 49, 500])
-def test_a_loss_curve_is_one_picture(steps, tmp_path):
-    save_loss_curve(metrics(steps), tmp_path/'loss.png')
-    with Image.open(tmp_path/'loss.png') as im: assert im.size == (840, 480)
-    assert os.listdir(tmp_path) == ['loss.png']
+def metrics(n): return [Metrics(i + 1, 0, 1 / (i + 1), 1e-3, 1., 1.) for i in range(n)]
 
 def test_a_file_is_whole_or_not_there(tmp_path, full_disk):
     "The disk is full in the middle of a picture: the old one is still there, and nothing else"

@@ -24,11 +24,9 @@ SIGNS = (r'As we see (\(x_t\)), the sum \(a\), or \(\sqrt{b}\); see also \(x\)-a
          r'<span id="long">\(a_1 + a_2 + a_3 = b_1 + b_2 + b_3 = c_1 + c_2 + c_3\)</span>'
          r' then \(a = b + c + d + e = f\): end.')
 
-
 def inline(text: str) -> str:
     "As the pages have it before `prerender`"
     return text.replace(r'\(', r'<span class="math inline">\(').replace(r'\)', r'\)</span>')
-
 
 @pytest.fixture(scope='module')
 def browser(tmp_path_factory):
@@ -61,7 +59,6 @@ def browser(tmp_path_factory):
         f'<script>{(ROOT/"tools/page.js").read_text()}</script>')
     return in_browser('page_browser.mjs', driver, chromium, folder)
 
-
 def test_formulas_look_as_katex_draws_them(browser):
     "Each mark within 0.6 pixels, at 19.4 pixels to the em"
     assert len(browser['theirs']) == len(browser['ours']) == len(FORMULAS)
@@ -70,22 +67,18 @@ def test_formulas_look_as_katex_draws_them(browser):
         gaps = [abs(a - b) for one, other in zip(theirs, ours) for a, b in zip(one[1:], other[1:])]
         assert max(gaps) <= 0.6, formula
 
-
 def test_punctuation_stands_on_the_line_of_its_formula(browser):
     assert browser['signs']['kept'] == 5 and browser['signs']['apart'] == []
     assert browser['signs']['lines'] > 2   # a long formula still breaks
-
 
 def test_a_page_is_laid_out_piece_by_piece(browser):
     rest = browser['atRest']
     assert browser['withoutScript'] < rest['all'] == rest['shown'] and rest['skipped'] == 0
     assert browser['text']                 # the browser's search finds what is not laid out
 
-
 @pytest.mark.parametrize('arrival', ['atHash', 'afterLink'])
 def test_a_link_leads_to_its_place(browser, arrival):
     assert browser[arrival]['skipped'] == 0 and abs(browser[arrival]['top']) < 30
-
 
 def test_lines_of_a_phone_are_without_the_space_between_rows():
     tex = r'\begin{aligned} a &= b \\[6pt] [c] &= d \end{aligned}'
@@ -93,12 +86,10 @@ def test_lines_of_a_phone_are_without_the_space_between_rows():
     narrow = html[html.index('narrow-math'):]
     assert '6pt' not in narrow and '[c] = d' in narrow
 
-
 @pytest.mark.parametrize('text, focusable', [('x' * 30, False), ('x' * 60, True),
                                              ('x\n' * 30, True)])
 def test_code_that_may_scroll_takes_the_focus(text, focusable):
     assert ('tabindex' in screen.code(f'<pre><code>{text}</code></pre>')) is focusable
-
 
 def test_neighbours_of_one_colour_are_one_element():
     html = '<pre><span class="st">a</span> <span class="ss">b</span><span class="op">+</span></pre>'

@@ -1,9 +1,6 @@
-"""The page with all of DDPM on it, beside the library that it does not use. Its own cells are run,
-but the loop that trains: a network with random weights serves to compare the arithmetic"""
+"The page with all of DDPM on it, run but for its training, beside the library"
 import ast, base64, io, json
-import numpy as np
-import pytest
-import torch
+import numpy as np, pytest, torch
 from conftest import ROOT
 from PIL import Image
 from diffusion_scratch.denoiser import EPS, V, Denoiser, clipped
@@ -35,8 +32,7 @@ def page():
     return names | dict(net=Net(), schedule=Schedule(cosine_betas(names['T'])))
 
 def test_it_fits_on_a_page_and_chapter_1_stays_the_schedule():
-    """What is printed is at most 90 lines, none wider than a page, and imports no more of the
-    package than the digits; it numbers no equation (the ledger does not look here)"""
+    "90 lines, none wider than a page, import only the digits; no equation (none is in the ledger)"
     shown = [s for s in CODE if '#| code-fold: true' not in s]
     lines = [l for s in shown for l in s.split('\n') if l.strip() and not l.startswith('#|')]
     assert len(lines) <= 90 and max(map(len, lines)) <= 88
