@@ -1,5 +1,5 @@
 """The config from outside: what it refuses and how it says so, what comes back, what it makes"""
-import math, os, re
+import os, re
 from pathlib import Path
 import pytest
 import torch
@@ -24,29 +24,26 @@ NOT_ALLOWED = [
                         'Did you mean min_snr?', ['minsnr']),
     ('training.steps', 'whole number >= 1 and <= 1000000000',
      ['0', 'many', '1.5', '', '[1]', str(10**20)]),
-    ('seed', 'whole number >= 0', [str(10**20)]),
+    ('seed', 'whole number >= 0', ['-1', str(2**63), str(10**20)]),
     ('schedule.T', 'whole number >= 1 and <= 100000', [str(10**9), str(10**20)]),
     ('network.blocks', 'whole number >= 1 and <= 64', ['10000']),
     ('network.multipliers', 'list of 1..12, each whole number >= 1 and <= 64',
-     ['[65]', '[1000000]']),
-    ('sampling.steps', 'whole number >= 1 and <= 1000', ['1001']),
-    ('seed', 'whole number >= 0', ['-1', str(2**63)]),
-    ('threads', 'whole number >= 0 and <= 1024', ['100000']),
+     ['[65]', '[1000000]', '[]', '2']),
+    ('network.attention', 'list of 0..12, each whole number >= 0', ['[-1]', str([1] * 13)]),
     ('network.channels', 'whole number >= 4 and <= 8192 and multiple of 4', ['30', '400000']),
+    ('network.dropout', 'number >= 0 and < 1', ['1']),
+    ('sampling.steps', 'whole number >= 1 and <= 1000', ['1001']),
+    ('sampling.guidance', 'number >= -1 and <= 1000000', ['-2', '1e308']),
+    ('threads', 'whole number >= 0 and <= 1024', ['100000']),
     ('training.lr', 'number > 0 and <= 1', ['0', '2', 'fast']),
     ('training.clip', 'number > 0', ['.inf']), ('training.ema', 'number >= 0 and < 1', ['.nan']),
-    ('network.dropout', 'number >= 0 and < 1', ['1']),
-    ('sampling.guidance', 'number >= -1 and <= 1000000', ['-2', '1e308']),
-    ('data.channels', '1, 3', ['2']),
     ('training.adam', 'list of 2, each number >= 0 and < 1',
      ['[0.9]', '[0.9, 0.9, 0.9]', '[0.9, 1]']),
-    ('network.multipliers', 'list of 1..12, each whole number >= 1', ['[]', '2']),
-    ('network.attention', 'list of 0..12, each whole number >= 0', ['[-1]', str([1] * 13)]),
     ('data.size',
      'whole number >= 1 and <= 16384, or list of 2, each whole number >= 1 and <= 16384',
      ['0', '[1, 2, 3]', '1000000']),
-    ('data.flip', 'true or false', ['maybe']), ('device', 'text', ['3']),
-    ('training', 'a section with the keys steps, batch_size', ['5'])]
+    ('data.channels', '1, 3', ['2']), ('data.flip', 'true or false', ['maybe']),
+    ('device', 'text', ['3']), ('training', 'a section with the keys steps, batch_size', ['5'])]
 
 # an override, and what the message must hold
 REFUSED = [
@@ -68,6 +65,7 @@ REFUSED = [
      'parameterization: eps is not allowed with schedule.zero_terminal_snr'),
     ('schedule.T=100', 'schedule.T: 100 is not allowed with schedule.name linear, which then '
                        'leaves 36% of the variance'),
+    ('schedule.T=296', 'schedule.T: 296 is not allowed'),  # a twentieth is left; 297: below
     ('network.attention=[0, 2]', 'network.attention: level 2 is not allowed; allowed: 0..1'),
     ('training.label_dropout=0',
      'sampling.guidance: 0.5 is not allowed with training.label_dropout 0'),
@@ -141,13 +139,13 @@ def test_an_empty_section_is_all_defaults(values):
     assert parse_config(values) == Config()
     assert parse_config(values, ['training.steps=3']).training == module.TrainingConfig(steps=3)
 
-def test_values_are_typed_and_the_last_override_wins():
+def test_values_are_typed_and_the_last_override_wins(file):
     c = parse_config(dict(training=dict(lr='2e-4', steps=10.0)),
                      ['data={name: folder, root: pictures, size: [32, 48], flip: yes}',
                       'training.steps=5', 'training.steps=007', 'run=a=b'])
-    assert (c.training.lr, c.training.steps, c.data.size) == (2e-4, 7, (32, 48))
-    assert c.data.flip and c.run == Path('a=b')
-    assert type(c.training.lr) is float and type(c.training.steps) is int
+    assert repr((c.training.lr, c.training.steps, c.data.size)) == '(0.0002, 7, (32, 48))'
+    assert c.data.flip is True and c.run == Path('a=b')
+    check_round_trip(c, file)
 
 def test_neither_a_config_nor_what_it_was_made_of_changes():
     values = dict(training=dict(steps=5), data=None)
@@ -157,20 +155,18 @@ def test_neither_a_config_nor_what_it_was_made_of_changes():
     with pytest.raises(ValueError, match='frozen'): Config().training.lr = 1.
 
 # Paths, as they were typed
-NAMES = ['runs/try #2', '2024', '2024-05-01', '0123', '12:30', 'no', '[set]', '~', 'null', '1e5',
-         'a: b', "it's", '"quoted"', ' x ', '{a: 1}', '*a', '%', '- a', '&a b', '!!int 1', 'tr\ny',
-         '\udcff', '日本']
+OF_YAML = '2024 2024-05-01 0123 12:30 no ~ null 1e5 .5'.split()  # numbers, dates and others there
+NAMES = [*OF_YAML, 'runs/try #2', '[set]', 'a: b', "it's", '"quoted"', ' x ', '{a: 1}', '*a', '%',
+         '- a', '&a b', '!!int 1', 'tr\ny', '\udcff', '日本']
 
 @pytest.mark.parametrize('name', NAMES)
 def test_a_path_on_a_command_line_is_what_was_typed_and_comes_back_from_a_file(name, file):
     for key in ('run', 'data.root'):
         config = parse_config(dict(data=dict(name='folder', root='x')), [f'{key}={name}'])
-        found = config.run if key == 'run' else config.data.root
-        assert str(found) == name
+        assert str(config.run if key == 'run' else config.data.root) == name
         check_round_trip(config, file)
 
-@pytest.mark.parametrize('name', ['2024', '2024-05-01', '0123', '12:30', 'no', '~', 'null', '1e5',
-                                  '.5'])
+@pytest.mark.parametrize('name', OF_YAML)
 def test_a_path_in_a_file_is_what_is_written(name, file):
     file.write_text(f'run: {name}\ndata: {{name: folder, root: {name}}}\n')
     config = load_config(file)
@@ -181,11 +177,12 @@ def test_a_home_is_a_home_wherever_a_path_is_read(file, monkeypatch):
     monkeypatch.setenv('HOME', str(file.parent))
     file.write_text('seed: 1')
     assert load_config('~/c.yaml').seed == 1
-    with pytest.raises(ConfigError, match='no home ~nosuchuser'): load_config('~nosuchuser')
 
 # YAML, there and back
 @pytest.fixture
-def file(tmp_path): return tmp_path/'c.yaml'
+def file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path/'c.yaml'
 
 def test_load_config(file):
     file.write_text('# a comment\nseed: 3\ntraining:\n  lr: 1e-3\nsampling:\n')
@@ -214,23 +211,18 @@ def test_load_config_refuses_text_that_is_no_config(file, text, message):
     with pytest.raises(ConfigError, match=re.escape(message)): load_config(file)
 
 @pytest.mark.skipif(os.name == 'nt', reason='files of POSIX')
-def test_load_config_waits_for_nobody_and_reads_no_more_than_a_config_may_hold(tmp_path):
-    os.mkfifo(tmp_path/'pipe')
-    with open(tmp_path/'huge', 'wb') as f: f.truncate(2**40)
-    for file, says in ((tmp_path/'pipe', 'is no ordinary file'), (tmp_path/'huge', 'characters'),
-                       ('/dev/zero', 'is no ordinary file')):
-        with pytest.raises(ConfigError, match=says): load_config(file)
+@pytest.mark.parametrize('name, says', [
+    ('.', 'is a folder'), ('pipe', 'is no ordinary file'), ('/dev/zero', 'is no ordinary file'),
+    ('huge', 'characters'), ('~nosuchuser', 'no home ~nosuchuser'),
+    ('quickstrat', f'quickstrat does not exist.*comes with the package: {", ".join(CONFIGS)}$')])
+def test_what_is_no_config_file_is_refused_without_a_wait(name, says, file):
+    os.mkfifo('pipe')
+    with open('huge', 'wb') as f: f.truncate(2**40)
+    with pytest.raises(ConfigError, match=says): load_config(name)
 
-def test_load_config_refuses_what_is_no_file_and_names_those_that_are(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match='is a folder'): load_config(tmp_path)
-    says = f'quickstrat does not exist.*comes with the package: {", ".join(CONFIGS)}$'
-    with pytest.raises(ConfigError, match=says): load_config('quickstrat')
-
-def test_shipped_configs_have_names_in_any_folder(tmp_path, monkeypatch):
+def test_shipped_configs_have_names_in_any_folder(file):
     "A file of that name comes first"
-    monkeypatch.chdir(tmp_path)
-    for name, file in CONFIGS.items(): assert load_config(name) == load_config(file)
+    for name, path in CONFIGS.items(): assert load_config(name) == load_config(path)
     assert load_config('mnist-conditional') == load_config(CONFIGS['mnist_conditional'])
     Path('mnist').write_text('run: mine')
     assert load_config('mnist').run == Path('mine')
@@ -238,14 +230,6 @@ def test_shipped_configs_have_names_in_any_folder(tmp_path, monkeypatch):
 def check_round_trip(config, file):
     file.write_text(dump_config(config))
     assert load_config(file) == config
-
-@pytest.mark.parametrize('overrides', [
-    [],
-    ['data={name: folder, root: my pictures, size: [32, 48]}', 'training.weight=min_snr',
-     'run=a b/c: d', 'training.lr=1e-5'],
-    ['run=~/x', 'seed=9223372036854775807', 'network={multipliers: [1, 2, 3], attention: []}',
-     'device="cuda:1"']])
-def test_round_trip(file, overrides): check_round_trip(parse_config({}, overrides), file)
 
 def test_the_dump_tells_every_key_what_it_means_and_what_it_allows():
     text, leaves = dump_config(Config()), lambda values: {
@@ -270,47 +254,41 @@ def test_shipped_configs(name, file):
 def test_cifar10_is_the_papers():
     "Network size, schedule, optimizer and sampler of Ho et al. (2020), appendix B, and their code"
     c = load_config(CONFIGS['cifar10'])
-    denoiser = make_denoiser(c, ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
+    data = ImageSet(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    with torch.device('meta'): denoiser = make_denoiser(c, data)
     assert sum(p.numel() for p in denoiser.parameters()) == 35_746_307
     betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     assert torch.equal(make_schedule(c).betas, betas)
     o = make_fit_options(c)
     assert (o['steps'], o['batch_size'], o['clip'], o['flip']) == (800_000, 128, 1., True)
     rates = [o['lr'](step) for step in (0, 4999, 700_000)]
-    assert rates[:2] == pytest.approx([2e-4 / 5000, 2e-4]) and rates[2] == 2e-4
+    assert rates == pytest.approx([2e-4 / 5000, 2e-4, 2e-4])
     assert (c.training.ema, c.network.dropout, c.parameterization) == (0.9999, 0.1, 'eps')
     assert (c.sampling.variance, c.sampling.steps) == ('fixed_large', 1000)
 
 # objects
-@pytest.mark.parametrize('T', [1, 10, 100, 250, 296, 297, 300, 1000])
-def test_linear_schedules_are_refused_exactly_where_they_leave_more_than_a_twentieth(T):
-    left = math.prod(1 - (1e-4 + (0.02 - 1e-4) * t / max(1, T - 1)) for t in range(T))
-    values = dict(schedule=dict(T=T), sampling=dict(steps=1))
-    if left > 0.05:
-        with pytest.raises(ConfigError, match=f'schedule.T: {T} is not allowed'):
-            parse_config(values)
-    else:
-        kept = make_schedule(parse_config(values)).alpha_bar[-1].item()
-        assert kept == pytest.approx(left, rel=1e-9)
-
 @pytest.mark.parametrize('name, betas', [
     ('linear', linear_betas), ('cosine', cosine_betas), ('sigmoid', sigmoid_betas)])
 def test_make_schedule(name, betas):
-    c = parse_config(dict(schedule=dict(name=name, T=400)))
-    assert torch.equal(make_schedule(c).betas, Schedule(betas(400)).betas)
-    zero = make_schedule(parse_config(dict(
-        schedule=dict(name=name, T=20, zero_terminal_snr=True), parameterization='v',
-        sampling=dict(steps=20))))
+    def made(T, **more):
+        values = dict(name=name, T=T) | more
+        return make_schedule(parse_config(dict(schedule=values, sampling=dict(steps=20),
+                                               parameterization='v')))
+    assert torch.equal(made(297).betas, Schedule(betas(297)).betas)
+    zero = made(20, zero_terminal_snr=True)
     assert zero.alpha_bar[-1] == 0 and zero.T == 20
+
+def put_in_place(monkeypatch, data):
+    "A data set in the place of the 5,000 digits"
+    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
+    return data
 
 @pytest.fixture
 def two_classes(monkeypatch):
-    "A tiny data set in the place of the 5,000 digits"
     g = torch.Generator().manual_seed(0)
-    data = ImageSet(torch.randint(0, 256, (6, 1, 8, 12), generator=g, dtype=torch.uint8),
-                    torch.tensor([0, 1] * 3), ('zero', 'one'), 'tiny')
-    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
-    return data
+    images = torch.randint(0, 256, (6, 1, 8, 12), generator=g, dtype=torch.uint8)
+    return put_in_place(monkeypatch, ImageSet(images, torch.tensor([0, 1] * 3), ('zero', 'one'),
+                                              'tiny'))
 
 def small(*overrides):
     return parse_config({}, ['training.batch_size=6', 'network.channels=8', *overrides])
@@ -329,20 +307,12 @@ def test_make_data(two_classes, monkeypatch, tmp_path):
     assert asked == [('mnist', tmp_path, False), ('cifar10', module.DATA, True),
                      ('image_folder', Path('here'), (4, 8), 1, None)]
 
-def test_make_data_refuses_what_does_not_fit(two_classes):
-    says = 'batch_size: 7 is not allowed; allowed: whole number >= 1 and <= 6, the images of tiny'
-    with pytest.raises(ConfigError, match=says): make_data(small('training.batch_size=7'))
-    with pytest.raises(ConfigError, match='network.multipliers: 3 levels with unshuffle 4 need '
-                       'images of at least 16 x 16, and those of tiny have 8 x 12'):
-        make_data(small('network.multipliers=[1, 1, 1]', 'network.unshuffle=4'))
-
 @pytest.mark.parametrize('levels', [1, 2, 3, 4, 5])
 def test_the_refusal_of_small_images_is_the_networks_own_limit(two_classes, levels):
     "What make_data lets through, the network can take; what it refuses, the network cannot"
     c = small(f'network.multipliers={[1] * levels}', 'network.attention=[]')
-    def forward():
-        x = torch.zeros(1, *two_classes.shape)
-        make_denoiser(c, two_classes)(x, make_schedule(c).at(5, x), torch.tensor([0]))
+    x = torch.zeros(1, *two_classes.shape)
+    def forward(): make_denoiser(c, two_classes)(x, make_schedule(c).at(5, x), torch.tensor([0]))
     if levels < 5: make_data(c); forward()   # 8 x 12, 4 x 6, 2 x 3, 1 x 2
     else:
         with pytest.raises(ConfigError): make_data(c)
@@ -354,7 +324,7 @@ def test_make_denoiser(two_classes):
     before = torch.get_rng_state()
     a, b, other = (make_denoiser(c, two_classes) for c in (c, c, small('seed=6')))
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
+    assert torch.equal(a.net.label.weight, b.net.label.weight)
     assert not torch.equal(a.net.label.weight, other.net.label.weight)
     assert a.net.config == dict(in_channels=1, channels=8, multipliers=(1, 2), blocks=2,
                                 attention=(1,), dropout=0.25, num_classes=2, unshuffle=2)
@@ -393,8 +363,7 @@ def test_the_weight_of_the_loss(overrides, weight):
      'model: torch.nn:Conv2d does not work as a network'),
     (['model=raises:Net'], 'model: raises:Net cannot be imported (KeyError'),
     (['model=exits:Net'], 'model: exits:Net cannot be imported (SystemExit')])
-def test_networks_that_cannot_be_trained(overrides, message, two_classes, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_networks_that_cannot_be_trained(overrides, message, two_classes, file):
     Path('raises.py').write_text('raise KeyError("me")')
     Path('exits.py').write_text('raise SystemExit(3)')
     with pytest.raises(ConfigError, match=re.escape(message)):
@@ -415,9 +384,8 @@ def test_batches_that_no_memory_holds():
     ('sys:exit', 'SystemExit'), ('builtins:len', 'it gives 3'), ('builtins:id', 'it gives'),
     ('nowhere:x', 'cannot be imported')])
 def test_weights_that_are_none(name, why):
-    with pytest.raises(ConfigError, match=re.escape(f'training.weight: {name} ')) as e:
+    with pytest.raises(ConfigError, match=f'training.weight: {name} .*{why}'):
         make_fit_options(small(f'training.weight={name}'))
-    assert why in str(e.value)
 
 def test_own_code_that_works_is_taken(two_classes):
     c = small('training.weight=diffusion_scratch.loss:v_weight',
@@ -427,30 +395,25 @@ def test_own_code_that_works_is_taken(two_classes):
     level = make_schedule(c).at(5, torch.zeros(1, 1, 1, 1))
     assert make_fit_options(c)['weight'](level) == 1 / level.noise**2
 
-@pytest.mark.parametrize('counts, message', [
-    ([4, 8], 'class zero of tiny has 4 images'), ([6, 0], 'are of one class'), ([5, 6], '')])
-def test_a_judge_who_could_not_work_is_refused_before_training(counts, message, monkeypatch):
+@pytest.mark.parametrize('counts, judge, message', [
+    ([4, 8], 10, 'class zero of tiny has 4 images'), ([6, 0], 10, 'are of one class'),
+    ([5, 5], 10**9, 'allowed: at most'), ([5, 6], 10, '')])
+def test_a_judge_who_could_not_work_is_refused_before_training(counts, judge, message, monkeypatch):
     "And one who could, can: the same images train him"
     y = torch.tensor([0] * counts[0] + [1] * counts[1])
     images = (torch.rand(len(y), 1, 8, 8) * 255).to(torch.uint8)
-    data = ImageSet(images, y, ('zero', 'one'), 'tiny')
-    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
-    config = small('judge=10')
+    put_in_place(monkeypatch, ImageSet(images, y, ('zero', 'one'), 'tiny'))
+    config = small(f'judge={judge}')
     if message:
-        with pytest.raises(ConfigError, match=f'judge: 10 is not allowed .*{message}'):
+        with pytest.raises(ConfigError, match=f'judge: {judge} is not allowed.*{message}'):
             make_data(config)
         assert make_data(small('judge=0')) and make_data(small('judge=10', 'network.labels=false'))
     else: assert Reader(make_data(config)).readable_real().n == 11
 
-def test_more_judged_images_than_memory_holds_are_refused(monkeypatch):
-    data = ImageSet(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10) % 2)
-    monkeypatch.setattr(module.datasets, 'mnist_mini', lambda: data)
-    with pytest.raises(ConfigError, match='judge: 1000000000 is not allowed.*allowed: at most'):
-        make_data(small(f'judge={10**9}'))
-
 def test_a_folder_of_larger_pictures_than_allowed_is_refused(tmp_path):
     Image.new('L', (40, 50)).save(tmp_path/'large.png')
-    words = ['data.name=folder', f'data.root={tmp_path}', 'data.size=8', 'training.batch_size=1']
-    assert len(make_data(parse_config({}, [*words, 'data.max_pixels=2000']))) == 1
-    with pytest.raises(ValueError, match='large.png.*max_pixels'):
-        make_data(parse_config({}, [*words, 'data.max_pixels=900']))
+    def read(limit): return make_data(small(
+        'training.batch_size=1',
+        f'data={{name: folder, root: {tmp_path}, size: 8, max_pixels: {limit}}}'))
+    assert len(read(2000)) == 1
+    with pytest.raises(ValueError, match='large.png.*max_pixels'): read(900)

@@ -43,14 +43,13 @@ def write_pictures(folder, seed=0, n=24):
 @pytest.fixture(scope='module')
 def finished_run(tmp_path_factory):
     "A folder with pictures and a run of 30 steps, with checkpoints at 21, 28 and 30 left"
-    folder, before = tmp_path_factory.mktemp('finished'), os.getcwd()
-    os.chdir(folder)
-    try:
+    folder = tmp_path_factory.mktemp('finished')
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
         write_pictures('pictures')
         Path('c.yaml').write_text(yaml.safe_dump(CONFIG))
-        torch.set_num_threads(1)
         train(load_config('c.yaml'), progress=False)
-    finally: os.chdir(before)
     return folder
 
 @pytest.fixture(autouse=True)
@@ -180,10 +179,10 @@ def weight(level):  # waits after step 10 until the file `go` is there
     return v_weight(level)
 '''
 
-def paused_run():
+def paused_run(*words):
     "A run that waits after step 10, with a checkpoint of step 7, until `go` is there"
     Path('pause.py').write_text(PAUSE)
-    command = Command('c.yaml', 'training.weight=pause:weight')
+    command = Command('c.yaml', 'training.weight=pause:weight', *words)
     command.wait_until(Path('paused').exists)
     return command
 
@@ -293,9 +292,7 @@ def test_no_place_for_tensorboard():
 @pytest.mark.fault('the folder of the logs is removed while the run trains',
                    'the run goes on without them, to the same weights')
 def test_logs_that_are_removed_under_way(finished_run):
-    Path('pause.py').write_text(PAUSE)
-    first = Command('c.yaml', 'training.weight=pause:weight', 'log=[tensorboard]', 'log_every=1')
-    first.wait_until(Path('paused').exists)
+    first = paused_run('log=[tensorboard]', 'log_every=1')
     shutil.rmtree('run/logs')
     Path('go').touch()
     first.ends()

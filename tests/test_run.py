@@ -164,24 +164,23 @@ def test_a_row_for_each_class():
     assert top.min() < 30 and bottom.max() > 220
     assert labels_in_turn(2, 5).tolist() == [0, 1, 0, 1, 0] and labels_in_turn(0, 5) is None
 
-def test_a_run_begins_with_given_weights_and_goes_on_bit_for_bit(tmp_path):
+def sessions(run): return json.loads(Path(run, 'manifest.json').read_text())['sessions']
+
+def test_a_run_begins_with_given_weights_and_goes_on_bit_for_bit():
     """With a learning rate too small to change a weight, the new run ends with the weights that it
     was given, which is the average of the run, or the folder in 16 bits"""
-    still = 'training.lr=1e-30', 'training.warmup=0'
-    run = trained('first', 4)
-    save(*load(run), 'folder', dict(name='a'), dtype=torch.float16)
+    save(*load(trained('first', 4)), 'folder', dict(name='a'), dtype=torch.float16)
     for start in 'first', 'folder':
-        begun = trained(f'from_{start}', 2, *still, f'training.start={start}')
+        begun = trained(f'from_{start}', 2, 'training.lr=1e-30', 'training.warmup=0',
+                        f'training.start={start}')
         there, here = (load(p)[0].state_dict() for p in (start, begun))
         assert all((there[k].float() - here[k]).abs().max() < 1e-20 for k in here)  # 0 moves too
-        session = json.loads(Path(begun, 'manifest.json').read_text())['sessions'][0]
+        [session] = sessions(begun)
         assert session['start'] == f'{start} {model_hash(load(start)[0].float())}'
     whole = trained('whole', 6, 'training.start=first')
-    trained('parts', 2, 'training.start=first')
-    trained('parts', 6, 'training.start=first')
+    for steps in (2, 6): trained('parts', steps, 'training.start=first')
     assert same(tensors(whole), tensors('parts'))
-    sessions = json.loads(Path('parts/manifest.json').read_text())['sessions']
-    assert [s.get('start', '')[:5] for s in sessions] == ['first', '']
+    assert [s.get('start', '')[:5] for s in sessions('parts')] == ['first', '']
 
 @pytest.mark.parametrize('says, change', [
     ('nowhere is neither a path', ['training.start=nowhere']),
@@ -218,8 +217,7 @@ def test_a_second_signal_stops_at_once(first, second):
         os.kill(os.getpid(), second)
 
 def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
-    trained('run')
-    weights, before = tensors('run'), contents('run')
+    before, weights = contents(trained('run')), tensors('run')
     trained('run', 6, 'sampling.steps=5', 'sampling.guidance=3', 'preview_every=7')
     assert 'going on after step 6 of 6' in capsys.readouterr().out
     after = contents('run')
@@ -276,16 +274,16 @@ def test_colour_images_without_labels():
     with Image.open('run/noise_to_images.gif') as im: assert im.n_frames == 4
     assert 'readable' not in json.loads(Path('run/run.json').read_text())
 
-def colour_run():
+def colour_run(name='run'):
     Path('pictures').mkdir()
     for i, x in enumerate(np.random.default_rng(0).integers(0, 256, (8, 20, 30, 3), np.uint8)):
         Image.fromarray(x).save(f'pictures/{i}.png')
-    trained('run', 2, 'data={name: folder, root: pictures, size: [8, 12]}', 'judge=10',
+    trained(name, 2, 'data={name: folder, root: pictures, size: [8, 12]}', 'judge=10',
             'preview_every=2')
 
 def test_home_is_expanded(monkeypatch, tmp_path):
-    (tmp_path/'home').mkdir(); monkeypatch.setenv('HOME', str(tmp_path/'home'))
-    assert RunFolder(tiny('~/runs/x')).path == tmp_path/'home'/'runs'/'x'
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert RunFolder(tiny('~/runs/x')).path == tmp_path/'runs'/'x'
 
 def test_what_a_terminal_shows(monkeypatch):
     class Terminal(io.StringIO):

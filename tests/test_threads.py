@@ -45,17 +45,14 @@ def test_other_programs_are_seen_and_this_one_is_not_taken_for_one():
 
 @pytest.mark.parametrize('others, threads',
                          [(0., 4), (0.4, 4), (0.6, 3), (2., 2), (3.8, 1), (99., 1)])
-def test_threads_leave_other_programs_their_cores(others, threads, monkeypatch):
+def test_threads_leave_other_programs_their_cores(others, threads, monkeypatch, one_thread):
     "On a machine of four cores; torch has as many threads by itself"
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
-    before = torch.get_num_threads()
     torch.set_num_threads(4)
-    try:
-        assert threads_beside(others) == threads
-        monkeypatch.setenv('OMP_NUM_THREADS', '4')
-        assert threads_beside(others) == 4
-    finally: torch.set_num_threads(before)
+    assert threads_beside(others) == threads
+    monkeypatch.setenv('OMP_NUM_THREADS', '4')
+    assert threads_beside(others) == 4
 
 def trained(steps, cores, *words):
     "A real run up to a step, on these cores; what it printed"

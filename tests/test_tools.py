@@ -40,15 +40,14 @@ def test_ledger(tmp_path, last, pytest_file, tests, problems):
 
 def test_stamp_sees_code_and_not_comments(tmp_path):
     def stamp(code, module):
-        (tmp_path/'lib').mkdir(exist_ok=True)
-        (tmp_path/'lib'/'m.py').write_text(module)
-        return run_nbs.stamp(dict(cells=[dict(cell_type='code', source=[code])]), tmp_path/'lib')
-    code, module = 'from lib.m import f\nf(1)', 'def f(x):\n    "says"\n    return x  # why'
+        (tmp_path/'m.py').write_text(module)
+        return run_nbs.stamp(dict(cells=[dict(cell_type='code', source=[code])]), tmp_path)
+    code, module = f'from {tmp_path.name}.m import f\nf(1)', 'def f(x):\n    "says"\n    return x'
     first = stamp(code, module)
-    assert first == stamp('#| label: fig-a\nfrom lib.m import f\n\nf(1)',
-                          '# hello\ndef f(x):\n    "says more"\n    return x')
-    assert first != stamp('from lib.m import f\nf(2)', module)
-    assert first != stamp(code, 'def f(x):\n    return -x')
+    assert first == stamp(f'#| label: fig-a\n{code}'.replace('\nf', '\n\nf'),
+                          '# hello\ndef f(x):\n    "says more"\n    return x  # why')
+    assert first != stamp(code.replace('f(1)', 'f(2)'), module)
+    assert first != stamp(code, module.replace('return x', 'return -x'))
 
 @pytest.mark.parametrize('source, change, says', [
     ('1 + 1', {}, []), ('1 + 1', dict(ran='other'), ['older than its code']),
@@ -79,23 +78,21 @@ def test_all_cells_run_and_what_they_leave_behind_is_found(tmp_path):
 
 def test_settle_makes_runs_equal():
     "Progress bars and widgets go, matplotlib's random names become numbers, sliders' pages stay"
+    def settled(*outputs):
+        nb = dict(cells=[dict(cell_type='code', outputs=[*outputs])], metadata=dict(widgets={}))
+        run_nbs.settle(nb)
+        assert nb['metadata'] == {}
+        return nb['cells'][0]['outputs']
+    def data(values): return dict(output_type='display_data', data=values)
     def run(name):
         html = f'<img id="_anim_img{name}"><script>anim{name}.play()</script>'
         bar = dict(output_type='stream', name='stderr', text='\r 50%|#####')
-        player = dict(output_type='display_data', data={'text/html': html})
-        nb = dict(cells=[dict(cell_type='code', outputs=[bar, player])], metadata={})
-        run_nbs.settle(nb)
-        return nb
+        return settled(bar, data({'text/html': html}))
     one, two = run('a'*32), run('b'*32)
-    assert one == two and len(one['cells'][0]['outputs']) == 1 and 'b'*32 not in str(two)
-    widget = {run_nbs.WIDGET: dict(model_id='1'), 'text/plain': 'sliders'}
-    forms = [dict(output_type='display_data', data=widget | more)
-             for more in ({}, {'text/html': '<div></div>'})]
-    nb = dict(cells=[dict(cell_type='code', outputs=forms)], metadata=dict(widgets={}))
-    run_nbs.settle(nb)
-    [kept] = nb['cells'][0]['outputs']
-    assert kept['data'] == {'text/plain': 'sliders', 'text/html': '<div></div>'}
-    assert nb['metadata'] == {}
+    assert one == two and len(one) == 1 and 'b'*32 not in str(two)
+    page, widget = {'text/html': '<div></div>'}, {run_nbs.WIDGET: dict(model_id='1')}
+    words = {'text/plain': 'sliders'}
+    assert settled(data(widget | words), data(widget | words | page)) == [data(words | page)]
 
 def test_check_finds_imports_among_other_code(tmp_path):
     def mixed(*sources): return check.mixed('a', json.dumps(notebook(tmp_path/'a.ipynb', *sources)))
@@ -129,16 +126,15 @@ def test_links_finds_what_is_broken(tmp_path):
                                    '<a href="#top">fine</a><a href="https://example.org">fine</a>')
     (tmp_path/'b.html').write_text('<p id="here"></p>')
     assert links.check(tmp_path) == []
-    (tmp_path/'b.html').write_text('<a href="c.html">c</a><a href="a.html#nowhere">n</a>'
-        '<source srcset="no.svg"><img src="no.png">'
-        '<script src="https://cdn.example.org/x.js"></script>')
+    (tmp_path/'b.html').write_text(
+        '<a href="c.html">c</a><a href="a.html#nowhere">n</a><source srcset="no.svg">'
+        '<img src="no.png"><script src="https://cdn.example.org/x.js"></script>')
     assert links.check(tmp_path) == [
         'a.html links to b.html#here, but that page has no such place',
         'b.html asks another host for https://cdn.example.org/x.js',
         'b.html links to a.html#nowhere, but that page has no such place',
-        'b.html links to c.html, which does not exist',
-        'b.html links to no.png, which does not exist',
-        'b.html links to no.svg, which does not exist']
+        *(f'b.html links to {file}, which does not exist'
+          for file in ('c.html', 'no.png', 'no.svg'))]
 
 SOUND = ('<html lang="en"><body><a href="#text">Skip</a><main id="text"><h1>A</h1><h2>B</h2>'
          '<nav aria-label="Chapters"><a href="b.html">b</a></nav></main></body></html>')
@@ -192,17 +188,13 @@ def test_a_table_of_sentences_has_labels_in_its_rows():
     assert screen.table(table.replace(words, '1.5')) == table.replace(words, '1.5').replace(
         '<th></th>', '<td></td>')
 
-def test_readme_finds_the_pictures_of_the_first_page():
-    "Paths are those from the top; other hosts and code stay as they are"
+def test_readme_shows_the_pictures_of_the_first_page():
+    "Paths are those from the top; other hosts stay as they are; and what a cell keeps is shown"
     cfg = SimpleNamespace(nbs_path=Path('nbs'), readme_nb='index.ipynb')
     text = ('## A {.unnumbered}\n<source srcset="assets/a.svg"><img src="assets/b.svg"> '
             '![c](assets/c.png) <img src="https://d.org/d.svg">')
     assert build_docs.readme_prose(dict(source=text), references.Book({}), cfg) == (
-        '## A\n<source srcset="nbs/assets/a.svg"><img src="nbs/assets/b.svg"> '
-        '![c](nbs/assets/c.png) <img src="https://d.org/d.svg">')
-
-def test_readme_shows_the_picture_that_a_cell_keeps():
-    cfg = SimpleNamespace(nbs_path=Path('nbs'))
+        text.replace('assets/', 'nbs/assets/').replace(' {.unnumbered}', ''))
     png = dict(output_type='execute_result', data={'image/png': '...', 'text/plain': '<Image>'})
     source = '#| keep: assets/a.png\n#| fig-cap: "A"\ndraw()'
     assert build_docs.readme_code(dict(source=source, outputs=[png]), cfg) == [
@@ -268,14 +260,6 @@ def test_reading_of_files(tmp_path, folder, rule, broken, kept):
     assert (p.rule, p.file) == (rule, f'{folder}/a.py')
     assert read_page(tmp_path, 'x = 1', **{folder: kept}) == []
 
-def test_density_counts_code_only():
-    "Four lines of code: neither the docstring nor the comment, but their guard and its condition"
-    code = 'def f(x):', '    if x: raise ValueError(x)', '    y = x', '    return y'
-    d = reading.Density.of('\n'.join([code[0], '    "says"', '', '    # why', *code[1:]]))
-    assert (d.lines, d.characters) == (4, sum(map(len, code)))
-    assert (d.wide, d.guard_lines, d.guards, d.statements) == (0, 1, 2, 6)
-    assert d.nodes == 6 + 8  # statements; docstring, x, the call and its two names, y, x, y
-
 def test_reading_as_a_command(tmp_path):
     "It fails and says where, may look at one chapter alone, and prints how dense the code is"
     def run(*args):
@@ -283,9 +267,8 @@ def test_reading_as_a_command(tmp_path):
         return subprocess.run(command, capture_output=True, text=True)
     read_page(tmp_path, '#' + 'x'*88, diffusion_scratch='x = 1\n')
     out = run()
-    assert out.returncode == 1
+    assert out.returncode == 1 == run('01').returncode and run('02').returncode == 0
     assert 'nbs/01_one.ipynb, cell 2, line 1: 89 characters, 88 allowed [width]' in out.stdout
-    assert run('02').returncode == 0 and run('01').returncode == 1
     rows = [line.split()[:3] for line in run('--table', 'a').stdout.splitlines()[1:]]
     assert rows == [['a', '1', '5.0'], ['chosen', '1', '5.0'], ['all', '1', '5.0']]
 
@@ -305,7 +288,8 @@ def test_trainings_take_a_function_with_what_it_uses(tmp_path):
 
 # ---------------------------------------------------------------- the site around the text
 
-SHEET = '''/* a } in a comment */
+def test_a_style_sheet_keeps_what_a_page_can_use():
+    sheet = '''/* a } in a comment */
 .used, .not-there > a { color : red; }
 .gone { background: url("data:image/svg+xml;{}") }
 .button:is([class~="a,b" i], .x):hover{ margin : 0 auto }
@@ -313,9 +297,7 @@ SHEET = '''/* a } in a comment */
 @media print { .gone { top: 0 } }
 @font-face { font-family: F; src: url(fonts/f.woff2) format("woff2") }
 '''
-
-def test_a_style_sheet_keeps_what_a_page_can_use():
-    assert stylesheet.purged(SHEET, {'used', 'here', 'button'}) == (
+    assert stylesheet.purged(sheet, {'used', 'here', 'button'}) == (
         '.used{color:red}.button:is([class~="a,b" i],.x):hover{margin:0 auto}'
         '@media (min-width:10px){#here{content:"} ;"}}'
         '@font-face{font-family:F;src:url(fonts/f.woff2) format("woff2")}')
@@ -358,9 +340,6 @@ def test_a_page_in_pieces_has_the_same_text_and_headings_stand_apart(size, monke
         else: found.add(any(open_divs))
     assert found == {False}
 
-BOOK = {'title': 'B', 'site-url': 'https://b.org/b', 'repo-url': 'https://github.com/b/b',
-        'repo-branch': 'main', 'repo-subdir': 'nbs'}
-
 def test_every_page_has_its_address_and_its_source(tmp_path):
     (tmp_path/'site_libs').mkdir()
     for name in ('index', 'one', '404'):
@@ -369,19 +348,21 @@ def test_every_page_has_its_address_and_its_source(tmp_path):
             '<meta name="smalldocs:offset" content="./"><script src="x.js"></script></head>'
             '<main><p>text</p></main><div class="toc-actions"></div>'
             '<div class="nav-footer-center"></div>')
-    (tmp_path/'s.css').write_text('')
-    furniture.furnish(tmp_path, BOOK, ['index.ipynb', '01_one.ipynb'])
+    (tmp_path/'s.css').touch()
+    site, code = 'https://b.org/b', 'github.com/b/b'
+    book = {'title': 'B', 'site-url': site, 'repo-url': f'https://{code}', 'repo-branch': 'main',
+            'repo-subdir': 'nbs'}
+    furniture.furnish(tmp_path, book, ['index.ipynb', '01_one.ipynb'])
     one, lost = ((tmp_path/f).read_text() for f in ('one.html', '404.html'))
-    assert '<link rel="canonical" href="https://b.org/b/one.html">' in one
+    assert f'<link rel="canonical" href="{site}/one.html">' in one
     assert '<script src="x.js" defer></script>' in one
-    for url in ('https://github.com/b/b/edit/main/nbs/01_one.ipynb',
-                'https://github.com/b/b/blob/main/nbs/01_one.ipynb',
-                'https://colab.research.google.com/github/b/b/blob/main/nbs/01_one.ipynb'):
-        assert one.count(f'href="{url}"') == 2  # beside the text, and below it
+    for at in (f'{code}/edit', f'{code}/blob', 'colab.research.google.com/github/b/b/blob'):
+        # beside the text, and below it
+        assert one.count(f'href="https://{at}/main/nbs/01_one.ipynb"') == 2
     assert 'canonical' not in lost and 'noindex' in lost and 'colab' not in lost
     listed = re.findall('<loc>(.*)</loc>', (tmp_path/'sitemap.xml').read_text())
-    assert listed == ['https://b.org/b/', 'https://b.org/b/one.html']
-    assert 'https://b.org/b/sitemap.xml' in (tmp_path/'robots.txt').read_text()
+    assert listed == [f'{site}/', f'{site}/one.html']
+    assert f'{site}/sitemap.xml' in (tmp_path/'robots.txt').read_text()
 
 @pytest.mark.skipif(not shutil.which('node'), reason='KaTeX runs in node')
 def test_formulas_are_rendered(tmp_path):
