@@ -543,14 +543,14 @@ def decode(data: bytes,       # of `encode`, or their beginning
     try: yield from frames
     except EOFError: return
 
-# %% ../nbs/17_likelihood.ipynb #823f6e91
+# %% ../nbs/17_likelihood.ipynb #a8d0df54
 def compressed_bits(x0: Tensor, # images in [-1, 1] (N,...)
                     compress: Callable[[bytes], bytes] # such as `gzip.compress`
                    ) -> float:
     "Bits per dimension of one file that holds the bytes of all images"
     return 8 * len(compress(_checked_bytes(x0).numpy().tobytes())) / x0.numel()
 
-# %% ../nbs/17_likelihood.ipynb #5c638132
+# %% ../nbs/17_likelihood.ipynb #06c479f3
 def png_bits(x0: Tensor # gray or colour images in [-1, 1] (N,C,H,W)
             ) -> float:
     "Bits per dimension of one PNG picture with the images one below the other"
@@ -559,7 +559,7 @@ def png_bits(x0: Tensor # gray or colour images in [-1, 1] (N,C,H,W)
     Image.fromarray(tall.numpy()).save(file, 'png', optimize=True)
     return 8 * file.tell() / x0.numel()
 
-# %% ../nbs/17_likelihood.ipynb #c1ffe7ae
+# %% ../nbs/17_likelihood.ipynb #c8c5227e
 def pixel_frequencies(x0: Tensor,           # images to count, in [-1, 1] (N,...)
                       smoothing: float=0.1  # added to each count
                      ) -> Tensor:           # of each pixel and gray value (D,256), float64
@@ -569,7 +569,7 @@ def pixel_frequencies(x0: Tensor,           # images to count, in [-1, 1] (N,...
     counts = torch.stack([values.bincount(minlength=256) for values in pixels])
     return (counts.double() + smoothing) / (len(x0) + 256 * smoothing)
 
-# %% ../nbs/17_likelihood.ipynb #a6a6c8f7
+# %% ../nbs/17_likelihood.ipynb #f5344871
 def frequency_bits(P: Tensor,  # of `pixel_frequencies` (D,256)
                    x0: Tensor  # other images (N,...)
                   ) -> Bits:
@@ -578,18 +578,7 @@ def frequency_bits(P: Tensor,  # of `pixel_frequencies` (D,256)
     each = -P.gather(1, pixels).log2().mean(0)
     return Bits(*_mean_and_error(each), len(each), each)
 
-# %% ../nbs/17_likelihood.ipynb #8a5cac32
-def gray_posterior(P: Tensor,   # of `pixel_frequencies` (D,256)
-                   x_t: Tensor, # (B,...)
-                   t: Level
-                  ) -> Tensor:  # (B,D,256), float64
-    "The probability of each gray value of a pixel, given x_t (eq-gray-posterior)"
-    grays = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    x = x_t.cpu().double().flatten(1)[..., None]
-    signal, noise = (v.cpu().double().flatten(1)[..., None] for v in (t.signal, t.noise))
-    return (P.log() - ((x - signal * grays) / noise)**2 / 2).softmax(-1)
-
-# %% ../nbs/17_likelihood.ipynb #b7bd73fe
+# %% ../nbs/17_likelihood.ipynb #877e0bb3
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def _checked_bytes(x0: Tensor) -> Tensor:
@@ -609,3 +598,14 @@ def _check_smoothing(smoothing):
     if not 0 < smoothing < math.inf:
         raise ValueError(f'smoothing = {smoothing} is not allowed; allowed: a number above 0, or '
                          'a gray value that was never counted would have no code word')
+
+# %% ../nbs/17_likelihood.ipynb #bd6c6608
+def gray_posterior(P: Tensor,   # of `pixel_frequencies` (D,256)
+                   x_t: Tensor, # (B,...)
+                   t: Level
+                  ) -> Tensor:  # (B,D,256), float64
+    "The probability of each gray value of a pixel, given x_t (eq-gray-posterior)"
+    grays = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    x = x_t.cpu().double().flatten(1)[..., None]
+    signal, noise = (v.cpu().double().flatten(1)[..., None] for v in (t.signal, t.noise))
+    return (P.log() - ((x - signal * grays) / noise)**2 / 2).softmax(-1)
