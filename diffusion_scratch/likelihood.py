@@ -543,14 +543,14 @@ def decode(data: bytes,       # of `encode`, or their beginning
     try: yield from frames
     except EOFError: return
 
-# %% ../nbs/17_likelihood.ipynb #a8d0df54
+# %% ../nbs/17_likelihood.ipynb #4dd6ee32
 def compressed_bits(x0: Tensor, # images in [-1, 1] (N,...)
                     compress: Callable[[bytes], bytes] # such as `gzip.compress`
                    ) -> float:
     "Bits per dimension of one file that holds the bytes of all images"
     return 8 * len(compress(_checked_bytes(x0).numpy().tobytes())) / x0.numel()
 
-# %% ../nbs/17_likelihood.ipynb #06c479f3
+# %% ../nbs/17_likelihood.ipynb #b3663dd1
 def png_bits(x0: Tensor # gray or colour images in [-1, 1] (N,C,H,W)
             ) -> float:
     "Bits per dimension of one PNG picture with the images one below the other"
@@ -559,17 +559,17 @@ def png_bits(x0: Tensor # gray or colour images in [-1, 1] (N,C,H,W)
     Image.fromarray(tall.numpy()).save(file, 'png', optimize=True)
     return 8 * file.tell() / x0.numel()
 
-# %% ../nbs/17_likelihood.ipynb #c8c5227e
+# %% ../nbs/17_likelihood.ipynb #45da391a
 def pixel_frequencies(x0: Tensor,           # images to count, in [-1, 1] (N,...)
                       smoothing: float=0.1  # added to each count
-                     ) -> Tensor:           # of each pixel and gray value (D,256), float64
+                     ) -> Tensor:           # P of each gray value (D,256), float64
     "How often each pixel has each gray value (eq-frequencies)"
     _check_smoothing(smoothing)
     pixels = _checked_bytes(x0).flatten(1).T                            # (D,N)
     counts = torch.stack([values.bincount(minlength=256) for values in pixels])
     return (counts.double() + smoothing) / (len(x0) + 256 * smoothing)
 
-# %% ../nbs/17_likelihood.ipynb #f5344871
+# %% ../nbs/17_likelihood.ipynb #aee5afa9
 def frequency_bits(P: Tensor,  # of `pixel_frequencies` (D,256)
                    x0: Tensor  # other images (N,...)
                   ) -> Bits:
@@ -578,7 +578,7 @@ def frequency_bits(P: Tensor,  # of `pixel_frequencies` (D,256)
     each = -P.gather(1, pixels).log2().mean(0)
     return Bits(*_mean_and_error(each), len(each), each)
 
-# %% ../nbs/17_likelihood.ipynb #877e0bb3
+# %% ../nbs/17_likelihood.ipynb #a4f7cff2
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
 def _checked_bytes(x0: Tensor) -> Tensor:
@@ -599,13 +599,13 @@ def _check_smoothing(smoothing):
         raise ValueError(f'smoothing = {smoothing} is not allowed; allowed: a number above 0, or '
                          'a gray value that was never counted would have no code word')
 
-# %% ../nbs/17_likelihood.ipynb #bd6c6608
+# %% ../nbs/17_likelihood.ipynb #83eceac8
 def gray_posterior(P: Tensor,   # of `pixel_frequencies` (D,256)
                    x_t: Tensor, # (B,...)
                    t: Level
                   ) -> Tensor:  # (B,D,256), float64
     "The probability of each gray value of a pixel, given x_t (eq-gray-posterior)"
     grays = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-    x = x_t.cpu().double().flatten(1)[..., None]
-    signal, noise = (v.cpu().double().flatten(1)[..., None] for v in (t.signal, t.noise))
+    def column(v): return v.cpu().double().flatten(1)[..., None]
+    x, signal, noise = map(column, (x_t, t.signal, t.noise))
     return (P.log() - ((x - signal * grays) / noise)**2 / 2).softmax(-1)

@@ -1,4 +1,4 @@
-"File compressors and gray-value frequencies beside the bound: against the libraries and closed forms"
+"File compressors and gray-value frequencies: against the libraries, NumPy and closed forms"
 import bz2, gzip, json, lzma, math, struct, zlib
 from io import BytesIO
 import numpy as np, pytest, torch
@@ -60,7 +60,7 @@ def test_a_png_is_its_filtered_rows_deflated():
     assert png_bits(to_float(black)) == 8 * len(content) / 100
 
 def test_frequencies_of_a_known_source_reach_its_entropy():
-    "eq-frequencies: new images cost the entropy, to 4 standard errors, and (K - 1) / 2N for fitting"
+    "eq-frequencies: new images cost the entropy, 4 standard errors, and (K - 1) / 2N for fitting"
     P, n = source(), 100_000
     found = frequency_bits(pixel_frequencies(drawn(P, n)), drawn(P, 20_000, seed=2))
     fitting = 255 / (2 * n * math.log(2))
@@ -86,8 +86,9 @@ def test_frequencies_are_counts():
 
 @pytest.mark.parametrize('t', [1, 10, 300, 1000])
 def test_gray_posterior_is_bayes_rule_and_the_oracle_of_a_finite_set(t):
-    "eq-gray-posterior: by hand from the joint probabilities; its mean is MixtureOracle's prediction"
-    P, x0 = source(1), to_float(torch.randint(256, (50, 1), generator=gen()).to(torch.uint8)).double()
+    "eq-gray-posterior: from the joint probabilities; its mean is MixtureOracle's prediction"
+    values = torch.randint(256, (50, 1), generator=gen())
+    P, x0 = source(1), to_float(values.to(torch.uint8)).double()
     level = SCHEDULE.at(t, x0)
     x_t = q_sample(x0, level, randn(50, 1, seed=3))
     found = gray_posterior(P, x_t, level)
@@ -120,7 +121,8 @@ def test_the_last_step_by_frequencies_is_a_code_for_the_source():
     (pixel_frequencies, dict(x0=DIGITS.numpy()), TypeError, 'x0'),
     (pixel_frequencies, dict(x0=to_float(DIGITS), smoothing=0.), ValueError, 'smoothing = 0.0'),
     (pixel_frequencies, dict(x0=to_float(DIGITS), smoothing='a'), TypeError, 'smoothing'),
-    (frequency_bits, dict(P=source(784), x0=to_float(DIGITS) * math.nan), ValueError, 'gray values')])
+    (frequency_bits, dict(P=source(784), x0=to_float(DIGITS) * math.nan), ValueError,
+     'gray values')])
 def test_refusals(f, options, error, says):
     with pytest.raises(error, match=says): f(**options)
 
