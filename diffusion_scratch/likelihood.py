@@ -6,9 +6,11 @@
 from __future__ import annotations
 import math
 from bisect import bisect_right
+from io import BytesIO
 from typing import Callable, Iterator, NamedTuple
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .data import to_float, to_uint8
@@ -24,7 +26,7 @@ from .schedule import check_variance_preserving, check_whole, whole_times
 __all__ = ['Probes', 'Bound', 'density_nll', 'step_probabilities', 'stratified_steps', 'posteriors_of', 'bound', 'rademacher',
            'gaussian', 'axes', 'velocity_and_divergence', 'Bits', 'flow_bits', 'Curve', 'rate_distortion',
            'shared_points', 'choose_point', 'find_point', 'ArithmeticEncoder', 'ArithmeticDecoder', 'code_integer',
-           'encode', 'decode']
+           'encode', 'decode', 'compressed_bits', 'png_bits', 'pixel_frequencies', 'frequency_bits', 'gray_posterior']
 
 # %% ../nbs/17_likelihood.ipynb #221cb14d
 class Bound(NamedTuple):
@@ -540,3 +542,70 @@ def decode(data: bytes,       # of `encode`, or their beginning
     frames = _coded_steps(coder, denoiser, schedule, shape, times, posterior, seed)
     try: yield from frames
     except EOFError: return
+
+# %% ../nbs/17_likelihood.ipynb #4dd6ee32
+def compressed_bits(x0: Tensor, # images in [-1, 1] (N,...)
+                    compress: Callable[[bytes], bytes] # such as `gzip.compress`
+                   ) -> float:
+    "Bits per dimension of one file that holds the bytes of all images"
+    return 8 * len(compress(_checked_bytes(x0).numpy().tobytes())) / x0.numel()
+
+# %% ../nbs/17_likelihood.ipynb #b3663dd1
+def png_bits(x0: Tensor # gray or colour images in [-1, 1] (N,C,H,W)
+            ) -> float:
+    "Bits per dimension of one PNG picture with the images one below the other"
+    tall = _checked_bytes(x0).movedim(1, 3).flatten(0, 1).squeeze(2)
+    file = BytesIO()
+    Image.fromarray(tall.numpy()).save(file, 'png', optimize=True)
+    return 8 * file.tell() / x0.numel()
+
+# %% ../nbs/17_likelihood.ipynb #45da391a
+def pixel_frequencies(x0: Tensor,           # images to count, in [-1, 1] (N,...)
+                      smoothing: float=0.1  # added to each count
+                     ) -> Tensor:           # P of each gray value (D,256), float64
+    "How often each pixel has each gray value (eq-frequencies)"
+    _check_smoothing(smoothing)
+    pixels = _checked_bytes(x0).flatten(1).T                            # (D,N)
+    counts = torch.stack([values.bincount(minlength=256) for values in pixels])
+    return (counts.double() + smoothing) / (len(x0) + 256 * smoothing)
+
+# %% ../nbs/17_likelihood.ipynb #aee5afa9
+def frequency_bits(P: Tensor,  # of `pixel_frequencies` (D,256)
+                   x0: Tensor  # other images (N,...)
+                  ) -> Bits:
+    "Bits per dimension if each pixel is coded by its own frequencies (eq-frequencies)"
+    pixels = _checked_bytes(x0).flatten(1).T.long()                     # (D,N)
+    each = -P.gather(1, pixels).log2().mean(0)
+    return Bits(*_mean_and_error(each), len(each), each)
+
+# %% ../nbs/17_likelihood.ipynb #a4f7cff2
+#| code-fold: true
+#| code-summary: "Plumbing: checks of input"
+def _checked_bytes(x0: Tensor) -> Tensor:
+    "The images as bytes; refuse what was not made of bytes"
+    check_tensor(x0=x0)
+    if not x0.is_floating_point():
+        raise TypeError(f'x0 must be float images, not {x0.dtype}; data.to_float makes them from '
+                        'bytes')
+    gray = (x0.detach().cpu().float() + 1) * 127.5
+    if not ((gray - gray.round().clamp(0, 255)).abs() < 0.01).all():
+        raise ValueError('x0 is not made of gray values k/127.5 - 1, k in 0..255, which files and '
+                         'frequencies need')
+    return to_uint8(x0.detach()).cpu()
+
+def _check_smoothing(smoothing):
+    check_number(smoothing=smoothing)
+    if not 0 < smoothing < math.inf:
+        raise ValueError(f'smoothing = {smoothing} is not allowed; allowed: a number above 0, or '
+                         'a gray value that was never counted would have no code word')
+
+# %% ../nbs/17_likelihood.ipynb #83eceac8
+def gray_posterior(P: Tensor,   # of `pixel_frequencies` (D,256)
+                   x_t: Tensor, # (B,...)
+                   t: Level
+                  ) -> Tensor:  # (B,D,256), float64
+    "The probability of each gray value of a pixel, given x_t (eq-gray-posterior)"
+    grays = torch.arange(256, dtype=torch.float64) / 127.5 - 1
+    def column(v): return v.cpu().double().flatten(1)[..., None]
+    x, signal, noise = map(column, (x_t, t.signal, t.noise))
+    return (P.log() - ((x - signal * grays) / noise)**2 / 2).softmax(-1)

@@ -129,6 +129,13 @@ RESULTS = {
     'sampling/variance': Result(('sampling/variance.json',), 'python tools/variance.py samples',
                                 ('tools/variance.py:samples',), ('mnist', *EYE), 'mnist_mini',
                                 'samples'),
+    **{f'likelihood/{piece}': Result(
+        tuple(f'likelihood/{f}' for f in files.split()), f'python tools/baselines.py {piece}',
+        (f'tools/baselines.py:{piece}',), inputs, 'mnist', f'baselines {piece}')
+       for piece, files, inputs in (('files', 'files.json', ()),
+                                    ('levels', 'levels.json levels.npz', ('mnist',)),
+                                    ('label', 'label.json', ('mnist-conditional',)),
+                                    ('flow', 'flow.json', ('mnist',)))},
     **pieces('mnist', 'mnist', (*MNIST, *EYE), 'mnist', {
         'loss': dict(function='losses', inputs=()),
         'nearest': dict(function='neighbours', files='nearest.npz', check='digits'),

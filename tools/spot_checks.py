@@ -121,6 +121,41 @@ def bits(root):
         yield f'{k} in 10 steps', now[k]['mean'], there[k]['mean'], NUMBER
 
 
+# ---- tools/baselines.py
+
+def baselines(piece: str, root):
+    import baselines as tool
+    a = SimpleNamespace(root=Path(root) if root else tool.DATA)
+    if piece == 'levels': yield from _levels(tool, a)
+    elif piece == 'files': yield from _files(tool, a)
+    elif piece == 'label':
+        x0, y = tool.held_out(a.root, 300)
+        there = read('likelihood/label.json')
+        for k, now in tool.with_and_without(x0[:20], y[:20]).items():
+            yield f'{k}, 20 digits', now, there[k][:20], 5e-3
+    else:
+        now = tool.flow_of(tool.held_out(a.root, 60)[0][:2]).each
+        yield 'the flow of 2 digits', now, read('likelihood/flow.json')['each'][:2], 5e-3
+
+def _files(tool, a):
+    there = read('likelihood/files.json')
+    test = tool.to_float(tool.mnist(a.root, train=False, download=False).images)
+    for name in ('gzip', 'bz2'):
+        now = tool.compressed_bits(test, tool.COMPRESSORS[name])
+        yield name, now, there['together'][name], NUMBER
+    now = tool.of_frequencies(tool.mnist_mini()[:][0], test)
+    yield 'frequencies', now['total'], there['frequencies']['5000']['total'], NUMBER
+
+def _levels(tool, a):
+    few = (1, 2, 60)
+    now = tool.levels(a, few)
+    with np.load(ASSETS/'likelihood'/'levels.npz') as there:
+        i = np.isin(there['times'], few)
+        for k in ('black', 'others'):
+            yield f'{k} at 3 levels, by the stored', now[k] / there[k][i], np.ones(3), 1e-2
+        for k in ('last_network', 'last_frequencies'): yield k, now[k], there[k], 1e-2
+
+
 # ---- tools/mnist.py, tools/cifar10.py
 
 def drawn(source: str, shape: tuple, n: int, guidance: float, step, steps: int):
