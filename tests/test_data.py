@@ -1,5 +1,5 @@
 "Images in, images out: from outside, against hand-made files and other libraries"
-import hashlib, importlib, json, os, pickle, re, shutil, signal, socket, struct, subprocess, sys
+import hashlib, importlib, json, os, pickle, re, shutil, signal, socket, struct, sys
 import tempfile, threading, time, zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import refused, write_mnist
 from helpers_damage import never_silent
+from helpers_processes import CONTEXT
 from PIL import Image, ImageColor, ImageOps
 from torch.utils.data import Subset, TensorDataset
 from diffusion_scratch import data
@@ -569,62 +570,53 @@ def nobody():
         if root: os.seteuid(0)
 
 @pytest.mark.skipif(sys.platform == 'win32', reason='no such rights there')
-def test_folders_and_files_that_may_not_be_read_are_refused_by_name(tmp_path):
+def test_folders_and_files_that_may_not_be_read_are_refused_by_name():
+    "And passed over if asked; a cache does not remember who could not read"
     Image.init()
     with tempfile.TemporaryDirectory() as tmp:  # where nobody may come at all
-        root = gray_files(Path(tmp)/'d', ['a/0.png', 'a/1.png', 'b/2.png', 'a/deep/3.png'])
-        for f in (tmp, root, *root.rglob('*')): os.chmod(f, 0o755)
-        def denied(path, rights, message, **options):
-            os.chmod(path, rights)
+        root, cache = Path(tmp)/'d', Path(tmp)/'c'
+        gray_files(root, ['a/0.png', 'a/1.png', 'b/2.png', 'a/deep/3.png'])
+        cache.mkdir()
+        for f in (tmp, root, cache, *root.rglob('*')): os.chmod(f, 0o777)
+        for path, rights, options, message in [
+                *[case for rights in (0, 0o111) for case in [
+                    ('b', rights, {}, '/b is not an image.*Permission denied'),
+                    ('b', rights, dict(labels=True), '/b lies in no subfolder.*Permission denied'),
+                    ('b', rights, SKIP, '/b lies in no subfolder.*Permission denied'),
+                    ('.', rights, {}, 'Permission denied.*/d')]],
+                ('b', 0o444, {}, 'b/2.png is not an image.*Permission denied'),
+                ('b', 0o444, SKIP, "class 'b': none of the files"),
+                ('a/0.png', 0, {}, 'a/0.png is not an image.*Permission denied')]:
+            os.chmod(root/path, rights)
             with nobody(): refused(lambda: folder(root, **options), message, (ValueError, OSError))
-            os.chmod(path, 0o755)
-        for rights in (0, 0o111):
-            denied(root/'b', rights, '/b is not an image.*Permission denied')
-            for options in (dict(labels=True), SKIP):
-                denied(root/'b', rights, '/b lies in no subfolder.*Permission denied', **options)
-            denied(root, rights, 'Permission denied.*/d')
-        denied(root/'b', 0o444, 'b/2.png is not an image.*Permission denied')
-        denied(root/'b', 0o444, "class 'b': none of the files", **SKIP)
-        denied(root/'a'/'0.png', 0, 'a/0.png is not an image.*Permission denied')
-        refused(root/'b', 0o444, "class 'b': none of the files", **SKIP)
-        refused(root/'a'/'0.png', 0, 'a/0.png is not an image.*Permission denied')
-        os.chmod(root/'a'/'deep', 0)
-        os.chmod(root/'a'/'0.png', 0)
-        with tempfile.TemporaryDirectory() as cache:
-            os.chmod(cache, 0o777)
-            for _ in range(2):
-                with nobody(): s = folder(root, corrupt='skip', labels=True, cache=cache)
-                assert [line.split(': ')[0] for line in s.skipped] == ['a/0.png', 'a/deep']
-            for f in ('deep', '0.png'): os.chmod(root/'a'/f, 0o755)
-            with nobody(): s = folder(root, corrupt='skip', labels=True, cache=cache)
-            assert len(s) == 4 and s.skipped == ()  # the cache does not remember who could not read
-
-AWKWARD = b'caf\xe9', b'new\nline', b'\x1b[31mred'
+            os.chmod(root/path, 0o777)
+        closed = ['a/0.png', 'a/deep']
+        for rights, skipped in ((0, closed), (0, closed), (0o777, [])):
+            for name in closed: os.chmod(root/name, rights)
+            with nobody(): s = folder(root, **SKIP, cache=cache)
+            assert [line.split(': ')[0] for line in s.skipped] == skipped
+            assert len(s) == 4 - len(skipped)
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='other systems have no such names')
-@pytest.mark.parametrize('name', AWKWARD)
+@pytest.mark.parametrize('name', [b'caf\xe9', b'new\nline', b'\x1b[31mred'])
 def test_names_that_no_terminal_can_show(name, tmp_path):
     "As a class they are refused before anything is read, for no file could name that class later"
-    here = os.fsencode(tmp_path/'d')
-    shown = printable(os.fsdecode(name))
+    name, shown = os.fsdecode(name), printable(os.fsdecode(name))
     assert shown.encode() and shown.isprintable() and len(shown) > len(name)
-    os.mkdir(here)
-    for n in (b'a.png', name + b'.png', name + b'_broken.png'):
-        with open(here + b'/' + n, 'wb') as f: scene().save(f, 'png')
-    with open(here + b'/' + name + b'_broken.png', 'wb') as f: f.write(b'nothing')
-    with pytest.raises(ValueError, match='_broken.png is not an image') as e: folder(tmp_path/'d')
-    assert shown in str(e.value) and str(e.value).isprintable()
+    root = gray_files(tmp_path/'d', ['a.png', f'{name}.png'])
+    (root/f'{name}_broken.png').write_text('nothing')
+    def said(root, **options):
+        with pytest.raises(ValueError) as e: folder(root, **options)
+        assert shown in str(e.value) and str(e.value).isprintable()
+        return str(e.value)
+    assert '_broken.png is not an image' in said(root)
     for cache in (None, tmp_path/'c', tmp_path/'c'):
-        s = folder(tmp_path/'d', corrupt='skip', cache=cache)
-        [line] = s.skipped
-        assert len(s) == 2 and line == f'{shown}_broken.png: it is in no format that Pillow knows'
-    os.mkdir(tmp_path/'e')
-    os.rename(here, os.fsencode(tmp_path/'e') + b'/' + name)
-    s = folder(Path(os.fsdecode(os.fsencode(tmp_path/'e') + b'/' + name)), corrupt='skip')
-    assert s.name == shown
-    with pytest.raises(ValueError, match='names a class.*rename this folder') as e:
-        folder(tmp_path/'e', labels=True)
-    assert shown in str(e.value) and str(e.value).isprintable()
+        s = folder(root, corrupt='skip', cache=cache)
+        assert len(s) == 2
+        assert s.skipped == (f'{shown}_broken.png: it is in no format that Pillow knows',)
+    (tmp_path/'e').mkdir()
+    assert folder(root.rename(tmp_path/'e'/name), corrupt='skip').name == shown
+    assert re.search('names a class.*rename this folder', said(tmp_path/'e', labels=True))
 
 def test_names_of_the_world_are_shown_as_they_are():
     for name in ('Ångström', '日本語 猫', 'नमस्ते', '👩‍🚀', 'می‌خواهم', 'a b#c'):
@@ -739,6 +731,7 @@ def test_a_file_that_is_no_image_is_named(name, tmp_path):
     (tmp_path/name).parent.mkdir(parents=True)
     scene().save(tmp_path/'z.png')
     BAD[name](scene(), tmp_path/name)
+    why = '32-bit numbers' if '32' in name else ''
     message = f"{tmp_path/name} is not an image that .*{why}.*repair or remove it, or let corrupt="
     refused(lambda: folder(tmp_path), message + "'skip'")
 
@@ -888,32 +881,31 @@ def test_a_cache_among_the_images_is_refused_unless_hidden(six, tmp_path):
     for _ in range(2): assert len(folder(six, cache=six/'.cache')) == 6
     assert len(folder(six, cache=tmp_path)) == 6   # around it is no harm
 
-def reading(root, size, cache=None):
-    "A fresh process that reads a folder and says how many megabytes that took at its worst"
-    code = f'''
-import signal
-from diffusion_scratch.data import image_folder
-def mb():  # of this process alone, unlike getrusage
-    status = open('/proc/self/status').read() if {sys.platform == 'linux'} else 'VmHWM: 0'
-    return int(status.split('VmHWM:')[1].split()[0]) / 1024
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
-before = mb()
-s = image_folder({str(root)!r}, {size}, progress=False, cache={cache and str(cache)!r})
-s[len(s) // 2]
-print(len(s), s.shape, mb() - before, sep='|')'''
-    env = os.environ | dict(PYTHONPATH=str(Path(data.__file__).parent.parent), OMP_NUM_THREADS='1')
-    return subprocess.Popen([sys.executable, '-c', code], text=True, env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def reading(pipe, root, size, cache):
+    "In a process of its own: the images, and how many megabytes that took at its worst"
+    def megabytes(): return int(status.read_text().split('VmHWM:')[1].split()[0]) / 1024
+    status = Path('/proc/self/status')  # of this process alone, unlike getrusage
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
+    before = megabytes()
+    try: data = folder(root, size, cache=cache)
+    except KeyboardInterrupt: return pipe.send('stopped')
+    assert data[len(data) // 2][0].shape == data.shape
+    pipe.send((len(data), data.shape, megabytes() - before))
 
-def peak(n, root, size, cache=None):
+def start(root, size, cache=None):
     if sys.platform != 'linux': pytest.skip('no /proc there')
-    out, err = reading(root, size, cache).communicate(timeout=120)
-    assert out.startswith(f'{n}|(3, {size}, {size})|'), err
-    return float(out.split('|')[2])
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=reading, args=(theirs, root, size, cache))
+    process.start()
+    return process, lambda: ours.recv() if ours.poll(120) else pytest.fail('it said nothing')
 
 def test_decoded_bytes_are_never_held_twice_and_a_large_jpeg_not_even_once(tmp_path):
     """60 pictures of 3 MB: in memory once; and with a cache, when it is written and when it is
     read, not even that. A JPEG takes 192 MB when it is decoded whole, and an eighth of it 3"""
+    def peak(n, root, size, cache=None):
+        count, shape, megabytes = start(root, size, cache)[1]()
+        assert (count, shape) == (n, (3, size, size))
+        return megabytes
     gray_files(tmp_path/'d', [f'{i}.png' for i in range(60)], 64)
     assert 175 < peak(60, tmp_path/'d', 1024) < 290
     for _ in range(2): assert peak(60, tmp_path/'d', 1024, tmp_path/'c') < 110
@@ -926,10 +918,10 @@ def test_ctrl_c_stops_and_leaves_no_part(tmp_path):
     for f in (root, cache): f.mkdir()
     picture(1200, 1600).save(root/'0.png')
     for i in range(1, 400): os.link(root/'0.png', root/f'{i}.png')
-    p = reading(root, 64, cache)
-    while p.poll() is None and kept_in(cache) != ['.part']: time.sleep(0.05)
-    p.send_signal(signal.SIGINT)
-    assert 'KeyboardInterrupt' in p.communicate(timeout=60)[1] and list(cache.iterdir()) == []
+    process, said = start(root, 64, cache)
+    while process.is_alive() and kept_in(cache) != ['.part']: time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    assert said() == 'stopped' and list(cache.iterdir()) == []
 
 def items(values, **more):
     "A Dataset with attributes of its own"
