@@ -53,19 +53,6 @@ def test_the_vectors_of_the_attributes_are_added(kind):
     assert torch.equal(alone(X, T2, y[:, None]), single(X, T2, y))
 
 @both_networks
-
-# ---------------------------------------------------------------- network
-@pytest.mark.parametrize('kind', [UNet, DiT])
-def test_the_vectors_of_the_attributes_are_added(kind):
-    "eq-attributes, row by row of the one table: 3 rows, then 4, then 8; the first of each is none"
-    net = make(kind, num_classes=SIZES)
-    table = net.label.weight
-    assert isinstance(net.label, nn.Embedding) and len(table) == 3 + 4 + 8
-    y = torch.tensor([[1, -1, 6], [-1, 2, 0]])
-    by_hand = [table[2] + table[3] + table[7 + 7], table[0] + table[3 + 3] + table[7 + 1]]
-    assert torch.equal(net.label(y), torch.stack(by_hand))
-
-@pytest.mark.parametrize('kind', [UNet, DiT])
 def test_each_attribute_has_its_own_none(kind):
     """No y is -1 everywhere; a stated attribute changes the output, whatever the others are, and
     changes only its own image"""
