@@ -36,26 +36,9 @@ both_networks = pytest.mark.parametrize('kind', [UNet, DiT])
 
 # ---------------------------------------------------------------- network
 @both_networks
-def test_the_vectors_of_the_attributes_are_added(kind):
-    """eq-attributes, row by row of the one table: 3 rows, then 4, then 8; the first of each: none.
-    For a single label y, row y + 1, under the same name, label.weight"""
-    net = make(kind, num_classes=SIZES)
-    table = net.state_dict()['label.weight']
-    assert len(table) == 3 + 4 + 8
-    y = torch.tensor([[1, -1, 6], [-1, 2, 0]])
-    by_hand = [table[2] + table[3] + table[7 + 7], table[0] + table[3 + 3] + table[7 + 1]]
-    assert torch.equal(net.label(y), torch.stack(by_hand))
-    single, y = make(kind, num_classes=5), torch.tensor([3, -1])
-    table = single.state_dict()['label.weight']
-    assert len(table) == 6 and torch.equal(single.label(y), table[[4, 0]])
-    alone = make(kind, num_classes=(5,))
-    alone.load_state_dict(single.state_dict())
-    assert torch.equal(alone(X, T2, y[:, None]), single(X, T2, y))
-
-@both_networks
 def test_each_attribute_has_its_own_none(kind):
     """No y is -1 everywhere; a stated attribute changes the output, whatever the others are, and
-    changes only its own image"""
+    changes only its own image. One attribute is a label. eq-attributes itself: chapter 5"""
     net, none = make(kind, num_classes=SIZES), torch.full((2, 3), -1)
     with torch.no_grad():
         plain = net(X, T2)
@@ -66,6 +49,11 @@ def test_each_attribute_has_its_own_none(kind):
             out = net(X, T2, y)
             torch.testing.assert_close(out[1], plain[1])
             assert (out[0] - plain[0]).abs().max() > 1e-3
+    label, alone = make(kind, num_classes=5), make(kind, num_classes=(5,))
+    alone.load_state_dict(label.state_dict())
+    y = torch.tensor([3, -1])
+    assert len(label.state_dict()['label.weight']) == 6
+    assert torch.equal(alone(X, T2, y[:, None]), label(X, T2, y))
 
 def network_of(num_classes, y): return lambda: make(UNet, num_classes=num_classes)(X, T2, y)
 
@@ -85,21 +73,8 @@ def test_values_and_sizes_that_are_refused(call, says): refused(call, says)
 
 
 # ---------------------------------------------------------------- dropping and guidance
-def test_every_number_of_attributes_is_dropped_equally_often():
-    """eq-drop-attributes, counted in 200,000 images: with u uniform, A attributes leave 0..A of
-    them with equal probability, and p more of the images lose all. 4.5 standard errors"""
-    N, A, p = 200_000, 4, 0.1
-    y = torch.randint(3, (N, A), generator=gen())
-    dropped = drop_labels(y, p, gen(1))
-    assert ((dropped == y) | (dropped == NULL)).all()
-    lost = (dropped == NULL).sum(1).bincount(minlength=A + 1) / N
-    expected = (1 - p) / (A + 1) + p * (torch.arange(A + 1) == A)
-    assert ((lost - expected).abs() < 4.5 * (expected * (1 - expected) / N).sqrt()).all()
-    each = (dropped == NULL).double().mean(0)
-    share = p + (1 - p) / 2
-    assert ((each - share).abs() < 4.5 * (share * (1 - share) / N)**0.5).all()
-
 def test_what_is_not_stated_stays_so_and_the_ends_of_p():
+    "How many are dropped: chapter 12, eq-drop-attributes"
     y = torch.randint(-1, 3, (5000, 3), generator=gen())
     assert (drop_labels(y, 0.3, gen(1))[y == NULL] == NULL).all()
     assert (drop_labels(y, 1.) == NULL).all()

@@ -44,13 +44,6 @@ def test_images_are_looked_at_as_bytes(mini, digits):
     assert torch.equal(digits(torch.where(x == 1, 3., x).double()).x, seen)  # clamped to [-1, 1]
     assert not torch.equal(digits(x + 1.1 / 255).x, seen)
 
-def test_any_function_can_look(mini):
-    mean = Extractor('mean', 'v1', 1, lambda x: Features(x.float().mean((2, 3))))
-    seen, exact = mean(mini.images[:9]), mini.images[:9].double().mean((1, 2, 3))
-    assert seen.p is None
-    torch.testing.assert_close(seen.x[:, 0], exact, rtol=1e-6, atol=0)  # float32 inside
-    assert mean(torch.zeros(2, 1, 5, 4, dtype=torch.uint8)).x.shape == (2, 1)
-
 @pytest.mark.parametrize('error, call, says', [
     *[(ValueError, lambda shape=shape: digit_classifier()(torch.zeros(shape)),
        r'(?s)shape.*\(N, 1, 28, 28\).*inception')
@@ -70,15 +63,9 @@ def test_what_does_not_fit_is_refused(error, call, says): refused(call, says, er
 def test_images_in_0_to_1_are_told_of(mini, digits):
     with pytest.warns(UserWarning, match=r'\[0, 1\]'): digits(mini.images[:2] / 255)
 
-def test_reads_the_digits_of_mnist_mini_and_sees_classes_apart_more_than_pixels_are(mini, digits):
-    """They were among the 60,000 it learned from; test digits are in the next test. Apart: the
-    share of digits whose nearest other digit, moved by 2 pixels, has their label"""
+def test_reads_the_digits_of_mnist_mini(mini, digits):
+    "They were among the 60,000 it learned from; test digits are in the next test"
     assert (digits(mini.images).p.argmax(1) == mini.labels).double().mean() > 0.997
-    images, labels = mini.images[::5].roll((2, -2), (2, 3)), mini.labels[::5]
-    def agree(x):
-        nearest = torch.cdist(x, x).fill_diagonal_(torch.inf).argmin(1)
-        return (labels[nearest] == labels).double().mean()
-    assert agree(digits(images).x) > 0.985 > 0.97 > agree(to_float(images).flatten(1))
 
 def test_reads_the_test_digits_as_the_record_says(digits, record, whole_mnist):
     test = mnist(whole_mnist, train=False, download=False)
@@ -86,15 +73,6 @@ def test_reads_the_test_digits_as_the_record_says(digits, record, whole_mnist):
     right, sure = (p.argmax(1) == test.labels).double().mean(), p.max(1).values.mean()
     assert float(right) == pytest.approx(record['test']['accuracy'], abs=2e-4)
     assert float(sure) == pytest.approx(record['test']['confidence'], abs=2e-4)
-
-def test_training_is_a_function_of_data_and_seed_and_leaves_no_footprint(mini):
-    part = ImageSet(mini.images[::25], mini.labels[::25], mini.classes)
-    state = torch.random.get_rng_state()
-    nets = [train_classifier(part, epochs=1, batch=50, seed=s, progress=False) for s in (0, 0, 1)]
-    assert torch.equal(torch.random.get_rng_state(), state)
-    a, b, c = (net.state_dict()['head.weight'] for net, _ in nets)
-    assert torch.equal(a, b) and not torch.equal(a, c)
-    assert not nets[0][0].training and len(nets[0][1]) == 1
 
 def test_training_learns(mini):
     part = ImageSet(mini.images[::2], mini.labels[::2], mini.classes)
@@ -130,9 +108,9 @@ def of_colours(**options):
     return train_classifier(colours(), network=ResidualClassifier, batch=20, progress=False,
                             **options)
 
-def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path):
+def test_a_training_depends_on_data_and_seed_alone_also_if_it_is_stopped(tmp_path):
     "Of the residual classifier, which learns; its folder names it, as that of digits did not yet"
-    batches, dies_at = [], 5  # in the middle of the second epoch
+    batches, dies_at, state = [], 5, torch.random.get_rng_state()  # in the second epoch
     def augment(x, g):
         if len(batches) == dies_at: raise KeyboardInterrupt
         batches.append(x)
@@ -145,6 +123,8 @@ def test_a_training_that_is_stopped_goes_on_bit_for_bit(tmp_path):
     whole, losses = of_colours(**options)
     assert found == losses and all(torch.equal(v, again.state_dict()[k])
                                    for k, v in whole.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state) and not whole.training
+    assert len(losses) == 4 and of_colours(epochs=1, seed=1)[1] != losses[:1]
     refused(lambda: of_colours(epochs=4, lr=1e-3, keep=tmp_path/'state'),
             'keep = .*another training')
     eye = load_classifier(save_classifier(whole, tmp_path/'eye', dict(name='three')))
