@@ -28,8 +28,8 @@ def test_a_network_says_how_it_was_trained(name, config, shape, classes, most_by
     assert denoiser.parameterization is V and not denoiser.training and facts['ema']
     assert schedule.is_close(Schedule(cosine_betas(1000)))
     assert facts['shape'] == shape and facts['classes'] == classes
-    labels = torch.zeros(2, len(classes)) if isinstance(classes, dict) else torch.zeros(2)
-    data = ImageSet(torch.zeros(2, *shape).byte(), labels.long(), classes)
+    labels = torch.zeros((2, len(classes)) if isinstance(classes, dict) else 2).long()
+    data = ImageSet(torch.zeros(2, *shape).byte(), labels if classes else None, classes)
     described = make_denoiser(load_config(ROOT/f'configs/{config}.yaml'), data)
     for net in (denoiser, described):
         assert sum(p.numel() for p in net.parameters()) == made['parameters']
@@ -73,7 +73,7 @@ def test_the_published_numbers_are_of_these_weights(name, report, pieces, classi
 @pytest.mark.parametrize('classifier, shape, dim, most_bytes, accuracy', [
     (digit_classifier, (1, 28, 28), 64, 2**20, 0.994),
     (object_classifier, (3, 32, 32), 128, 2e6, 0.86),  # 0.88 was the target, and missed
-    (face_classifier, (3, 64, 64), 128, 2**20, 0.99)])
+    (face_classifier, (3, 64, 64), 64, 2**20, 0.99)])
 def test_a_classifier_says_how_it_was_made_and_is_good_enough(classifier, shape, dim, most_bytes,
                                                               accuracy):
     "Of faces each attribute, also of the combination that was held out; and its page shows it"
