@@ -1,5 +1,4 @@
-"""A table of attributes in the place of labels, from outside: the network, dropping, guidance, the
-folder with its table, a run and the commands"""
+"A table of attributes in the place of labels, from outside: from the network to the commands"
 import csv, os, shlex, shutil
 from dataclasses import replace
 import numpy as np
@@ -97,8 +96,7 @@ def test_the_exact_denoiser_of_attributes_is_that_of_the_modes_which_agree():
 
 @pytest.mark.parametrize('y, mean', [([1, -1], (1, 0)), ([-1, 2], (0, 1)), ([0, 1], (-1, 0))])
 def test_each_attribute_steers_its_own_coordinate(y, mean):
-    """At scale 0 the draws have the moments of the modes that agree; at scale 2 the stated
-    coordinates go further the same way, and one that is not stated keeps its mean"""
+    "At scale 0 the moments of the modes that agree; at 2 what is stated goes further, alone"
     draws = {w: sample(guided(PLANE, torch.tensor([y] * 2000), w), SHORT, (2000, 2), seed=1,
                        progress=False) for w in (0., 2.)}
     close = 0.05 + 4.5 * draws[0.].std(0) / 2000**0.5  # the steps of the solver are not short
@@ -161,8 +159,7 @@ def read(folder, **options):
     return image_folder(folder, **options)
 
 def test_a_folder_with_its_table(tmp_path):
-    """Each image has the attributes of its row; columns in the order of the file; -1: not stated.
-    Skipped files leave with their rows"""
+    "Columns in the order of the file; -1: not stated; skipped files leave with their rows"
     rows = {name: cells for name, *cells in folder_of(tmp_path/'f')}
     data = read(tmp_path/'f')
     assert data.classes == CLASSES and data.num_classes == (2, 2) and '2 attributes' in repr(data)

@@ -76,8 +76,7 @@ def test_ship_says_what_was_trained_and_adds_up_sittings(small, tmp_path):
         shipped(second, tmp_path/'w2')
 
 def test_measure_makes_every_piece_and_check_compares(small, tmp_path, capsys):
-    """With a network that has learned next to nothing. A network beside itself lies inside its own
-    intervals; one with other weights does not"""
+    "A network that has learned next to nothing, beside itself, lies inside its own intervals"
     run = small('first', 'training.steps=4')
     shipped(run, tmp_path/'w')
     a = SimpleNamespace(root=tmp_path, run=run, weights=tmp_path/'w', n=300, seeds=1, row=300,

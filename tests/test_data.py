@@ -210,8 +210,7 @@ def test_one_bit_of_cifar10_is_noticed_and_other_formats_are(cifar_files, tmp_pa
 
 @pytest.fixture(params=['timed out', 'refused'])
 def server(request):
-    """One that takes calls and says nothing (and hangs up after 20 seconds, which is another
-    error than impatience), or one that is not there"""
+    "One that takes calls and says nothing (and hangs up after 20 seconds), or is not there"
     s = socket.create_server(('127.0.0.1', 0))
     url, hang_up = f'http://127.0.0.1:{s.getsockname()[1]}/', threading.Timer(20, s.close)
     if request.param == 'refused': s.close()
@@ -265,8 +264,7 @@ def exif(orientation):
 @pytest.mark.parametrize('h, w, H, W', [(40, 100, 20, 20), (80, 48, 40, 60), (64, 64, 32, 32),
                                         (10, 10, 33, 17)])
 def test_the_middle_is_kept_in_proportion(h, w, H, W, tmp_path):
-    """eq-cover. Red says the column and green the row that a pixel came from; compare with the
-    formula at the middle and near the corners"""
+    "eq-cover, at the middle and near the corners: red says the column of a pixel, green the row"
     im = read(tmp_path, picture(h, w), (H, W)).double()
     s = max(H / h, W / w)
     i, j = torch.arange(H // 4, 3 * H // 4), torch.arange(W // 4, 3 * W // 4)
@@ -300,8 +298,7 @@ def test_no_hidden_colour_reaches_the_edges(tmp_path):
 @pytest.mark.parametrize('background', ['teal', None])
 @pytest.mark.parametrize('channels', [1, 3])
 def test_the_background_of_other_modes(channels, background, tmp_path):
-    """Left clear, right black: alpha, palettes, a transparent colour, gray with alpha, 16 bits.
-    White by default; and gray is that of Pillow"""
+    "Left clear, in six ways, right black; white by default; and gray is that of Pillow"
     want = Image.new('RGB', (8, 8), background or 'white')
     clear = Image.new('RGBA', (8, 8), (255, 0, 0, 0))
     colour, gray = Image.new('RGB', (8, 8), (9, 8, 7)), Image.new('L', (8, 8), 77)
@@ -335,8 +332,7 @@ def test_other_backgrounds_are_refused(color, tmp_path):
     *[(f'b.{kind}', o) for kind in ('jpg', 'png', 'tif', 'webp') for o in range(1, 9)],
     *[('b.png', o) for o in (0, 9, 77)]])
 def test_photographs_stand_upright_by_every_door(name, orientation, tmp_path):
-    """As a file, as a picture and in torchvision's folder. 0, 9 and 77 mean nothing; Pillow has
-    turned a TIFF already; JPEG changes 4 of 255 on average"""
+    "0, 9 and 77 mean nothing; Pillow has turned a TIFF already; JPEG changes 4 on average"
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import Resize
     undo = {2: T.FLIP_LEFT_RIGHT, 3: T.ROTATE_180, 4: T.FLIP_TOP_BOTTOM, 5: T.TRANSPOSE,
@@ -725,10 +721,7 @@ def test_folders_that_are_refused(change, options, message, zoo):
     (1024, 1024, (64, 64)), (1001, 777, (64, 64)), (517, 1203, (64, 64)), (1200, 400, (32, 100)),
     (260, 131, (128, 64)), (1024, 1024, (256, 256)), (800, 3200, (50, 200))])
 def test_decoding_a_jpeg_smaller_changes_little(h, w, size, orientation, tmp_path):
-    """Against a whole decode, Pillow's rotation, crop and resize. Pictures differ by the filter
-    alone, a box in the decoder and then Lanczos in place of Lanczos alone: 4 bytes at the most and
-    1 on average. Without the care for edges that fill no whole block it is 20 and 3; below twice
-    the wanted size it is more as well"""
+    "A box in the decoder, then Lanczos; without care for edges it is up to 20, and 3 on average"
     rng, im = np.random.default_rng(0), np.zeros((h, w, 3))
     def noise(k): return Image.fromarray(rng.random((k, k), np.float32)).resize((w, h))
     for k in (4, 16, 64, 200): im += np.stack([noise(k) for _ in range(3)], 2) / k**0.7
@@ -811,8 +804,7 @@ def test_a_damaged_cache_is_told_of_and_made_again(suffix, harm, six, cache, rec
 @pytest.mark.filterwarnings('ignore')
 @pytest.mark.parametrize('name', ['a.png', 'a.jpg', 'a.bmp', 'a.tif', 'a.gif', 'a.webp'])
 def test_one_bit_of_a_picture(name, tmp_path):
-    """A PNG has checksums, so no other pixel is ever read from a damaged one. The other formats
-    have none: whatever is read from them, there is no other error than one that names the file"""
+    "A PNG has checksums. The other formats have none: then any error names the file"
     file = gray_files(tmp_path, [name])/name
     read = lambda: fingerprint(folder(tmp_path))
     if name == 'a.png': assert never_silent(file, read)['refused'] > 200
@@ -868,8 +860,7 @@ def start(root, size, cache=None):
     return process, lambda: ours.recv() if ours.poll(120) else pytest.fail('it said nothing')
 
 def test_decoded_bytes_are_never_held_twice_and_a_large_jpeg_not_even_once(tmp_path):
-    """60 pictures of 3 MB: in memory once; and with a cache, when it is written and when it is
-    read, not even that. A JPEG takes 192 MB when it is decoded whole, and an eighth of it 3"""
+    "60 pictures of 3 MB, through a cache not even once; a JPEG of 192 MB when it is decoded whole"
     def peak(n, root, size, cache=None):
         count, shape, megabytes = start(root, size, cache)[1]()
         assert (count, shape) == (n, (3, size, size))

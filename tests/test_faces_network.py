@@ -18,8 +18,7 @@ from diffusion_scratch.run import attributes_named, train
 from diffusion_scratch.sampling import sample
 
 def test_a_hat_and_glasses_are_drawn_where_they_are_named():
-    """Three wishes at the same noise, 8 faces each. By chance the classifier would read half of the
-    hats and a third of the glasses; at most one face in four may miss"""
+    "A quarter may miss; by chance half of the hats and a third of the glasses would be right"
     denoiser, schedule = load('faces')
     wishes = 'hat=yes,glasses=sunglasses', 'hat=no,glasses=no', 'hat=yes,glasses=no'
     classes = about('faces')['classes']

@@ -1,5 +1,4 @@
-"""The eyes of a metric: shapes, bytes, batches, hashes; the shipped classifier;
-Inception's plumbing, beside torchmetrics on the same weights"""
+"The eyes of a metric; the shipped classifier; Inception, beside torchmetrics on the same weights"
 import dataclasses, hashlib, json, shutil, sys
 import numpy as np
 import pytest
@@ -31,8 +30,7 @@ def record(): return json.loads((FOLDER/'config.json').read_text(encoding='utf-8
 
 @pytest.mark.parametrize('batch', [1, 7, 250])
 def test_features_are_float64_rows_with_probabilities_whatever_the_batch(mini, digits, batch):
-    """float32 convolutions may sum in another order for another batch: a relative 1e-5 of the
-    largest feature is a hundred roundings"""
+    "float32 may sum in another order: 1e-5 of the largest feature is a hundred roundings"
     a, b = digits(mini.images[:70]), dataclasses.replace(digits, batch=batch)(mini.images[:70])
     assert a.x.shape == (70, digits.dim) and (a.x >= 0).all() and a.x.dtype == torch.float64
     assert (a.p.sum(1) - 1).abs().max() < 1e-12 and a.p.dtype == torch.float64
@@ -175,8 +173,7 @@ def test_a_classifier_of_attributes(network, tmp_path):
     assert (read == data.labels).double().mean() > 0.95
 
 def test_what_is_not_stated_counts_nothing():
-    """The loss of the first batch, all images, is the one counted here from the same seed; without
-    a stated value, the scores of an attribute stay as they began"""
+    "In the loss of the first batch, counted here from the same seed, and in the learned scores"
     def still(x, g): return x
     options = dict(augment=still, progress=False, weight_decay=0.)
     some = halves()
@@ -257,8 +254,7 @@ def random_weights(tmp_path_factory):
     return file
 
 def test_inception_is_the_fields(random_weights, tmp_path, mini):
-    """Exactly what torchmetrics computes with the resize of TensorFlow 1, on the same weights; with
-    torchmetrics' own default resize it is something else"""
+    "That of torchmetrics with the resize of TensorFlow 1, not with torchmetrics' own default"
     from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
     eye, images = inception(random_weights), mini.images[:1]
     sha256 = hashlib.sha256(random_weights.read_bytes()).hexdigest()

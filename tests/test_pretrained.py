@@ -1,5 +1,4 @@
-"""Weights in: against diffusers' networks, a hub of our own making, and everything a folder can be
-that is not a model"""
+"Weights in: against diffusers' networks, a hub of our own making, and folders that are no model"
 import hashlib, inspect, json, os, re, shutil, subprocess, sys
 from pathlib import Path
 import pytest
@@ -88,8 +87,7 @@ def test_diffusers_defaults_are_as_written(published):
          beta_schedule='scaled_linear')])
 @pytest.mark.parametrize('kind', [DDPMScheduler, DDIMScheduler])
 def test_schedules_are_theirs(tmp_path, settings, kind):  # eq-scaled-linear
-    """Their tables are float32: alpha_bar is known to 1e-7 a factor, and so is, to a thousandth,
-    1 - alpha_bar = 1e-4 at t = 1"""
+    "Their tables are float32: 1e-7 a factor, and a thousandth of 1 - alpha_bar = 1e-4 at t = 1"
     kind(**settings).save_pretrained(tmp_path)
     file = tmp_path/'scheduler_config.json'
     betas, name, sampling = read_scheduler(json.loads(file.read_text()), file)
@@ -183,8 +181,7 @@ def test_keys_without_meaning_are_let_through_and_any_size_is_right(published, r
 
 @pytest.mark.parametrize('nested', [False, True])
 def test_pickles_are_refused_and_the_message_converts_them(tmp_path, reference, nested):
-    """As the averaged CIFAR network was published: weights as .bin alone, attention under its old
-    names, in two folders; or flat. After the lines of the message it is diffusers' own network"""
+    "As the averaged CIFAR network was published, names of attention included, and flat"
     folder, old = tmp_path/'net', {}
     unet = publish(folder/'unet' if nested else folder, reference)
     if nested:
@@ -303,8 +300,7 @@ WRITE = dict(ours=lambda denoiser, path: save(denoiser, S, path),
 @pytest.mark.parametrize('write', WRITE.values(), ids=WRITE)
 def test_a_failing_disk_leaves_what_was_there(tmp_path, monkeypatch, write, owner, name, fails_at,
                                               killed):
-    """Whole or not at all; also where a process was killed between the renames before, so that the
-    old folder is aside and a part of the new one lies there"""
+    "Whole or not at all; also after a kill between the renames, with the old folder aside"
     first, second, work, calls = make(), make(seed=1), getattr(owner, name), []
     write(first, tmp_path/'old')
     if killed:
