@@ -36,9 +36,11 @@ both_networks = pytest.mark.parametrize('kind', [UNet, DiT])
 # ---------------------------------------------------------------- network
 @both_networks
 def test_each_attribute_has_its_own_none(kind):
-    """No y is -1 everywhere; a stated attribute changes the output, whatever the others are, and
-    changes only its own image. One attribute is a label. eq-attributes itself: chapter 5"""
+    "No y is -1 everywhere; a stated attribute changes its own image; one attribute is a label"
     net, none = make(kind, num_classes=SIZES), torch.full((2, 3), -1)
+    table, y = net.label.weight, torch.tensor([[1, -1, 6], [-1, 2, 0]])  # of 3 + 4 + 8 rows
+    by_hand = [table[2] + table[3] + table[7 + 7], table[0] + table[3 + 3] + table[7 + 1]]
+    assert torch.equal(net.label(y), torch.stack(by_hand)) and len(table) == 15  # eq-attributes
     with torch.no_grad():
         plain = net(X, T2)
         assert torch.equal(net(X, T2, none), plain)
@@ -70,15 +72,18 @@ def network_of(num_classes, y): return lambda: make(UNet, num_classes=num_classe
       for kind in (UNet, DiT) for sizes in [(), (2, 0), (2, 1.5), ('a',), [[2]]]]])
 def test_values_and_sizes_that_are_refused(call, says): refused(call, says)
 
-
 # ---------------------------------------------------------------- dropping and guidance
-def test_what_is_not_stated_stays_so_and_the_ends_of_p():
-    "How many are dropped: chapter 12, eq-drop-attributes"
-    y = torch.randint(-1, 3, (5000, 3), generator=gen())
-    assert (drop_labels(y, 0.3, gen(1))[y == NULL] == NULL).all()
-    assert (drop_labels(y, 1.) == NULL).all()
-    whole = (drop_labels(y.clamp(min=0), 0., gen()) == NULL).all(1).double().mean().item()
-    assert abs(whole - 1 / 4) < 4.5 * (3 / 16 / 5000)**0.5  # p = 0 still drops a part
+def test_every_number_of_attributes_is_dropped_equally_often():
+    "eq-drop-attributes, to 4.5 standard errors; what is not stated stays so; the ends of p"
+    y, N = torch.randint(-1, 3, (200_000, 4), generator=gen()), 200_000
+    dropped = drop_labels(y, 0.3, gen(1))
+    assert ((dropped == NULL) | (dropped == y)).all() and (drop_labels(y, 1.) == NULL).all()
+    for p in (0., 0.1):
+        gone = drop_labels(y.clamp(min=0), p, gen(1)) == NULL
+        share = (1 - p) / 5 + p * (torch.arange(5) == 4)  # of 0..4 that are gone
+        each = torch.full((4,), p + (1 - p) / 2)
+        for found, want in ((gone.sum(1).bincount() / N, share), (gone.double().mean(0), each)):
+            assert ((found - want).abs() < 4.5 * (want * (1 - want) / N).sqrt()).all()
 
 CORNERS = torch.tensor([[a, b] for a in (-1., 1.) for b in (-1., 0., 1.)])
 PLANE = MixtureOracle(CORNERS, 0.4, labels=torch.tensor([[a, b] for a in (0, 1) for b in range(3)]))
