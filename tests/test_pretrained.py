@@ -597,31 +597,22 @@ load(save(Denoiser(Net(4)), schedule, 'notebook'), net=Net)
     refused(lambda: load(tmp_path/'notebook'), r'network __main__:Net(.|\n)*net=Net\(...\)')
     assert load(tmp_path/'notebook', net=own.Net(4))[0].net.count == 7
 
-@pytest.fixture(scope='module')
-def run(tmp_path_factory):
-    "A run of two steps, so that the average is not the last"
-    path = tmp_path_factory.mktemp('runs')/'run'
-    state = TrainState(make(num_classes=10, unshuffle=4), ema=0.5)
-    for m in fit(state, S, mnist_mini(), steps=2, batch_size=8, lr=lambda step: 1e-2):
-        file = path/'checkpoints'/f'step_{m.step:08d}.safetensors'
-        save_checkpoint(file, state, S, dict(ABOUT, loss=m.loss))
-    return path, state
-
-def test_a_run_is_read_as_training_reads_it(run):
-    path, state = run
-    for place in (path, path/'checkpoints'/'step_00000002.safetensors', str(path)):
+def test_a_run_is_read_as_training_reads_it(tmp_path, saved, published):
+    "Two steps, so that the average is not the last. Weights are read once, for facts not at all"
+    state, path = TrainState(make(num_classes=10, unshuffle=4), ema=0.5), tmp_path/'run'
+    file = path/'checkpoints'/'step_00000002.safetensors'
+    for m in fit(state, S, mnist_mini(), steps=2, batch_size=8, lr=lambda step: 1e-2): pass
+    save_checkpoint(file, state, S, dict(ABOUT, loss=m.loss))
+    assert not same(state.ema, state.denoiser)
+    for place in (path, file, str(path)):
         for ema, want in ((True, state.ema), (False, state.denoiser)):
             denoiser, schedule = load(place, ema=ema)
             assert same(denoiser, want) and same(denoiser, load_checkpoint(place, ema=ema)[0])
             assert not denoiser.training and torch.equal(schedule.betas, S.betas)
         assert about(place) == about_checkpoint(place)
-    assert not same(state.ema, state.denoiser)
-
-def test_a_checkpoint_is_read_once_and_facts_take_no_weights(run, tmp_path, saved, published):
-    shutil.copytree(run[0], tmp_path/'run')
-    found = find(tmp_path/'run')
-    shutil.rmtree(tmp_path/'run')
-    assert same(found.load()[0], run[1].ema) and same(found.load(ema=False)[0], run[1].denoiser)
+    found = find(path)
+    shutil.rmtree(path)
+    assert same(found.load()[0], state.ema) and same(found.load(ema=False)[0], state.denoiser)
     for file in (saved/WEIGHTS, published/DIFFUSERS_WEIGHTS):
         file.write_bytes(b'')
         assert about(file.parent)['sampling']
@@ -632,9 +623,8 @@ def test_own_networks_of_a_run(tmp_path, own):
     file = run/'checkpoints'/'step_00000001.safetensors'
     state.update(state.denoiser.net(torch.ones(1, 28), None).sum(), 0.1, 1.)
     save_checkpoint(file, state, S, ABOUT)
-    says = 'no description of its network(.|\n)*net='
     config = parse_config(dict(model='own_nets:Net', model_args=dict(width=28)))
-    for says in (says, 'names the network own_nets:Net'):
+    for says in ('no description of its network(.|\n)*net=', 'names the network own_nets:Net'):
         for place in (file, run):
             refused(lambda: load(place), says)
             assert same(load(place, net=own.Net(28))[0], state.ema)
