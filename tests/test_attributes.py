@@ -442,8 +442,8 @@ def test_a_changed_table_is_noticed_when_a_run_goes_on(run, tmp_path):
     (['judge=20'], 'judge: 20 is not allowed with these images .*table of attributes'),
     (['data.attributes=../no.csv'], 'no.csv, the table of attributes, is not a file')])
 def test_configs_that_are_refused(run, overrides, says):
-    config = load_config(run/'config.yaml', overrides)
-    refused(lambda: make_data(config, progress=False), says, (ValueError, OSError))
+    refused(lambda: make_data(load_config(run/'config.yaml', overrides), progress=False), says,
+            (ValueError, OSError))
 
 def test_a_network_without_labels_ignores_the_table(run):
     assert make_data(load_config(run/'config.yaml', ['network.labels=false']), False).labels is None

@@ -56,17 +56,22 @@ def test_an_entry_says_what_the_source_says():
     assert {'T', 's', 'return'} == {n for n, _ in library().all['cosine_betas'].parameters}
     assert library().labels(library().all['cosine_betas']) == ['eq-' + 'cosine']
 
+@functools.cache
+def lines(path): return (ROOT/path).read_text(encoding='utf-8').splitlines()
+
+@functools.cache
+def places(chapter: str) -> set[str]:
+    "The names that its cells print"
+    cells = [s for _, s in ledger.cells(ROOT/'nbs'/chapter)]
+    return {n.lower() for s in cells if s.startswith('#|') for n in api.names_printed(s)}
+
 def test_entries_link_to_their_line_and_to_their_chapter():
-    base = library().source('')
     for e in library().all.values():
         text = library().whence(e)
-        path, line = re.search(rf'\[Source\]\({base}(\S+)#L(\d+)\)', text).groups()
-        there = (ROOT/path).read_text(encoding='utf-8').splitlines()[int(line) - 1]
-        assert re.search(rf'\b{e.name.split(".")[-1]}\b', there)
-        for file, place in re.findall(r'\]\((\d\w+\.ipynb)(?:#(\w+))?\)', text):
-            cells = [s for _, s in ledger.cells(ROOT/'nbs'/file)]
-            names = {n.lower() for s in cells if s.startswith('#|') for n in api.names_printed(s)}
-            assert not place or place in names
+        path, line = re.search(rf'\[Source\]\({library().source("")}(\S+)#L(\d+)\)', text).groups()
+        assert re.search(rf'\b{e.name.split(".")[-1]}\b', lines(path)[int(line) - 1])
+        for chapter, place in re.findall(r'\]\((\d\w+\.ipynb)(?:#(\w+))?\)', text):
+            assert not place or place in places(chapter)
 
 def test_no_link_between_the_pages_is_dead(tmp_path):
     library().write(tmp_path)
@@ -114,17 +119,16 @@ def test_names_in_code_link_to_their_entries():
     assert api.link_code(page('not python: sample('), names) == page('not python: sample(')
 
 def test_the_ledger_shows_the_equations_and_links_to_their_tests():
-    equations, lines = ledger.read(ROOT)[0], ledger.test_lines(ROOT)
+    equations, of_tests = ledger.read(ROOT)[0], ledger.test_lines(ROOT)
     e = next(e for e in equations if e.label == 'eq-' + 'cosine')
     assert r'\cos' in e.latex and '$$' not in e.latex
     url = lambda path, line: f'{path}:{line}'
     chapter, cells = next(iter(ledger.cells_of(e.tests).items()))
-    text = ledger.entry(e, {chapter: {cells[0]}}, url, lines)
+    text = ledger.entry(e, {chapter: {cells[0]}}, url, of_tests)
     assert e.latex in text and f'({chapter}.ipynb#check-{cells[0]})' in text
     for path, line in re.findall(r'\((tests/\w+\.py):(\d+)\)', text):
-        there = (ROOT/path).read_text(encoding='utf-8').splitlines()[int(line) - 1]
-        assert re.match(r'def test_|class Test', there)
-    page = '\n'.join(ledger.page_cells(equations, {e.chapter: '1 A'}, {}, url, lines))
+        assert re.match(r'def test_|class Test', lines(path)[int(line) - 1])
+    page = '\n'.join(ledger.page_cells(equations, {e.chapter: '1 A'}, {}, url, of_tests))
     assert page.count('.ledger-entry') == sum(x.chapter == e.chapter for x in equations)
 
 # ---------------------------------------------------------------- search
