@@ -557,7 +557,7 @@ def test_folders_and_files_that_may_not_be_read_are_refused_by_name():
             with nobody(): refused(lambda: folder(root, **options), message, (ValueError, OSError))
             os.chmod(root/path, 0o777)
         closed = ['a/0.png', 'a/deep']
-        for skipped in (closed, closed, closed[1:], []):
+        for skipped in (closed, closed, []):
             for name in closed: os.chmod(root/name, 0 if name in skipped else 0o777)
             with nobody(): s = folder(root, **SKIP, cache=cache)
             assert [line.split(': ')[0] for line in s.skipped] == skipped
