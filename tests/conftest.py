@@ -1,5 +1,5 @@
 "What pytest must know of these tests"
-import gzip, json, os, sys
+import gzip, json, os, struct, sys
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -142,3 +142,21 @@ def assert_gaussian(x, mean, cov):
     assert ((x.mean(0) - mean) / (var / n).sqrt()).abs().max() < 4.5
     se = ((cov**2 + var.outer(var)) / n).sqrt()
     assert ((x.T.cov() - cov).abs() < 4.5 * se + 0.02 * cov.max()).all(), x.T.cov()
+
+# For data and for the networks of MNIST
+def write_mnist(root, data, train, test):
+    "Two slices of a set, in MNIST's own format and as torchvision lays it out; their folder"
+    raw = root/'MNIST'/'raw'
+    raw.mkdir(parents=True)
+    for part, some in dict(train=train, t10k=test).items():
+        for kind, array in (('images-idx3', data.images[some, 0]),
+                            ('labels-idx1', data.labels[some].byte())):
+            sizes = struct.pack(f'>{array.ndim}I', *array.shape)
+            head = bytes([0, 0, 8, array.ndim]) + sizes
+            (raw/f'{part}-{kind}-ubyte').write_bytes(head + array.numpy().tobytes())
+    return raw
+
+# For the tools that train and measure what ships: a run of a minute's hundredth
+LITTLE_RUN = ['schedule.name=cosine', 'training.batch_size=8', 'sampling.steps=2', 'threads=1',
+              'network={channels: 8, multipliers: [1], attention: [], unshuffle: 8}',
+              'device=cpu', 'log=[]', 'parameterization=v', 'training.ema=0.5']

@@ -23,7 +23,6 @@ def paper(size, widths, attention, **options):
                 up_block_types=[f'{a}UpBlock2D' for a in kinds[::-1]], downsample_padding=0,
                 flip_sin_to_cos=False, freq_shift=1) | options
 
-CIFAR = paper(32, [128, 256, 256, 256], [1])
 CELEBA = paper(256, [128, 128, 256, 256, 512, 512], [4])
 TINY = paper(8, [16, 32], [1], in_channels=1, out_channels=1, layers_per_block=1, norm_num_groups=4)
 
