@@ -4,16 +4,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from conftest import randn, refused
+from conftest import refused
 from diffusion_scratch.data import ImageSet, to_uint8
 from diffusion_scratch.denoiser import EPS, Denoiser
 from diffusion_scratch.engine import Engine
 from diffusion_scratch.guidance import NULL, drop_labels
 from diffusion_scratch.loss import draw_level, loss_at, uniform, v_weight
-from diffusion_scratch.schedule import Schedule, linear_betas
 from diffusion_scratch.training import (Metrics, TrainState, batches, ema_decay, ema_update, fit,
                                         measure, random_at, warmup_constant, warmup_cosine)
-from helpers_training import OPTIONS, SCHEDULE, Coin, everything, images, same, start, train
+from helpers_training import OPTIONS, SCHEDULE, everything, images, same, start, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
 
