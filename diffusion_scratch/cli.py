@@ -672,8 +672,8 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='other real images, to take the place of generated ones beside each '
                         'number: a folder, with a subfolder for each class if the real images '
                         'have classes, or a table of attributes if they have one (default: the '
-                        'test images if the real images are cifar10, else parts of the real '
-                        'images)')
+                        'test images if the real images are cifar10 or mnist, else parts of '
+                        'the real images)')
     p.add_argument('--statistics', metavar='FILE', type=_path,
                    help='also the Frechet distance to the mean and covariance in this file: .npz '
                         'with mu and sigma, as published for FID')
@@ -820,9 +820,9 @@ def _training_set(made: dict, known: dict) -> ImageSet | None:
     return data if made.get('data_sha256') in hashes else None
 
 def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | None:
-    "Other real images: those that are named; the test images of cifar10; or none"
+    "Other real images: those that are named; the test images of cifar10 or mnist; or none"
     name = args.held_out
-    if name is None: return cifar10(train=False) if data.name == 'cifar10' else None
+    if name is None: return _test_images(data)
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--held-out: {name} is not allowed; allowed: a folder of images')
     table = args.attributes or 'attributes.csv' if isinstance(data.classes, dict) else None
@@ -832,6 +832,17 @@ def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | Non
     labelled = data.labels is not None and table is None
     return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt,
                         attributes=table)
+
+def _test_images(data: ImageSet) -> ImageSet | None:
+    "The test images of a known data set, if they fit and can be read; or None"
+    known = dict(mnist=mnist, cifar10=cifar10)
+    if data.name not in known: return None
+    try: found = known[data.name](train=False)
+    except OSError as e:
+        print(f'{printable(e)}. So parts of the training images take the place of generated ones',
+              file=sys.stderr)
+        return None
+    return found if found.shape == data.shape else None
 
 def _find_extractor(name: str | None, data: ImageSet, device: torch.device) -> Extractor:
     "The feature extractor of this name; the one that fits the images if there is none"

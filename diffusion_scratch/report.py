@@ -458,9 +458,12 @@ def _rows(found: Evaluation) -> list[tuple]:
     "The table of the measures, under its head"
     rows = []
     for k, (value, floor) in found.measures.items():
-        fewer = f' ({floor.n:,} images)' if floor.n != value.n else ''
-        rows.append((k, value, f'{floor}{fewer}', f'{value.n:,}', _meaning(k)))
+        rows.append((k, value, f'{floor}{_of_others(value, floor)}', f'{value.n:,}', _meaning(k)))
     return rows
+
+def _of_others(value: Estimate, floor: Estimate) -> str:
+    "A remark if the value of real images is of another number of images"
+    return f' ({floor.n:,} images)' if floor.n != value.n else ''
 
 def _remarks(report: Report) -> list[str]:
     "What stands below the table"
@@ -672,8 +675,8 @@ _COMPARED = ('measure', 'first [95 % interval]', 'second', 'first less second',
 
 def _write_comparison(found: Comparison, folder: Path):
     made = _now_and_here()
-    rows = [(k, m.first, m.second, m.difference, m.floor, _meaning(k))
-            for k, m in found.measures.items()]
+    rows = [(k, m.first, m.second, m.difference, f'{m.floor}{_of_others(m.first, m.floor)}',
+             _meaning(k)) for k, m in found.measures.items()]
     _write_png(folder/'comparison.png', _bars_of_both(found))
     protocols = [f'{which}: {p}.' for which, p in (('First', found.first),
                                                    ('Second', found.second))]

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import sqrtm
-from diffusion_scratch import cli
+from diffusion_scratch import cli, evaluation
 from diffusion_scratch.cli import evaluate_command
-from diffusion_scratch.data import ImageSet, mnist_mini, to_float
+from diffusion_scratch.data import ImageSet, mnist_mini, to_float, to_uint8
 from diffusion_scratch.evaluation import (
-    Estimate, Evaluation, Features, Protocol, compare, difference, evaluate,
+    Estimate, Evaluation, Protocol, compare, difference, evaluate,
     frechet_distance, interval, kernel_distance, memorised, memorised_floor, near_threshold,
     paired_shares, precision_recall)
-from diffusion_scratch.features import Extractor
+from diffusion_scratch.features import Extractor, Features
+from diffusion_scratch.likelihood import decode, encode
 from diffusion_scratch.oracle import MixtureOracle
 from diffusion_scratch.report import compare_reports, evaluate_model
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -202,12 +203,11 @@ def test_frechet_distances_of_many_subsets_are_those_of_each(constant):
 
 def test_many_features_change_no_measure():
     "Precision and recall from distances computed once, as from each subset alone"
-    from diffusion_scratch.evaluation import _equally_many as equally_many
     a, b = randn(120, 300), 1.05 * randn(80, 300, seed=1)
     g = torch.Generator().manual_seed(0)
     rows = [(torch.randperm(120, generator=g)[:50], torch.randperm(80, generator=g)[:40])
             for _ in range(3)]
-    for (i, j), found in zip(rows, equally_many.of_subsets((a, b), rows)):
+    for (i, j), found in zip(rows, evaluation._equally_many.of_subsets((a, b), rows)):
         assert found == precision_recall(a[i][:40], b[j])
 
 # ---- reports of two networks, and the command
@@ -273,3 +273,23 @@ def test_the_command_compares_two_models(tmp_path, monkeypatch, capsys):
     assert (tmp_path/'both/first/report.html').is_file()
     with pytest.raises(SystemExit): evaluate_command('mnist-mini cifar10 --n 70'.split())
     assert 'same size' in capsys.readouterr().err
+
+# ---- the test images of a known set take the place of generated ones
+def test_mnist_is_compared_with_its_test_images_if_they_can_be_read(monkeypatch, capsys):
+    train, test = (ImageSet(torch.zeros(n, 1, 28, 28).byte(), None, (), 'mnist') for n in (9, 5))
+    args = cli._evaluate_arguments(['x'])
+    monkeypatch.setattr(cli, 'mnist', lambda train: test)
+    assert cli._held_out_images(args, train) is test
+    def missing(train): raise FileNotFoundError('t10k is missing')
+    monkeypatch.setattr(cli, 'mnist', missing)
+    assert cli._held_out_images(args, train) is None
+    assert 't10k is missing. So parts of the training images' in capsys.readouterr().err
+
+def test_one_image_can_be_encoded():
+    "No standard error is computed, so two images are not needed"
+    x, times = torch.tensor([[[[-1., 1.]]]]), [20, 10, 5, 0]
+    known = torch.tensor([[[[-1., 1.]]], [[[1., 0.]]]])
+    code = MixtureOracle(known, 0.1), Schedule(cosine_betas(20))
+    data = encode(*code, x, times=times, patience=2**10)
+    *_, last = decode(data, *code, x.shape, times=times)
+    assert torch.equal(to_uint8(last.x.float()), to_uint8(x))
