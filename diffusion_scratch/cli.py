@@ -717,6 +717,8 @@ def _evaluate_named_model(args: argparse.Namespace) -> tuple[Evaluation, Path]:
     report = _report_on(args, args.model, model, real, out)
     return report.evaluation, report.folder/'report.html'
 
+
+# %% ../nbs/27_cli.ipynb #b0b4a1b1
 def _compare_named_models(args: argparse.Namespace) -> tuple[Comparison, Path]:
     "Compare two models with the same real images, and with each other"
     names = args.model, args.second
@@ -732,18 +734,21 @@ def _compare_named_models(args: argparse.Namespace) -> tuple[Comparison, Path]:
                             extractor=real.extractor)
     return found, out.expanduser()/'comparison.html'
 
-def _report_on(args: argparse.Namespace, name: str, model: _Model, real: _Real, out: Path
-              ) -> Report:
+
+# %% ../nbs/27_cli.ipynb #390176d2
+def _report_on(args: argparse.Namespace, name: str, model: _Model, real: _Real,
+               out: Path) -> Report:
     "Evaluate a model as the options say"
     settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
     sampling = _sampling_config(args, settings, model.schedule)
     path = Path(name).expanduser()
+    denoiser = model.denoiser.to(find_device(args.device))
     return evaluate_model(
-        model.denoiser.to(find_device(args.device)), model.schedule, real.data, out, n=args.n,
+        denoiser, model.schedule, real.data, out, n=args.n,
         step=make_solver(sampling), steps=sampling.steps,
         classes=count_classes(model.classes), guidance=sampling.guidance,
-        seed=args.seed, extractor=real.extractor, bits=args.bits, held_out=real.held_out,
-        statistics=args.statistics,
+        seed=args.seed, extractor=real.extractor, bits=args.bits,
+        held_out=real.held_out, statistics=args.statistics,
         name=path.name if path.exists() else name, batch=args.batch)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0cf

@@ -411,7 +411,7 @@ def _precision_recalls(sets: tuple,       # two, features (N, D) and (M, D)
                       ) -> list[PrecisionRecall]:
     "`_equally_many` of many pairs of subsets; the distances of all rows, if they fit into memory"
     a, b = sets
-    if a.shape[1] < 256 or max(len(a), len(b)) > most:  # few features: as fast anew each time
+    if a.shape[1] < 256 or max(len(a), len(b)) > most:  # with few features this is as fast
         return [_equally_many(a[i], b[j]) for i, j in rows]
     a, b = _checked_balls(a, b, k)
     def all_pairs(x, y): return torch.cat([_squared_distances(r, y) for r in x.split(256)])
@@ -502,8 +502,10 @@ class Threshold(NamedTuple):
     distance: float
     n: int           # real images that it was computed from
 
+
+# %% ../nbs/16_evaluation.ipynb #2b1843d4
 def near_threshold(training: Tensor,  # training set of the generator (M,...)
-                   held_out: Tensor | None=None, # unseen images; if none, each training row
+                   held_out: Tensor | None=None, # unseen; if none, each training row
                    quantile: float=0.01 # of the distances of real ones, 0..1
                   ) -> Threshold:     # images in the training set are left out
     "The distance to the training set that few real images fall below (eq-memorised)"
@@ -511,6 +513,8 @@ def near_threshold(training: Tensor,  # training set of the generator (M,...)
     distance = _distances_of_unseen(training, held_out, quantile)
     return Threshold(distance.quantile(quantile).item(), len(distance))
 
+
+# %% ../nbs/16_evaluation.ipynb #3579b530
 def memorised(fake: Tensor,       # images or features (N,...)
               training: Tensor,   # training set of the generator (M,...)
               held_out: Tensor | None=None, # unseen images; if none, each training row
@@ -521,6 +525,8 @@ def memorised(fake: Tensor,       # images or features (N,...)
     close = nearest(fake, training).distance <= near
     return wilson_interval(close.double().mean().item(), len(close))
 
+
+# %% ../nbs/16_evaluation.ipynb #656a284f
 def memorised_floor(n: int,  # images in place of generated ones
                     m: int,  # real images that the threshold was computed from
                     quantile: float=0.01
@@ -575,7 +581,7 @@ class Protocol(NamedTuple):
     clipped: bool | None=None    # was each predicted image kept in [-1, 1]?
     rounded: bool=True           # to bytes, as in an image file
     statistics: str | None=None  # name and hash of a file of moments (eq-frechet)
-    held_out: str | None=None    # of real images in their place; None: parts of `reference`
+    held_out: str | None=None    # real images in their place; None: of `reference`
 
     def __str__(self): return _in_words(self)
 
@@ -612,8 +618,7 @@ def evaluate(real: Features,     # better many more than generated ones
              training: Features | None=None, # of the training set; may be `real`
              held_out: Features | None=None, # real ones in the place of generated ones
              statistics: Moments | None=None, # of a file, from `read_moments`
-             pairs: int | None=None, # of halves for each interval; None: 100, or 25 if
-                                 # there are more than 512 features
+             pairs: int | None=None, # of halves; None: 100, or 25 if D > 512
              seed: int=0,
              sizes: tuple=(),    # if p is of attributes: the number of values of each
              progress: bool=False # show a progress bar, after 2 seconds
@@ -630,16 +635,10 @@ def evaluate(real: Features,     # better many more than generated ones
                                  within, seed)
         except ValueError as e: refused[name] = str(e)
         else: measures |= _by_name(name, value, base)
-    if 'frechet_distance' in measures:
-        value, base = measures['frechet_distance']
-        if why := _too_few_for_limit(value.n, real): refused['frechet_limit'] = why
-        else: measures['frechet_limit'] = _limits(value, base)
+    _add_limit(measures, refused, real)
     if statistics is not None:
         measures |= _to_statistics(statistics, held_out or real, fake, pairs, seed)
-    if training is not None:
-        near = _near_training(training, real, held_out)
-        value = _share_near(fake, training, near)
-        measures['memorised'] = Measured(value, memorised_floor(value.n, near.n))
+    if training is not None: measures |= _copies(fake, training, real, held_out)
     return Evaluation(protocol, measures, refused)
 
 # %% ../nbs/16_evaluation.ipynb #b908afb3
@@ -683,9 +682,19 @@ def _too_few_for_limit(n: int, real: Features, least: int=10) -> str | None:
             f'not fall like 1/n yet; give at least {least} times as many images as features, '
             f'{least * D:,}')
 
-def _limits(value: Estimate, base: Estimate) -> Measured:
-    "Both extrapolated; where real images are parts of the reference, theirs is 0"
-    return Measured(value.unbiased, base.unbiased if base.limit else Estimate(0., 0., 0., value.n))
+def _add_limit(measures: dict, refused: dict, real: Features):
+    "The extrapolated distance, or why not; that of parts of the reference is 0"
+    if 'frechet_distance' not in measures: return
+    value, base = measures['frechet_distance']
+    base = base.unbiased if base.limit else Estimate(0., 0., 0., value.n)
+    if why := _too_few_for_limit(value.n, real): refused['frechet_limit'] = why
+    else: measures['frechet_limit'] = Measured(value.unbiased, base)
+
+def _copies(fake: Features, training: Features, real: Features, held_out: Features | None
+           ) -> dict[str, Measured]:
+    near = _near_training(training, real, held_out)
+    share = wilson_interval(_is_near(fake, training, near).mean().item(), len(fake.x))
+    return dict(memorised=Measured(share, memorised_floor(share.n, near.n)))
 
 def _near_training(training: Features, real: Features, held_out: Features | None) -> Threshold:
     others = held_out or (None if torch.equal(training.x, real.x) else real)
@@ -693,9 +702,6 @@ def _near_training(training: Features, real: Features, held_out: Features | None
 
 def _is_near(fake: Features, training: Features, near: Threshold) -> Tensor: # (n,), 1 or 0
     return (nearest(fake.x, training.x).distance <= near.distance).double()
-
-def _share_near(fake: Features, training: Features, near: Threshold) -> Estimate:
-    return wilson_interval(_is_near(fake, training, near).mean().item(), len(fake.x))
 
 class _Ticking(list):
     "A list that moves a progress bar as it is read"
@@ -778,7 +784,7 @@ def _check_both(real: Features, fake: Features, sizes: tuple):
 
 # %% ../nbs/16_evaluation.ipynb #25ae00f3
 def difference(statistic: Callable # of two sets, real and generated, as in `interval`
-              ) -> Callable:       # of real vectors and of pairs of generated ones (n,2,D)
+              ) -> Callable:       # of real ones and of pairs of generated ones (n,2,D)
     "How much larger a statistic is for the first of two generators (eq-paired)"
     def of_pairs(real, pairs):
         return _minus(statistic(real, pairs[:, 0]), statistic(real, pairs[:, 1]))
@@ -822,6 +828,8 @@ class Paired(NamedTuple):
     difference: Estimate # with the interval of pairs (eq-paired)
     floor: Estimate      # of real images in their place
 
+
+# %% ../nbs/16_evaluation.ipynb #68d23f27
 class Comparison(NamedTuple):
     "Two generators and the same real images: all measures, and their differences"
     first: Protocol
@@ -830,7 +838,7 @@ class Comparison(NamedTuple):
     refused: dict[str, str]  # measure -> why it was not compared
 
     @property
-    def verdict(self) -> str:
+    def conclusion(self) -> str:
         "What the difference of a distance without bias means, in one sentence"
         return _in_a_sentence(self)
 
@@ -838,8 +846,9 @@ class Comparison(NamedTuple):
         "Dicts, lists, strings and numbers, for JSON"
         measures = {k: {field: e._asdict() for field, e in m._asdict().items()}
                     for k, m in self.measures.items()}
-        return dict(verdict=self.verdict, first=self.first._asdict(),
-                    second=self.second._asdict(), refused=self.refused, measures=measures)
+        return dict(conclusion=self.conclusion, first=self.first._asdict(),
+                    second=self.second._asdict(), refused=self.refused,
+                    measures=measures)
 
     def __str__(self): return _as_table(self)
 
@@ -847,7 +856,7 @@ class Comparison(NamedTuple):
 def compare(real: Features,   # the real images of both evaluations
             first: Features,  # of generated images
             second: Features, # image i was drawn from the same noise as that of `first`
-            results: tuple[Evaluation, Evaluation], # of `evaluate`, for each of the two
+            results: tuple[Evaluation, Evaluation], # of `evaluate`, for each
             training: Features | None=None, # the last four as in `evaluate`
             held_out: Features | None=None,
             pairs: int | None=None,
@@ -855,11 +864,12 @@ def compare(real: Features,   # the real images of both evaluations
             sizes: tuple=(),
             progress: bool=False # show a progress bar, after 2 seconds
            ) -> Comparison:
-    "The differences of two models, measure by measure, with their intervals (eq-paired)"
+    "The difference of each measure of two models, with its interval (eq-paired)"
     _check_pairs(first, second, results)
     pairs, mixed = pairs or _count_pairs(real), _shuffled(real, seed)
     differences, refused = {}, {}
-    for name, statistic, a, both in _paired(mixed, first, second, sizes, pairs, progress):
+    to_do = _paired(mixed, first, second, sizes, pairs, progress)
+    for name, statistic, a, both in to_do:
         try: found = interval(difference(statistic), a, both, pairs=pairs, seed=seed)
         except ValueError as e: refused[name] = str(e)
         else: differences |= _one_or_more(name, found)
@@ -929,7 +939,7 @@ def _as_table(c: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths)).rstrip() for row in rows]
     lines += [f'{k:{wide}} refused: {why}' for k, why in c.refused.items()]
-    return '\n'.join([str(c.first), str(c.second), *lines, printable(c.verdict)])
+    return '\n'.join([str(c.first), str(c.second), *lines, printable(c.conclusion)])
 
 def _fewer_in(m: Paired) -> str: return _fewer(Measured(m.first, m.floor))
 

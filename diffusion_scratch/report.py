@@ -251,8 +251,8 @@ MEANING = dict(
 CAPTIONS = dict(  # of the figures
     samples='Generated images',
     measures='Blue: generated images, 95 % intervals. Green: real ones in their place',
-    comparison='Blue and orange: the two models, with 95 % intervals. Green: real images in '
-               'their place. On the right, the first less the second',
+    comparison='Blue and orange: the two models, with 95 % intervals. Green: real '
+               'images in their place. On the right, the first less the second',
     nearest='Generated images, and the real images that are nearest to each',
     classes='Share of each class among generated and among real images')
 
@@ -629,7 +629,7 @@ def _histogram(fake: Tensor, real: Tensor) -> Figure:
 
 # %% ../nbs/18_report.ipynb #432a8f8a
 def compare_reports(first: Report,     # of evaluate_model
-                    second: Report,    # with the same real images, n, seed and extractor
+                    second: Report,    # same real images, n, seed and extractor
                     data: ImageSet,    # the real images of both
                     folder: str | Path, # of the page
                     *,
@@ -638,14 +638,15 @@ def compare_reports(first: Report,     # of evaluate_model
                     cache: str | Path=DATA/'features',
                     progress: bool=True
                    ) -> Comparison:
-    "Each measure's difference with its interval, and a verdict; writes html, md, json, png"
+    "Each measure's difference with its interval; writes a page: html, md, json, png"
     eye = extractor or fitting_extractor(data.shape, classes=data.classes)
     _check_both_reports(first, second, data)
     real, place = (d and _where_fast(eye, reference(eye, d, cache, progress))
                    for d in (data, held_out))
     a, b = (_where_fast(eye, r.seen) for r in (first, second))
-    found = compare(real, a, b, (first.evaluation, second.evaluation), real, held_out=place,
-                    sizes=count_classes(eye.classes) or (), progress=progress)
+    results = first.evaluation, second.evaluation
+    found = compare(real, a, b, results, real, held_out=place, progress=progress,
+                    sizes=count_classes(eye.classes) or ())
     found.measures.update(_label_differences(first, second, eye))
     _write_comparison(found, Path(folder).expanduser())
     return found
@@ -681,7 +682,7 @@ def _write_comparison(found: Comparison, folder: Path):
     protocols = [f'{which}: {p}.' for which, p in (('First', found.first),
                                                    ('Second', found.second))]
     page = _Parts(f'{found.first.weights} and {found.second.weights}',
-                  [f'{found.verdict}.', *protocols], _COMPARED, rows,
+                  [f'{found.conclusion}.', *protocols], _COMPARED, rows,
                   [f'{k} is missing: {why}' for k, why in found.refused.items()],
                   _pictures(folder, 'comparison'), _made_in_words(made))
     _write(folder/'comparison.json', json_with_checksum(dict(made=made, **found.plain())))
