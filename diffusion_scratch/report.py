@@ -350,8 +350,9 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
         statistics=statistics and _file_and_hash(statistics),
         held_out=held_out and f'{held_out.name} {fingerprint(held_out)[:12]}')
     there, seen, aside = (_where_fast(eye, f) for f in (real, fake, place))
-    found = evaluate(there, seen, protocol, there, held_out=aside, statistics=moments,
-                     sizes=count_classes(eye.classes) or (), progress=progress)
+    found = evaluate(there, seen, protocol, there, held_out=aside,
+                     statistics=_where_fast(eye, moments), sizes=count_classes(eye.classes) or (),
+                     progress=progress)
     seen = (real, data) if held_out is None else (place, held_out)
     if why := _unreadable(eye, data, y): found.refused['label_accuracy'] = why
     else: found.measures.update(_label_accuracies(*seen, fake, y, classes))
@@ -373,10 +374,10 @@ def _now_and_here() -> dict:
                 threads=torch.get_num_threads(),
                 cpu_capability=torch.backends.cpu.get_cpu_capability())
 
-def _where_fast(eye: Extractor, features: Features | None) -> Features | None:
-    "The features on the extractor's GPU, if it has one that computes in float64"
-    if features is None or torch.device(eye.device).type != 'cuda': return features
-    return Features(*(v if v is None else v.to(eye.device) for v in features))
+def _where_fast(eye: Extractor, found: Features | Moments | None) -> Features | Moments | None:
+    "The same on the extractor's GPU, if it has one that computes in float64"
+    if found is None or torch.device(eye.device).type != 'cuda': return found
+    return type(found)(*(v.to(eye.device) if isinstance(v, Tensor) else v for v in found))
 
 def _check_evaluation(data: ImageSet, held_out: ImageSet | None, n: int, classes: int, bits: int):
     if n < 4:
