@@ -19,6 +19,7 @@ from .data import OBEYED, memory_here, printable, read_image, to_float
 from .data import upright_size
 from .denoiser import Denoiser
 from .doctor import diagnose
+from .evaluation import Comparison, Evaluation
 from .editing import inpaint, resampled
 from diffusion_scratch.features import (
     Extractor, digit_classifier, face_classifier, fitting_extractor, inception, load_classifier,
@@ -27,7 +28,7 @@ from .noising import q_sample
 from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx
-from .report import Report, evaluate_model
+from .report import Report, compare_reports, evaluate_model
 from .run import RunFolder, attributes_named, check_writable, conditioned
 from .run import cpu_threads, draw
 from .run import find_device, free_threads, image_shape
@@ -633,13 +634,19 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-evaluate mnist-mini\n'
         '  diffusion-evaluate runs/mnist --n 5000 --solver dpm++ --steps 20 --out reports/mnist\n'
         '  diffusion-evaluate runs/cifar10 --extractor inception --n 50000\n'
-        '  diffusion-evaluate runs/mine --data photos --extractor my-classifier\n\n'
-        'Two results can be compared if they have the same extractor, real images, n, solver, '
-        'steps and guidance.\n'
+        '  diffusion-evaluate runs/mine --data photos --extractor my-classifier\n'
+        '  diffusion-evaluate mnist-mini mnist-conditional --n 500\n\n'
+        'With two models, the result is the difference of both, with an interval, and a sentence '
+        'that says what it means.\n'
+        'Two other results can be compared if they have the same extractor, real images, n, '
+        'solver, steps and guidance.\n'
         'With more features than images there is no Frechet distance. Use an n of some hundreds '
         'for the 64 features of digits and the 128 of objects, some ten thousands for the 2048 '
         'of Inception.')
     p.add_argument('model', type=_model_name, help=_MODEL)
+    p.add_argument('second', type=_model_name, nargs='?',
+                   help='a second model, to compare with the first: from the same seeds, and '
+                        'with the same real images')
     p.add_argument('--model', **_OWN)
     p.add_argument('--n', type=_COUNT, default=1000,
                    help='how many images (default 1000); more give narrower intervals')
@@ -665,8 +672,8 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='other real images, to take the place of generated ones beside each '
                         'number: a folder, with a subfolder for each class if the real images '
                         'have classes, or a table of attributes if they have one (default: the '
-                        'test images if the real images are cifar10, else parts of the real '
-                        'images)')
+                        'test images if the real images are cifar10 or mnist, else parts of '
+                        'the real images)')
     p.add_argument('--statistics', metavar='FILE', type=_path,
                    help='also the Frechet distance to the mean and covariance in this file: .npz '
                         'with mu and sigma, as published for FID')
@@ -677,7 +684,8 @@ def _evaluate_arguments(argv: list[str] | None) -> argparse.Namespace:
                         '(default: digits, objects or faces, which fits)')
     p.add_argument('--out', type=_path,
                    help='folder of the report (default: evaluation_seed<seed> in the run folder; '
-                        'for shipped weights, <name>_evaluation_seed<seed> in this folder)')
+                        'for shipped weights, <name>_evaluation_seed<seed> in this folder; '
+                        'for two models, <name>_<name>_comparison_seed<seed> in this folder)')
     p.add_argument('--bits', type=_AMOUNT, default=0, metavar='N',
                    help='also bound the bits per dimension of so many real images: see '
                         'chapter 17 (default 0)')
@@ -693,35 +701,84 @@ def evaluate_command(argv: list[str] | None=None # words; default: those of this
     "`diffusion-evaluate`"
     with _plain_errors(argv, 'stopped; the same command goes on from here'):
         args = _evaluate_arguments(argv)
-        with cpu_threads(free_threads()): report = _evaluate_named_model(args)
-        print(f"\n{report.evaluation}\n{printable(report.folder/'report.html')}")
+        with cpu_threads(free_threads()):
+            if args.second: found, page = _compare_named_models(args)
+            else: found, page = _evaluate_named_model(args)
+        print(f'\n{found}\n{printable(page)}')
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e4
-def _evaluate_named_model(args: argparse.Namespace) -> Report:
+def _evaluate_named_model(args: argparse.Namespace) -> tuple[Evaluation, Path]:
     "Compare a model with real images: those that are named, or those it was trained on"
-    device = find_device(args.device)
     model = _load_model(args.model, args.raw, args.network)
-    settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
-    sampling = _sampling_config(args, settings, model.schedule)
-    data = _real_images(args, model.about, model.shape)
-    _check_same_attributes(args, model.classes, data)
-    check_drawable('--n', args.n, model.shape)
-    held_out = _held_out_images(args, data)
-    extractor = _find_extractor(args.extractor, data, device)
-    path, name = Path(args.model).expanduser(), f'evaluation_seed{args.seed}'
+    real = _find_real(args, model)
+    name = f'evaluation_seed{args.seed}'
     out = args.out or _default_output(args.model, name, name)
     check_writable(out, '--out')
+    report = _report_on(args, args.model, model, real, out)
+    return report.evaluation, report.folder/'report.html'
+
+
+# %% ../nbs/27_cli.ipynb #b0b4a1b1
+def _compare_named_models(args: argparse.Namespace) -> tuple[Comparison, Path]:
+    "Compare two models with the same real images, and with each other"
+    names = args.model, args.second
+    models = [_load_model(name, args.raw, args.network) for name in names]
+    _check_same_images(names, models)
+    real = _find_real(args, *models)
+    words = '_'.join(Path(name).expanduser().name for name in names)
+    out = args.out or Path(f'{words}_comparison_seed{args.seed}')
+    check_writable(out, '--out')
+    reports = [_report_on(args, name, model, real, out/which)
+               for name, model, which in zip(names, models, ('first', 'second'))]
+    found = compare_reports(*reports, real.data, out, held_out=real.held_out,
+                            extractor=real.extractor)
+    return found, out.expanduser()/'comparison.html'
+
+
+# %% ../nbs/27_cli.ipynb #390176d2
+def _report_on(args: argparse.Namespace, name: str, model: _Model, real: _Real,
+               out: Path) -> Report:
+    "Evaluate a model as the options say"
+    settings = dict(classes=model.classes, sampling=dict(guidance=0.5))
+    sampling = _sampling_config(args, settings, model.schedule)
+    path = Path(name).expanduser()
+    denoiser = model.denoiser.to(find_device(args.device))
     return evaluate_model(
-        model.denoiser.to(device), model.schedule, data, out, n=args.n,
+        denoiser, model.schedule, real.data, out, n=args.n,
         step=make_solver(sampling), steps=sampling.steps,
         classes=count_classes(model.classes), guidance=sampling.guidance,
-        seed=args.seed, extractor=extractor, bits=args.bits, held_out=held_out,
-        statistics=args.statistics,
-        name=path.name if path.exists() else args.model, batch=args.batch)
+        seed=args.seed, extractor=real.extractor, bits=args.bits,
+        held_out=real.held_out, statistics=args.statistics,
+        name=path.name if path.exists() else name, batch=args.batch)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0cf
 #| code-fold: true
 #| code-summary: "Plumbing: find real images and extractors by their names"
+class _Real(NamedTuple):
+    "Real images, others in the place of generated ones, and the extractor"
+    data: ImageSet
+    held_out: ImageSet | None
+    extractor: Extractor
+
+def _find_real(args: argparse.Namespace, *models: _Model) -> _Real:
+    "The real images for one model or two, which are those of the first if none are named"
+    settings = dict(classes=models[0].classes, sampling=dict(guidance=0.5))
+    for m in models: _sampling_config(args, settings | dict(classes=m.classes), m.schedule)
+    data = _real_images(args, models[0].about, models[0].shape)
+    for m in models: _check_same_attributes(args, m.classes, data)
+    check_drawable('--n', args.n, models[0].shape)
+    held_out, device = _held_out_images(args, data), find_device(args.device)
+    return _Real(data, held_out, _find_extractor(args.extractor, data, device))
+
+def _check_same_images(names: tuple, models: list):
+    a, b = models
+    if a.shape != b.shape:
+        raise ConfigError(f'second: the images of {names[1]} are {b.shape}, and those of '
+                          f'{names[0]} {a.shape}; allowed: a model of images of the same size')
+    if a.classes and b.classes and count_classes(a.classes) != count_classes(b.classes):
+        raise ConfigError(f'second: {names[1]} learned other classes than {names[0]}; allowed: '
+                          'a model of the same classes, or one without classes')
+
 def _real_images(args: argparse.Namespace, about: dict, shape: tuple) -> ImageSet:
     "The real images: those that are named, or those that the model was trained on"
     name, model = args.data, args.model
@@ -768,9 +825,9 @@ def _training_set(made: dict, known: dict) -> ImageSet | None:
     return data if made.get('data_sha256') in hashes else None
 
 def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | None:
-    "Other real images: those that are named; the test images of cifar10; or none"
+    "Other real images: those that are named; the test images of cifar10 or mnist; or none"
     name = args.held_out
-    if name is None: return cifar10(train=False) if data.name == 'cifar10' else None
+    if name is None: return _test_images(data)
     if not Path(name).expanduser().is_dir():
         raise ConfigError(f'--held-out: {name} is not allowed; allowed: a folder of images')
     table = args.attributes or 'attributes.csv' if isinstance(data.classes, dict) else None
@@ -780,6 +837,17 @@ def _held_out_images(args: argparse.Namespace, data: ImageSet) -> ImageSet | Non
     labelled = data.labels is not None and table is None
     return image_folder(name, data.shape[1:], data.shape[0], labels=labelled, corrupt=args.corrupt,
                         attributes=table)
+
+def _test_images(data: ImageSet) -> ImageSet | None:
+    "The test images of a known data set, if they fit and can be read; or None"
+    known = dict(mnist=mnist, cifar10=cifar10)
+    if data.name not in known: return None
+    try: found = known[data.name](train=False)
+    except OSError as e:
+        print(f'{printable(e)}. So parts of the training images take the place of generated ones',
+              file=sys.stderr)
+        return None
+    return found if found.shape == data.shape else None
 
 def _find_extractor(name: str | None, data: ImageSet, device: torch.device) -> Extractor:
     "The feature extractor of this name; the one that fits the images if there is none"

@@ -12,14 +12,16 @@ from typing import Callable, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 from .data import printable
 from .features import Features, by_attribute
 
 # %% auto #0
-__all__ = ['OF_PROBABILITIES', 'Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation', 'extrapolate',
-           'floor', 'kernel_distance', 'PrecisionRecall', 'precision_recall', 'inception_score', 'confidence',
-           'Classes', 'class_coverage', 'Nearest', 'nearest', 'memorised', 'wilson_interval', 'Protocol', 'Measured',
-           'Evaluation', 'evaluate', 'read_moments']
+__all__ = ['OF_PROBABILITIES', 'UNBIASED', 'Moments', 'moments', 'frechet_distance', 'Estimate', 'interval', 'Extrapolation',
+           'extrapolate', 'floor', 'kernel_distance', 'PrecisionRecall', 'precision_recall', 'inception_score',
+           'confidence', 'Classes', 'class_coverage', 'Nearest', 'nearest', 'Threshold', 'near_threshold', 'memorised',
+           'memorised_floor', 'wilson_interval', 'Protocol', 'Measured', 'Evaluation', 'evaluate', 'read_moments',
+           'difference', 'paired_shares', 'Paired', 'Comparison', 'compare']
 
 # %% ../nbs/16_evaluation.ipynb #877d570b
 class Moments(NamedTuple):
@@ -99,12 +101,13 @@ class Estimate(NamedTuple):
     high: float
     n: int          # images it was computed from; of two sets, the smaller
     bias: float=0.  # estimated bias at this n; 0 where none was estimated
+    limit: tuple | None=None # value, low and high less bias, in the possible range
 
     @property
     def unbiased(self) -> Estimate:
         "The same without bias: extrapolated to 1/n = 0 (eq-limit)"
-        value, low, high, n, bias = self
-        return Estimate(value - bias, low - bias, high - bias, n)
+        value, low, high, n, bias, limit = self
+        return Estimate(*(limit or (value - bias, low - bias, high - bias)), n)
 
     def __str__(self): return _with_known_digits(*self[:3])
 
@@ -132,8 +135,9 @@ def interval(statistic: Callable,  # of the sets -> a float, or a NamedTuple of 
     error = ((half - other) / 2).square().mean(0).sqrt()                   # eq-halves
     bias = halves.mean((0, 1)) - whole                                     # eq-limit
     z = NormalDist().inv_cdf((1 + level) / 2)
-    low, high = (whole - z * error).clamp(*within), (whole + z * error).clamp(*within)
-    return estimates(whole.expand_as(low), low, high, min(map(len, sets)), bias)
+    ends = torch.stack([whole.expand_as(error), whole - z * error, whole + z * error])
+    limit = (ends - bias).clamp(*within)                # shifted first, and then cut
+    return estimates(ends.clamp(*within), min(map(len, sets)), bias, limit)
 
 # %% ../nbs/16_evaluation.ipynb #a5809db5
 #| code-fold: true
@@ -147,28 +151,30 @@ def _random_orders(sets: tuple, repeats: int, seed: int) -> list[tuple]:
 def _on_halves(statistic, sets: tuple, pairs: int, seed: int) -> tuple[Tensor, Callable]:
     "The statistic on random halves, (2, pairs, values), and a function that makes Estimates"
     orders = _random_orders(sets, pairs, seed)
-    rows = [tuple(o[:len(o) // 2] for o in order) for order in orders]
-    rows += [tuple(o[len(o) // 2:] for o in order) for order in orders]
+    rows = []
+    for order in orders:  # a half, and then the other half
+        rows.append(tuple(o[:len(o) // 2] for o in order))
+        rows.append(tuple(o[len(o) // 2:] for o in order))
     try: values, estimates = _on_subsets(statistic, sets, rows)
     except ValueError as e:
         raise ValueError('the interval is made from halves of the sets, and the statistic refuses '
                          f'those: {e}') from e
-    return values.view(2, pairs, -1), estimates
+    return values.view(pairs, 2, -1).transpose(0, 1), estimates
 
 def _on_subsets(statistic, sets: tuple, rows: list[tuple]) -> tuple[Tensor, Callable]:
     "The statistic on each choice of rows, (R, values), and a function that makes Estimates"
-    if hasattr(statistic, 'of_subsets'):  # all choices at once
-        return statistic.of_subsets(sets, rows).cpu()[:, None], partial(_estimates, None)
-    found = [statistic(*(x[i] for x, i in zip(sets, r))) for r in rows]
+    if hasattr(statistic, 'of_subsets'): found = statistic.of_subsets(sets, rows)  # all at once
+    else: found = [statistic(*(x[i] for x, i in zip(sets, r))) for r in rows]
     named = type(found[0])._make if isinstance(found[0], tuple) else None
     values = torch.tensor(found, dtype=torch.float64)
     return values.view(len(rows), -1), partial(_estimates, named)
 
-def _estimates(named: Callable | None, value: Tensor, low: Tensor, high: Tensor, n: int, bias=None):
-    "One Estimate, or a NamedTuple of them, from vectors"
-    bias = torch.zeros_like(value) if bias is None else bias
-    rows = torch.stack([value, low, high, bias]).T.tolist()
-    found = [Estimate(v, l, h, n, b) for v, l, h, b in rows]
+def _estimates(named: Callable | None, ends: Tensor, n: int, bias=None, limit=None):
+    "One Estimate, or a NamedTuple of them, from values and ends (3, values)"
+    if bias is None: found = [Estimate(*e, n) for e in ends.T.tolist()]
+    else:
+        rows = zip(ends.T.tolist(), bias.tolist(), limit.T.tolist())
+        found = [Estimate(*e, n, b, tuple(l)) for e, b, l in rows]
     return named(found) if named else found[0]
 
 def _check_interval(sets, pairs, level):
@@ -178,6 +184,66 @@ def _check_interval(sets, pairs, level):
         raise ValueError(f'pairs = {pairs}; at least 2 are needed to estimate a standard error')
     n = min(map(len, sets))
     if n < 4: raise ValueError(f'{n} rows are too few to be halved; give at least 4 in each set')
+
+# %% ../nbs/16_evaluation.ipynb #e3dce643
+#| code-fold: true
+#| code-summary: "Plumbing: Frechet distances of many subsets"
+class _SubsetMoments:
+    "Moments of subsets of a set; no sum is formed that follows from the one before"
+    def __init__(self, x: Tensor): # features (N, D)
+        x = _checked_rows(x)
+        self.shift = x.mean(0)  # differences of sums are exact enough near 0
+        self.x = x - self.shift
+        self.all = self.sums(torch.ones(len(x), dtype=torch.bool, device=x.device))
+        self.chosen, self.found = None, None
+
+    def sums(self, chosen: Tensor): # which rows (N,)
+        x = self.x[chosen]
+        return x.sum(0), x.T @ x
+
+    def __call__(self, rows: Tensor) -> Moments: # numbers of different rows
+        chosen = torch.zeros_like(self.x[:, 0], dtype=torch.bool).index_fill(0, rows, True)
+        other_half = self.chosen is not None and torch.equal(self.chosen, ~chosen)
+        if other_half: found = self.less(self.found)
+        elif 2 * len(rows) > len(self.x): found = self.less(self.sums(~chosen))
+        else: found = self.sums(chosen)
+        self.chosen, self.found = chosen, found
+        n, mean = len(rows), found[0] / len(rows)
+        _check_more_than_one(rows)
+        return Moments(mean + self.shift, (found[1] - n * mean.outer(mean)) / (n - 1), n)
+
+    def less(self, rest: tuple): return tuple(whole - part for whole, part in zip(self.all, rest))
+
+def _any_root(cov: Tensor) -> Tensor:
+    "Some G with G G^T = cov, the triangular one if there is one"
+    root, failed = torch.linalg.cholesky_ex(cov)
+    return _root(cov) if failed else root
+
+def _quick_distance(a: Moments, b: Moments) -> float:
+    "As `frechet_distance`, up to about 1e-8 of its terms"
+    (mean1, cov1, _), (mean2, cov2, _) = _checked_moments(a, b)
+    M = _any_root(cov1).T @ _any_root(cov2)
+    nuclear_norm = torch.linalg.eigvalsh(M @ M.T).clamp(min=0).sqrt().sum()
+    d2 = (mean1 - mean2).square().sum() + cov1.trace() + cov2.trace() - 2 * nuclear_norm
+    return max(0., d2.item())
+
+def _frechet_distances(sets: tuple,        # two, features (N, D) and (M, D)
+                       rows: list[tuple]   # of R subsets: their rows of each set
+                      ) -> list[float]:    # R
+    "The Frechet distances of many pairs of subsets"
+    a, b = map(_SubsetMoments, sets)
+    return [_quick_distance(a(i), b(j)) for i, j in rows]
+
+frechet_distance.of_subsets = _frechet_distances
+
+def _distance_to(known: Moments) -> Callable: # of one set
+    "The Frechet distance to known moments"
+    def distance(x): return frechet_distance(known, x)
+    def of_subsets(sets, rows):
+        found = _SubsetMoments(*sets)
+        return [_quick_distance(known, found(i)) for i, in rows]
+    distance.of_subsets = of_subsets
+    return distance
 
 # %% ../nbs/16_evaluation.ipynb #45b7535f
 class Extrapolation(NamedTuple):
@@ -233,8 +299,8 @@ def floor(statistic: Callable,  # of two sets, real and generated, as in `interv
     orders = _random_orders((real,), repeats, seed)
     splits = [(order[n:], order[:n]) for order, in orders]      # reference, and n
     values, estimates = _on_subsets(statistic, (real, real), splits)
-    low, high = (values.quantile(q, 0) for q in (0.025, 0.975))
-    return estimates(values.mean(0), low, high, n)
+    ends = [values.mean(0), *(values.quantile(q, 0) for q in (0.025, 0.975))]
+    return estimates(torch.stack(ends), n)
 
 # %% ../nbs/16_evaluation.ipynb #7be7d85a
 #| code-fold: true
@@ -276,7 +342,7 @@ def _kernel_sum(a: Tensor, b: Tensor, block: int) -> Tensor:
 def _kernel_distances(sets: tuple,        # two, features (N, D) and (M, D)
                       rows: list[tuple],  # of R subsets: their rows of each set
                       block: int=256
-                     ) -> Tensor:         # (R,)
+                     ) -> list[float]:    # R
     "The kernel distances of many pairs of subsets at once"
     a, b = _checked_pair(*sets, 2, 'an average over pairs')
     A, B = a.new_zeros(len(a), len(rows)), b.new_zeros(len(b), len(rows))
@@ -290,7 +356,7 @@ def _kernel_distances(sets: tuple,        # two, features (N, D) and (M, D)
             found = found + (X[i:i+block] * (k @ Y)).sum(0)
         return found
     return (total(a, a, A, A) / (n * (n - 1)) + total(b, b, B, B) / (m * (m - 1))
-            - 2 * total(a, b, A, B) / (n * m))
+            - 2 * total(a, b, A, B) / (n * m)).tolist()
 
 kernel_distance.of_subsets = _kernel_distances
 
@@ -330,6 +396,38 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def _checked_balls(real, fake, k):
     if k < 1: raise ValueError(f'k = {k}; the nearest neighbour is k = 1')
     return _checked_pair(real, fake, k + 1, f'the distance to the neighbour number k = {k}')
+
+# %% ../nbs/16_evaluation.ipynb #30fa63fa
+#| code-fold: true
+#| code-summary: "Plumbing: precision and recall of many subsets, each distance computed once"
+def _equally_many(real: Tensor, fake: Tensor) -> PrecisionRecall:
+    "Precision and recall of the first n rows of both sets"
+    n = min(len(real), len(fake))
+    return precision_recall(real[:n], fake[:n])
+
+def _precision_recalls(sets: tuple,       # two, features (N, D) and (M, D)
+                       rows: list[tuple], # of R subsets: their rows of each set
+                       k: int=3, most: int=10_000
+                      ) -> list[PrecisionRecall]:
+    "`_equally_many` of many pairs of subsets; the distances of all rows, if they fit into memory"
+    a, b = sets
+    if a.shape[1] < 256 or max(len(a), len(b)) > most:  # with few features this is as fast
+        return [_equally_many(a[i], b[j]) for i, j in rows]
+    a, b = _checked_balls(a, b, k)
+    def all_pairs(x, y): return torch.cat([_squared_distances(r, y) for r in x.split(256)])
+    same = sets[0] is sets[1]
+    aa, found = all_pairs(a, a), []
+    bb, ab = (aa, aa) if same else (all_pairs(b, b), all_pairs(a, b))
+    for i, j in rows:
+        n = min(len(i), len(j))
+        i, j = i[:n], j[:n]
+        Ra, Rb = (d[r][:, r].kthvalue(k + 1, 1).values for d, r in ((aa, i), (bb, j)))
+        near = ab[i][:, j]
+        shares = (near <= Ra[:, None]).any(0), (near <= Rb).any(1)
+        found.append(PrecisionRecall(*(s.double().mean().item() for s in shares)))
+    return found
+
+_equally_many.of_subsets = _precision_recalls
 
 # %% ../nbs/16_evaluation.ipynb #b31b3f54
 def inception_score(p: Tensor  # class probabilities (N, K)
@@ -399,21 +497,46 @@ def nearest(x: Tensor,                 # images or features (N,...)
     return Nearest((a - b[index]).norm(dim=1), index)
 
 # %% ../nbs/16_evaluation.ipynb #9f72ce7c
+class Threshold(NamedTuple):
+    "An image that is nearer to a training image than this is too near (eq-memorised)"
+    distance: float
+    n: int           # real images that it was computed from
+
+
+# %% ../nbs/16_evaluation.ipynb #2b1843d4
+def near_threshold(training: Tensor,  # training set of the generator (M,...)
+                   held_out: Tensor | None=None, # unseen; if none, each training row
+                   quantile: float=0.01 # of the distances of real ones, 0..1
+                  ) -> Threshold:     # images in the training set are left out
+    "The distance to the training set that few real images fall below (eq-memorised)"
+    _check_quantile(quantile)
+    distance = _distances_of_unseen(training, held_out, quantile)
+    return Threshold(distance.quantile(quantile).item(), len(distance))
+
+
+# %% ../nbs/16_evaluation.ipynb #3579b530
 def memorised(fake: Tensor,       # images or features (N,...)
               training: Tensor,   # training set of the generator (M,...)
               held_out: Tensor | None=None, # unseen images; if none, each training row
               quantile: float=0.01 # of the distances of real ones, 0..1
              ) -> Estimate:       # about `quantile` if no nearer than real images are
     "The share that is too near to a training image (eq-memorised), with interval"
-    _check_quantile(quantile)
-    real = nearest(training) if held_out is None else nearest(held_out, training)
-    threshold = real.distance.quantile(quantile)
-    close = nearest(fake, training).distance <= threshold
+    near = near_threshold(training, held_out, quantile).distance
+    close = nearest(fake, training).distance <= near
     return wilson_interval(close.double().mean().item(), len(close))
+
+
+# %% ../nbs/16_evaluation.ipynb #656a284f
+def memorised_floor(n: int,  # images in place of generated ones
+                    m: int,  # real images that the threshold was computed from
+                    quantile: float=0.01
+                   ) -> Estimate:
+    "What `memorised` is for n new real images (eq-memorised-floor)"
+    return wilson_interval(quantile, 1 / (1/n + 1/m))._replace(n=n)
 
 # %% ../nbs/16_evaluation.ipynb #216f83cf
 def wilson_interval(s: float,         # a share, 0..1
-                    n: int,           # of how many
+                    n: float,         # of how many
                     level: float=0.95
                    ) -> Estimate:
     "A share with the interval of Wilson (1927), which is valid for 0 of n too"
@@ -430,6 +553,14 @@ def _checked_neighbours(x, known):
     a = _checked_rows(x.flatten(1), 'rows')
     b = a if known is None else _checked_rows(known.flatten(1), 'rows')
     return _checked_pair(a, b, 1 + (known is None), 'a nearest neighbour')
+
+def _distances_of_unseen(training: Tensor, held_out: Tensor | None, quantile: float) -> Tensor:
+    "From each held-out image to the training set, without those that are in it up to rounding"
+    x = training if held_out is None else held_out
+    distance = nearest(training).distance if held_out is None else nearest(x, training).distance
+    unseen = distance[distance > 1e-5 * x.flatten(1).double().norm(dim=1)]
+    if len(unseen) >= min(len(distance), 1 / quantile): return unseen
+    return distance if held_out is None else _distances_of_unseen(training, None, quantile)
 
 def _check_quantile(quantile):
     if not 0 < quantile < 1: raise ValueError(f'quantile = {quantile} is outside 0..1')
@@ -450,6 +581,7 @@ class Protocol(NamedTuple):
     clipped: bool | None=None    # was each predicted image kept in [-1, 1]?
     rounded: bool=True           # to bytes, as in an image file
     statistics: str | None=None  # name and hash of a file of moments (eq-frechet)
+    held_out: str | None=None    # real images in their place; None: of `reference`
 
     def __str__(self): return _in_words(self)
 
@@ -474,7 +606,7 @@ class Evaluation(NamedTuple):
 
     def __str__(self):
         wide = max([18, *map(len, self.measures)])
-        lines = [f'{k:{wide}} {m.value}, real {m.floor}'
+        lines = [f'{k:{wide}} {m.value}, real {m.floor}{_fewer(m)}'
                  for k, m in self.measures.items()]
         lines += [f'{k:{wide}} refused: {why}' for k, why in self.refused.items()]
         return '\n'.join([str(self.protocol), *lines])
@@ -486,29 +618,27 @@ def evaluate(real: Features,     # better many more than generated ones
              training: Features | None=None, # of the training set; may be `real`
              held_out: Features | None=None, # real ones in the place of generated ones
              statistics: Moments | None=None, # of a file, from `read_moments`
-             pairs: int=100,     # of halves for each interval
+             pairs: int | None=None, # of halves; None: 100, or 25 if D > 512
              seed: int=0,
-             sizes: tuple=()     # if p is of attributes: the number of values of each
+             sizes: tuple=(),    # if p is of attributes: the number of values of each
+             progress: bool=False # show a progress bar, after 2 seconds
             ) -> Evaluation:
     "Every number of this chapter with interval and floor, or why it was refused"
+    pairs = pairs or _count_pairs(real)
     _check_both(real, fake, sizes)
     measures, refused, mixed = {}, {}, _shuffled(real, seed)
-    for name, statistic, a, b, within in _statistics(mixed, fake, sizes):
+    to_do = _with_progress(_statistics(mixed, fake, sizes), held_out, pairs, progress)
+    for name, statistic, a, b, within in to_do:
         try:
             value = interval(statistic, a, b, pairs=pairs, within=within, seed=seed)
             base = _real_instead(name, statistic, a, held_out, len(b), pairs,
                                  within, seed)
         except ValueError as e: refused[name] = str(e)
         else: measures |= _by_name(name, value, base)
-    if 'frechet_distance' in measures:
-        limit = measures['frechet_distance'].value.unbiased
-        measures['frechet_limit'] = Measured(limit, Estimate(0., 0., 0., limit.n))
+    _add_limit(measures, refused, real)
     if statistics is not None:
         measures |= _to_statistics(statistics, held_out or real, fake, pairs, seed)
-    if training is not None:
-        others = held_out or (None if torch.equal(training.x, real.x) else real)
-        value = memorised(fake.x, training.x, others and others.x)
-        measures['memorised'] = Measured(value, Estimate(0.01, 0.01, 0.01, value.n))
+    if training is not None: measures |= _copies(fake, training, real, held_out)
     return Evaluation(protocol, measures, refused)
 
 # %% ../nbs/16_evaluation.ipynb #b908afb3
@@ -518,13 +648,10 @@ OF_PROBABILITIES = 'inception_score', 'confidence', 'class_coverage'
 
 def _statistics(real: Features, fake: Features, sizes: tuple):
     "(name, statistic of real and generated vectors, those vectors, its possible values)"
-    def equally_many(real, fake):
-        n = min(len(real), len(fake))
-        return precision_recall(real[:n], fake[:n])
     def of_fake(statistic): return lambda real, fake: statistic(fake)
     yield 'frechet_distance', frechet_distance, real.x, fake.x, (0., math.inf)
     yield 'kernel_distance', kernel_distance, real.x, fake.x, (-math.inf, math.inf)
-    yield 'precision_recall', equally_many, real.x, fake.x, (0., 1.)
+    yield 'precision_recall', _equally_many, real.x, fake.x, (0., 1.)
     if real.p is None or fake.p is None: return
     K, sure = real.p.shape[1], of_fake(partial(confidence, sizes=sizes))
     if sizes:  # the scores below are of one label
@@ -542,11 +669,72 @@ def _real_instead(name: str, statistic: Callable, real: Tensor, held_out: Featur
     place = rows.p if name in OF_PROBABILITIES else rows.x
     return interval(statistic, real, place[:n], pairs=pairs, within=within, seed=seed)
 
+def _count_pairs(real: Features) -> int: return 25 if real.x.shape[1] > 512 else 100
+
+def _fewer(m: Measured) -> str:
+    "A remark if the value of real images is of another number of images"
+    return f' (of {m.floor.n:,} images)' if m.floor.n != m.value.n else ''
+
+def _too_few_for_limit(n: int, real: Features, least: int=10) -> str | None:
+    D = real.x.shape[1]
+    if n >= least * D: return None
+    return (f'{n:,} images are too few to extrapolate from, because the bias of {D} features does '
+            f'not fall like 1/n yet; give at least {least} times as many images as features, '
+            f'{least * D:,}')
+
+def _add_limit(measures: dict, refused: dict, real: Features):
+    "The extrapolated distance, or why not; that of parts of the reference is 0"
+    if 'frechet_distance' not in measures: return
+    value, base = measures['frechet_distance']
+    base = base.unbiased if base.limit else Estimate(0., 0., 0., value.n)
+    if why := _too_few_for_limit(value.n, real): refused['frechet_limit'] = why
+    else: measures['frechet_limit'] = Measured(value.unbiased, base)
+
+def _copies(fake: Features, training: Features, real: Features, held_out: Features | None
+           ) -> dict[str, Measured]:
+    near = _near_training(training, real, held_out)
+    share = wilson_interval(_is_near(fake, training, near).mean().item(), len(fake.x))
+    return dict(memorised=Measured(share, memorised_floor(share.n, near.n)))
+
+def _near_training(training: Features, real: Features, held_out: Features | None) -> Threshold:
+    others = held_out or (None if torch.equal(training.x, real.x) else real)
+    return near_threshold(training.x, others and others.x)
+
+def _is_near(fake: Features, training: Features, near: Threshold) -> Tensor: # (n,), 1 or 0
+    return (nearest(fake.x, training.x).distance <= near.distance).double()
+
+class _Ticking(list):
+    "A list that moves a progress bar as it is read"
+    def __init__(self, items, tick): super().__init__(items); self.tick = tick
+    def __iter__(self):
+        for item in super().__iter__():
+            yield item
+            self.tick()
+
+def _ticking(statistic: Callable, tick: Callable) -> Callable:
+    "The same statistic, which moves a progress bar for each subset"
+    if hasattr(statistic, 'of_subsets'):
+        def counted(*sets): return statistic(*sets)
+        counted.of_subsets = lambda sets, rows: statistic.of_subsets(sets, _Ticking(rows, tick))
+        return counted
+    def counted(*sets): tick(); return statistic(*sets)
+    return counted
+
+def _with_progress(to_do, held_out: Features | None, pairs: int, progress: bool):
+    "The measures, with statistics that move one progress bar; a Frechet distance takes longest"
+    to_do = list(to_do)
+    each = 4 * pairs if held_out else 2 * pairs + 20  # subsets of a measure
+    costs = [8 if name == 'frechet_distance' else 1 for name, *_ in to_do]
+    with tqdm(total=each * sum(costs), desc='measuring', disable=not progress, delay=2.,
+              bar_format='{l_bar}{bar}| {elapsed}<{remaining}') as bar:
+        for i, (name, statistic, *rest) in enumerate(to_do):
+            yield name, _ticking(statistic, partial(bar.update, costs[i])), *rest
+            bar.update(each * sum(costs[:i + 1]) - bar.n)  # refused, or calls more or less
+
 def _to_statistics(known: Moments, real: Features, fake: Features, pairs: int, seed: int
                   ) -> dict[str, Measured]:
     "The Frechet distance to moments of a file, and that of real images in place of generated ones"
-    def distance(x): return frechet_distance(known, x)
-    how = dict(pairs=pairs, within=(0., math.inf), seed=seed)
+    distance, how = _distance_to(known), dict(pairs=pairs, within=(0., math.inf), seed=seed)
     place = _shuffled(real, seed).x[:len(fake.x)]
     measured = Measured(interval(distance, fake.x, **how), interval(distance, place, **how))
     return dict(frechet_to_statistics=measured)
@@ -586,9 +774,183 @@ def _in_words(p: Protocol) -> str:
                       entry('clipped', p.clipped), f'rounded to bytes {p.rounded}',
                       f'against {p.real:,} of {p.reference}',
                       f'seen by {p.extractor} ({p.features} features)',
-                      *([f'and statistics {p.statistics}'] if p.statistics else [])]))
+                      *([f'and statistics {p.statistics}'] if p.statistics else []),
+                      f'real in their place: {p.held_out or "parts of the reference"}']))
 
 def _check_both(real: Features, fake: Features, sizes: tuple):
     _checked_pair(real.x, fake.x, 4, 'an interval')
     for p in (real.p, fake.p):
         if p is not None: _checked_probabilities(p, sizes)
+
+# %% ../nbs/16_evaluation.ipynb #25ae00f3
+def difference(statistic: Callable # of two sets, real and generated, as in `interval`
+              ) -> Callable:       # of real ones and of pairs of generated ones (n,2,D)
+    "How much larger a statistic is for the first of two generators (eq-paired)"
+    def of_pairs(real, pairs):
+        return _minus(statistic(real, pairs[:, 0]), statistic(real, pairs[:, 1]))
+    return _like(statistic, of_pairs)
+
+# %% ../nbs/16_evaluation.ipynb #5a2b5356
+#| code-fold: true
+#| code-summary: "Plumbing: differences of measures of several numbers, and of many subsets"
+def _minus(a, b):
+    "The difference of two numbers, or of two NamedTuples of numbers"
+    return type(a)(*(x - y for x, y in zip(a, b))) if isinstance(a, tuple) else a - b
+
+def _like(statistic: Callable, of_pairs: Callable) -> Callable:
+    "A difference that computes many subsets at once, if the statistic does"
+    if hasattr(statistic, 'of_subsets'):
+        def of_subsets(sets, rows):
+            each = [statistic.of_subsets((sets[0], sets[1][:, i]), rows) for i in (0, 1)]
+            return [_minus(a, b) for a, b in zip(*each)]
+        of_pairs.of_subsets = of_subsets
+    return of_pairs
+
+# %% ../nbs/16_evaluation.ipynb #ee8ea572
+def paired_shares(a: Tensor,  # of each image: 1 yes, 0 no, or a share (n,)
+                  b: Tensor,  # of the image of the other generator (n,)
+                  level: float=0.95
+                 ) -> Estimate: # mean of a less mean of b
+    "The difference of two shares of paired images (Agresti & Min 2005)"
+    d = (a - b).double()
+    n = len(d) + 2                               # four cases, half an image each
+    mean, square = d.sum() / n, (d.square().sum() + 1) / n
+    error = ((square - mean**2) / n).sqrt()
+    half = NormalDist().inv_cdf((1 + level) / 2) * error
+    low, high = (mean - half).clamp(-1, 1), (mean + half).clamp(-1, 1)
+    return Estimate(d.mean().item(), low.item(), high.item(), len(d))
+
+# %% ../nbs/16_evaluation.ipynb #b2878b6c
+class Paired(NamedTuple):
+    "A measure of two generators, and how much larger it is for the first"
+    first: Estimate
+    second: Estimate
+    difference: Estimate # with the interval of pairs (eq-paired)
+    floor: Estimate      # of real images in their place
+
+
+# %% ../nbs/16_evaluation.ipynb #68d23f27
+class Comparison(NamedTuple):
+    "Two generators and the same real images: all measures, and their differences"
+    first: Protocol
+    second: Protocol
+    measures: dict[str, Paired]
+    refused: dict[str, str]  # measure -> why it was not compared
+
+    @property
+    def conclusion(self) -> str:
+        "What the difference of a distance without bias means, in one sentence"
+        return _in_a_sentence(self)
+
+    def plain(self) -> dict:
+        "Dicts, lists, strings and numbers, for JSON"
+        measures = {k: {field: e._asdict() for field, e in m._asdict().items()}
+                    for k, m in self.measures.items()}
+        return dict(conclusion=self.conclusion, first=self.first._asdict(),
+                    second=self.second._asdict(), refused=self.refused,
+                    measures=measures)
+
+    def __str__(self): return _as_table(self)
+
+# %% ../nbs/16_evaluation.ipynb #fe0326c2
+def compare(real: Features,   # the real images of both evaluations
+            first: Features,  # of generated images
+            second: Features, # image i was drawn from the same noise as that of `first`
+            results: tuple[Evaluation, Evaluation], # of `evaluate`, for each
+            training: Features | None=None, # the last four as in `evaluate`
+            held_out: Features | None=None,
+            pairs: int | None=None,
+            seed: int=0,
+            sizes: tuple=(),
+            progress: bool=False # show a progress bar, after 2 seconds
+           ) -> Comparison:
+    "The difference of each measure of two models, with its interval (eq-paired)"
+    _check_pairs(first, second, results)
+    pairs, mixed = pairs or _count_pairs(real), _shuffled(real, seed)
+    differences, refused = {}, {}
+    to_do = _paired(mixed, first, second, sizes, pairs, progress)
+    for name, statistic, a, both in to_do:
+        try: found = interval(difference(statistic), a, both, pairs=pairs, seed=seed)
+        except ValueError as e: refused[name] = str(e)
+        else: differences |= _one_or_more(name, found)
+    if 'frechet_distance' in differences:
+        differences['frechet_limit'] = differences['frechet_distance'].unbiased
+    if training is not None:
+        near = _near_training(training, real, held_out)
+        of_both = (_is_near(x, training, near) for x in (first, second))
+        differences['memorised'] = paired_shares(*of_both)
+    return _joined(results, differences, refused)
+
+# %% ../nbs/16_evaluation.ipynb #006e8170
+#| code-fold: true
+#| code-summary: "Plumbing: pairs of images, the table, the sentence, checks"
+UNBIASED = dict(frechet_limit='Frechet distance without bias', kernel_distance='kernel distance')
+
+def _paired(real: Features, first: Features, second: Features, sizes: tuple, pairs: int,
+            progress: bool):
+    "(name, statistic, real vectors, pairs of generated ones)"
+    both = list(zip(_statistics(real, first, sizes), _statistics(real, second, sizes)))
+    to_do = [(name, statistic, a, torch.stack([x, y], 1), None)
+             for (name, statistic, a, x, _), (*_, y, _) in both]
+    for name, statistic, a, both, _ in _with_progress(to_do, None, 2 * pairs, progress):
+        yield name, statistic, a, both
+
+def _one_or_more(name: str, found) -> dict[str, Estimate]:
+    return {name: found} if isinstance(found, Estimate) else found._asdict()
+
+def _joined(results: tuple, differences: dict[str, Estimate], refused: dict[str, str]
+           ) -> Comparison:
+    "The measures that both have, in the order of the first"
+    a, b = results
+    measures = {k: Paired(m.value, b.measures[k].value, differences[k], m.floor)
+                for k, m in a.measures.items() if k in b.measures and k in differences}
+    return Comparison(a.protocol, b.protocol, measures, a.refused | b.refused | refused)
+
+def _names(c: Comparison) -> tuple[str, str]:
+    "Of both models: without their hashes if they differ without them"
+    whole = c.first.weights, c.second.weights
+    short = tuple(w.rpartition(' ')[0] or w for w in whole)
+    if short[0] != short[1]: return short
+    return whole if whole[0] != whole[1] else ('the first', 'the second')
+
+def _in_a_sentence(c: Comparison) -> str:
+    (a, b), name = _names(c), next((k for k in UNBIASED if k in c.measures), None)
+    if name is None: return f'{a} or {b}: no distance was computed, so nothing can be said'
+    d = c.measures[name].difference
+    (near, far), size = ((a, b), _negative(d)) if d.value < 0 else ((b, a), d)
+    said = (f'{near} is closer to the real images than {far}: its {UNBIASED[name]} is lower by '
+            f'{size}')
+    if not _differs(d):
+        said = (f'{a} or {b}: no difference of the distance that {d.n:,} images can show '
+                f'({UNBIASED[name]}, first less second: {d})')
+    more = [k.replace('_', ' ') for k, m in c.measures.items()
+            if k not in (*UNBIASED, 'frechet_distance') and _differs(m.difference)]
+    return said + (f'; they differ in {", ".join(more)}' if more else '')
+
+def _differs(e: Estimate) -> bool: return not e.low <= 0 <= e.high
+
+def _negative(e: Estimate) -> Estimate: return Estimate(-e.value, -e.high, -e.low, e.n)
+
+def _as_table(c: Comparison) -> str:
+    wide = max([18, *map(len, c.measures)])
+    rows = [('measure', *_names(c), 'first less second', 'real in their place')]
+    rows += [(k, *map(str, (m.first, m.second, m.difference, f'{m.floor}{_fewer_in(m)}')))
+             for k, m in c.measures.items()]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ['  '.join(f'{cell:{w}}' for cell, w in zip(row, widths)).rstrip() for row in rows]
+    lines += [f'{k:{wide}} refused: {why}' for k, why in c.refused.items()]
+    return '\n'.join([str(c.first), str(c.second), *lines, printable(c.conclusion)])
+
+def _fewer_in(m: Paired) -> str: return _fewer(Measured(m.first, m.floor))
+
+def _check_pairs(first: Features, second: Features, results: tuple):
+    if first.x.shape != second.x.shape:
+        raise ValueError(f'the two sets have shapes {tuple(first.x.shape)} and '
+                         f'{tuple(second.x.shape)}; give as many images of both, seen by one '
+                         'extractor')
+    a, b = (r.protocol._asdict() for r in results)
+    free = 'weights', 'solver', 'steps', 'guidance', 'clipped'
+    changed = [f'{k}: {a[k]} and {b[k]}' for k in a if k not in free and a[k] != b[k]]
+    if changed:
+        raise ValueError('the two evaluations differ in more than the model '
+                         f'({", ".join(changed)}); make both with the same of these')

@@ -181,7 +181,7 @@ def _check_posterior(posterior: Callable):
 
 def _check_rates(denoiser, schedule, x0, y, times, batch_size, posterior):
     _check_posterior(posterior)
-    return _checked_times(denoiser, schedule, x0, y, times, batch_size, True, 2)
+    return _checked_times(denoiser, schedule, x0, y, times, batch_size, True, 2, images=1)
 
 def _check_flow(denoiser, schedule, x0, y, times, batch_size, width, probes):
     if probes in (rademacher, gaussian):
@@ -196,7 +196,8 @@ def _check_flow(denoiser, schedule, x0, y, times, batch_size, width, probes):
                          'data that were not rounded')
     return times
 
-def _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, steps) -> list[int]:
+def _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, steps, images=2
+                  ) -> list[int]:
     "The checked timesteps. Refuses data that have no likelihood, or need other options"
     check_denoiser(denoiser)
     times = whole_times(schedule, times)
@@ -204,9 +205,9 @@ def _checked_times(denoiser, schedule, x0, y, times, batch_size, eight_bit, step
     if not x0.is_floating_point():
         raise TypeError(f'x0 must be float images, not {x0.dtype}; data.to_float makes them from '
                         'bytes')
-    if x0.ndim < 2 or len(x0) < 2:
-        raise ValueError(f'x0 has shape {tuple(x0.shape)}; a standard error needs at least two '
-                         'images (B,...)')
+    if x0.ndim < 2 or len(x0) < images:
+        why = 'a standard error needs at least two images' if images > 1 else 'give images'
+        raise ValueError(f'x0 has shape {tuple(x0.shape)}; {why} (B,...)')
     if not x0.isfinite().all(): raise ValueError('x0 holds numbers that are not finite')
     gray = (x0.cpu().double().flatten() + 1) * 127.5
     far = (gray - gray.round().clamp(0, 255)).abs()

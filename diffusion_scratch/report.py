@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from numbers import Integral
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -27,14 +28,14 @@ from .checkpoint import (
     atomic, json_with_checksum, read_json, read_tensors, tensors_with_checksum)
 from .features import (
     Extractor, Features, fitting_extractor, most_likely, same_attributes)
-from diffusion_scratch.evaluation import (
-    Estimate, Evaluation, Measured, Moments, Protocol, evaluate, nearest, read_moments,
-    wilson_interval)
+from .evaluation import (
+    Comparison, Estimate, Evaluation, Measured, Moments, Paired, Protocol, compare, evaluate,
+    nearest, paired_shares, read_moments, wilson_interval)
 from .likelihood import Bound, bound
 
 # %% auto #0
 __all__ = ['MEANING', 'CAPTIONS', 'random_labels', 'random_rows', 'generate', 'model_hash', 'reference', 'Report',
-           'evaluate_model']
+           'evaluate_model', 'compare_reports']
 
 # %% ../nbs/18_report.ipynb #e78b0444
 def random_labels(shares: list[float], # of the classes (K,)
@@ -250,6 +251,8 @@ MEANING = dict(
 CAPTIONS = dict(  # of the figures
     samples='Generated images',
     measures='Blue: generated images, 95 % intervals. Green: real ones in their place',
+    comparison='Blue and orange: the two models, with 95 % intervals. Green: real '
+               'images in their place. On the right, the first less the second',
     nearest='Generated images, and the real images that are nearest to each',
     classes='Share of each class among generated and among real images')
 
@@ -263,6 +266,7 @@ class Report:
     evaluation: Evaluation
     made: dict               # when, where and on what
     bits: Bound | None=None  # of real images, in bits per dimension
+    seen: Features | None=None # features of the images
 
     def plain(self) -> dict:
         "Dicts, lists, strings and numbers, as in report.json"
@@ -271,7 +275,7 @@ class Report:
         return dict(made=self.made, protocol_in_words=str(self.evaluation.protocol),
                     **self.evaluation.plain(), bits_per_dimension=bits)
 
-    def __str__(self): return _page(self)
+    def __str__(self): return _in_markdown(_parts(self))
 
 # %% ../nbs/18_report.ipynb #6997d2ac
 def _right(p: Tensor,   # probabilities of classes (n,K), or of values of attributes
@@ -326,7 +330,7 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
                    progress: bool=True        # show progress bars
                   ) -> Report:
     "Draw, extract features, measure; write the report: html, md, json and figures"
-    eye = extractor or fitting_extractor(data.shape, classes=data.classes)
+    eye = extractor or fitting_extractor(data.shape, _device(denoiser), data.classes)
     folder = Path(folder).expanduser()
     classes = data.num_classes if classes is None else classes
     eye(data.images[:1])  # refuses the wrong shape before any work
@@ -343,26 +347,37 @@ def evaluate_model(denoiser: nn.Module,       # x_t, level, y -> Prediction
         reference=f'{data.name} {fingerprint(data)[:12]}', real=len(data),
         weights=f'{name} {model_hash(denoiser, schedule)}', solver=repr(step), steps=steps,
         guidance=guidance if classes else None, seed=seed, clipped=True,
-        statistics=statistics and _file_and_hash(statistics))
-    found = evaluate(real, fake, protocol, real, held_out=place, statistics=moments,
-                     sizes=count_classes(eye.classes) or ())
+        statistics=statistics and _file_and_hash(statistics),
+        held_out=held_out and f'{held_out.name} {fingerprint(held_out)[:12]}')
+    there, seen, aside = (_where_fast(eye, f) for f in (real, fake, place))
+    found = evaluate(there, seen, protocol, there, held_out=aside,
+                     statistics=_where_fast(eye, moments), sizes=count_classes(eye.classes) or (),
+                     progress=progress)
     seen = (real, data) if held_out is None else (place, held_out)
     if why := _unreadable(eye, data, y): found.refused['label_accuracy'] = why
     else: found.measures.update(_label_accuracies(*seen, fake, y, classes))
-    made = dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-                version=diffusion_scratch.__version__, torch=torch.__version__,
-                device=str(_device(denoiser)), threads=torch.get_num_threads(), batch=batch,
-                cpu_capability=torch.backends.cpu.get_cpu_capability())
+    made = _now_and_here() | dict(device=str(_device(denoiser)), batch=batch)
     if isinstance(classes, tuple):
         made['attributes'] = f'of random rows of the table of {data.name} (seed {seed})'
     if held_out: made['held_out'] = f'{held_out.name} {fingerprint(held_out)[:12]}'
     cost = bits and _bits_of_real(denoiser, schedule, data, bits, classes, seed, batch, progress)
-    report = Report(folder, images, y, found, made, cost or None)
+    report = Report(folder, images, y, found, made, cost or None, fake)
     for file, figure in _figures(report, real, fake, data).items(): _write_png(folder/file, figure)
     _write(folder/'report.json', json_with_checksum(report.plain()))
     _write(folder/'report.md', str(report).encode())
-    _write(folder/'report.html', _html_page(report).encode())
+    _write(folder/'report.html', _in_html(_parts(report)).encode())
     return report
+
+def _now_and_here() -> dict:
+    return dict(date=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+                version=diffusion_scratch.__version__, torch=torch.__version__,
+                threads=torch.get_num_threads(),
+                cpu_capability=torch.backends.cpu.get_cpu_capability())
+
+def _where_fast(eye: Extractor, found: Features | Moments | None) -> Features | Moments | None:
+    "The same on the extractor's GPU, if it has one that computes in float64"
+    if found is None or torch.device(eye.device).type != 'cuda': return found
+    return type(found)(*(v.to(eye.device) if isinstance(v, Tensor) else v for v in found))
 
 def _check_evaluation(data: ImageSet, held_out: ImageSet | None, n: int, classes: int, bits: int):
     if n < 4:
@@ -444,31 +459,49 @@ def _rows(found: Evaluation) -> list[tuple]:
     "The table of the measures, under its head"
     rows = []
     for k, (value, floor) in found.measures.items():
-        fewer = f' ({floor.n:,} images)' if floor.n != value.n else ''
-        rows.append((k, value, f'{floor}{fewer}', f'{value.n:,}', _meaning(k)))
+        rows.append((k, value, f'{floor}{_of_others(value, floor)}', f'{value.n:,}', _meaning(k)))
     return rows
+
+def _of_others(value: Estimate, floor: Estimate) -> str:
+    "A remark if the value of real images is of another number of images"
+    return f' ({floor.n:,} images)' if floor.n != value.n else ''
 
 def _remarks(report: Report) -> list[str]:
     "What stands below the table"
     missing = [f'{k} is missing: {why}' for k, why in report.evaluation.refused.items()]
     return missing + [f'Real images cost at most {b}' for b in [report.bits] if b]
 
-def _made_in_words(report: Report) -> str:
-    return ', '.join(f'{k} {v}' for k, v in report.made.items())
+def _made_in_words(made: dict) -> str: return ', '.join(f'{k} {v}' for k, v in made.items())
 
-def _page(report: Report) -> str:
+class _Parts(NamedTuple):
+    "What a page consists of"
+    title: str
+    lines: list[str]      # above the table
+    head: tuple           # of the table
+    rows: list[tuple]
+    remarks: list[str]    # below the table
+    pictures: list[Path]
+    made: str
+
+def _parts(report: Report) -> _Parts:
+    protocol, found = report.evaluation.protocol, report.evaluation
+    return _Parts(protocol.weights, [f'{protocol}.'], _HEAD, _rows(found), _remarks(report),
+                  _pictures(report.folder, 'samples', 'measures', 'nearest', 'classes'),
+                  _made_in_words(report.made))
+
+def _in_markdown(page: _Parts) -> str:
     "The page in Markdown, beside its pictures"
     def row(*cells): return '| ' + ' | '.join(map(str, cells)) + ' |'
-    protocol = report.evaluation.protocol
-    lines = [f'# {in_markdown(protocol.weights)}', '', f'{in_markdown(protocol)}.', '',
-             row(*_HEAD), row(*['---'] * 5),
-             *(row(*map(in_markdown, cells)) for cells in _rows(report.evaluation)),
-             *(f'\n{in_markdown(remark)}' for remark in _remarks(report))]
-    pictures = [f'![{CAPTIONS[f.stem]}]({f.name})' for f in _pictures(report)]
-    return '\n'.join([*lines, '', *pictures, '', in_markdown(_made_in_words(report)), ''])
+    above = [line for text in page.lines for line in (in_markdown(text), '')]
+    lines = [f'# {in_markdown(page.title)}', '', *above,
+             row(*page.head), row(*['---'] * len(page.head)),
+             *(row(*map(in_markdown, cells)) for cells in page.rows),
+             *(f'\n{in_markdown(remark)}' for remark in page.remarks)]
+    pictures = [f'![{CAPTIONS[f.stem]}]({f.name})' for f in page.pictures]
+    return '\n'.join([*lines, '', *pictures, '', in_markdown(page.made), ''])
 
-def _pictures(report: Report) -> list[Path]:
-    return [f for f in (report.folder/f'{name}.png' for name in CAPTIONS) if f.exists()]
+def _pictures(folder: Path, *names: str) -> list[Path]:
+    return [f for f in (folder/f'{name}.png' for name in names) if f.exists()]
 
 _STYLE = '''
 :root { color-scheme: light dark }
@@ -481,26 +514,25 @@ figure { margin: 2rem 0 }
 img { max-width: 100%; background: white }
 '''
 
-def _html_page(report: Report) -> str:
+def _in_html(page: _Parts) -> str:
     "The page as one HTML file, with its pictures in it"
     def text(value) -> str: return html.escape(printable(value))
     def row(tag, cells): return '<tr>' + ''.join(f'<{tag}>{text(c)}</{tag}>' for c in cells)
-    protocol, rows = report.evaluation.protocol, _rows(report.evaluation)
-    table = '\n'.join([row('th', _HEAD), *(row('td', cells) for cells in rows)])
+    table = '\n'.join([row('th', page.head), *(row('td', cells) for cells in page.rows)])
     figures = []
-    for file in _pictures(report):
+    for file in page.pictures:
         caption, code = CAPTIONS[file.stem], base64.b64encode(file.read_bytes()).decode()
         figures.append(f'<figure><img src="data:image/png;base64,{code}" alt="{caption}">'
                        f'<figcaption>{caption}</figcaption></figure>')
     return '\n'.join([
         '<!doctype html>', '<html lang="en">', '<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f'<title>{text(protocol.weights)}</title>', f'<style>{_STYLE}</style>', '<main>',
-        f'<h1>{text(protocol.weights)}</h1>', f'<p>{text(protocol)}.',
+        f'<title>{text(page.title)}</title>', f'<style>{_STYLE}</style>', '<main>',
+        f'<h1>{text(page.title)}</h1>', *(f'<p>{text(line)}' for line in page.lines),
         '<div class="wide" role="region" aria-label="Measures" tabindex="0">',
         f'<table>{table}</table>', '</div>',
-        *(f'<p>{text(remark)}' for remark in _remarks(report)), *figures,
-        f'<p><small>{text(_made_in_words(report))}</small>', '</main>', '</html>', ''])
+        *(f'<p>{text(remark)}' for remark in page.remarks), *figures,
+        f'<p><small>{text(page.made)}</small>', '</main>', '</html>', ''])
 
 # %% ../nbs/18_report.ipynb #1a3ca839
 #| code-fold: true
@@ -538,14 +570,38 @@ def _bars(found: Evaluation) -> Figure:
     fig = _figure(6.5, 0.55 * len(found.measures) + 0.4)
     axes = fig.subplots(len(found.measures), 1, squeeze=False)[:, 0]
     for ax, (name, (m, floor)) in zip(axes, found.measures.items()):
-        ax.axvspan(floor.low, floor.high, color='C2', alpha=0.3)
-        ax.axvline(floor.value, color='C2')
-        ends = [[max(0., m.value - m.low)], [max(0., m.high - m.value)]]
-        ax.errorbar([m.value], [0], xerr=ends, fmt='o', color='C0', capsize=3)
-        ax.set_yticks([0], [printable(name.replace('_', ' '))], fontsize=8, parse_math=False)
-        ax.tick_params(axis='x', labelsize=7); ax.margins(x=0.15)
+        _show_floor(ax, floor)
+        _show_estimate(ax, m, 0, 'C0')
+        _name_panel(ax, name + (f'\nreal: {floor.n:,} images' if floor.n != m.n else ''))
     title = printable(f'seen by {found.protocol.extractor}')
     fig.suptitle(title, fontsize=8, parse_math=False)
+    return fig
+
+def _show_floor(ax, floor: Estimate):
+    ax.axvspan(floor.low, floor.high, color='C2', alpha=0.3)
+    ax.axvline(floor.value, color='C2')
+
+def _show_estimate(ax, e: Estimate, height: float, color: str):
+    ends = [[max(0., e.value - e.low)], [max(0., e.high - e.value)]]
+    ax.errorbar([e.value], [height], xerr=ends, fmt='o', color=color, capsize=3)
+
+def _name_panel(ax, name: str):
+    name = '\n'.join(printable(line) for line in name.replace('_', ' ').split('\n'))
+    ax.set_yticks([0], [name], fontsize=8, parse_math=False)
+    ax.tick_params(axis='x', labelsize=7); ax.margins(x=0.15)
+
+def _bars_of_both(found: Comparison) -> Figure:
+    "A row for each measure: both models and real images in their place; and the difference"
+    fig = _figure(8, 0.6 * len(found.measures) + 0.6)
+    axes = fig.subplots(len(found.measures), 2, squeeze=False)
+    for (ax, right), (name, m) in zip(axes, found.measures.items()):
+        _show_floor(ax, m.floor)
+        _show_estimate(ax, m.first, 0.2, 'C0'); _show_estimate(ax, m.second, -0.2, 'C1')
+        _name_panel(ax, name)
+        right.axvline(0, color='gray', ls='--', lw=1)
+        _show_estimate(right, m.difference, 0, 'C4'); _name_panel(right, ''); right.set_yticks([])
+        for a in (ax, right): a.set_ylim(-0.6, 0.6)
+    axes[0, 0].set_title('values', fontsize=9); axes[0, 1].set_title('difference', fontsize=9)
     return fig
 
 def _neighbours(report: Report, real: Features, fake: Features, data: ImageSet) -> Figure:
@@ -571,3 +627,75 @@ def _histogram(fake: Tensor, real: Tensor) -> Figure:
         ax.bar([k + 0.4 * i - 0.2 for k in range(K)], shares, 0.38, label=name)
     ax.set(xlabel='class', ylabel='share', xticks=range(K)); ax.legend(ncol=2, loc='lower center')
     return fig
+
+# %% ../nbs/18_report.ipynb #432a8f8a
+def compare_reports(first: Report,     # of evaluate_model
+                    second: Report,    # same real images, n, seed and extractor
+                    data: ImageSet,    # the real images of both
+                    folder: str | Path, # of the page
+                    *,
+                    held_out: ImageSet | None=None, # the last four as for both reports
+                    extractor: Extractor | None=None,
+                    cache: str | Path=DATA/'features',
+                    progress: bool=True
+                   ) -> Comparison:
+    "Each measure's difference with its interval; writes a page: html, md, json, png"
+    eye = extractor or fitting_extractor(data.shape, classes=data.classes)
+    _check_both_reports(first, second, data)
+    real, place = (d and _where_fast(eye, reference(eye, d, cache, progress))
+                   for d in (data, held_out))
+    a, b = (_where_fast(eye, r.seen) for r in (first, second))
+    results = first.evaluation, second.evaluation
+    found = compare(real, a, b, results, real, held_out=place, progress=progress,
+                    sizes=count_classes(eye.classes) or ())
+    found.measures.update(_label_differences(first, second, eye))
+    _write_comparison(found, Path(folder).expanduser())
+    return found
+
+# %% ../nbs/18_report.ipynb #27c29464
+#| code-fold: true
+#| code-summary: "Plumbing: the page of a comparison, checks"
+def _label_differences(first: Report, second: Report, eye: Extractor) -> dict[str, Paired]:
+    "The differences of the label accuracies that both reports have"
+    both = [k for k in first.evaluation.measures if k.startswith('label_accuracy')
+            and k in second.evaluation.measures]
+    if not both: return {}
+    sizes = tuple(count_classes(eye.classes) or (first.seen.p.shape[1],))
+    right = [_right(r.seen.p, r.labels, sizes) for r in (first, second)]
+    columns = {'label_accuracy': slice(None)}
+    if eye.classes: columns |= {f'{_OF_ATTRIBUTE}{a}': [i] for i, a in enumerate(eye.classes)}
+    found = {}
+    for k in both:
+        a, b = (r[:, columns[k]].nanmean(1) for r in right)
+        stated = ~(a + b).isnan()
+        m, other = (r.evaluation.measures[k] for r in (first, second))
+        found[k] = Paired(m.value, other.value, paired_shares(a[stated], b[stated]), m.floor)
+    return found
+
+_COMPARED = ('measure', 'first [95 % interval]', 'second', 'first less second',
+             'real images in their place', 'meaning')
+
+def _write_comparison(found: Comparison, folder: Path):
+    made = _now_and_here()
+    rows = [(k, m.first, m.second, m.difference, f'{m.floor}{_of_others(m.first, m.floor)}',
+             _meaning(k)) for k, m in found.measures.items()]
+    _write_png(folder/'comparison.png', _bars_of_both(found))
+    protocols = [f'{which}: {p}.' for which, p in (('First', found.first),
+                                                   ('Second', found.second))]
+    page = _Parts(f'{found.first.weights} and {found.second.weights}',
+                  [f'{found.conclusion}.', *protocols], _COMPARED, rows,
+                  [f'{k} is missing: {why}' for k, why in found.refused.items()],
+                  _pictures(folder, 'comparison'), _made_in_words(made))
+    _write(folder/'comparison.json', json_with_checksum(dict(made=made, **found.plain())))
+    _write(folder/'comparison.md', _in_markdown(page).encode())
+    _write(folder/'comparison.html', _in_html(page).encode())
+
+def _check_both_reports(first: Report, second: Report, data: ImageSet):
+    for r in (first, second):
+        if r.seen is None:
+            raise ValueError(f'the report in {r.folder} has no features; give one that '
+                             'evaluate_model returned')
+        there = f'{data.name} {fingerprint(data)[:12]}'
+        if r.evaluation.protocol.reference != there:
+            raise ValueError(f'the report in {r.folder} is of {r.evaluation.protocol.reference}, '
+                             f'and data is {there}; give the real images of both reports')
