@@ -43,7 +43,8 @@ def average_tensors(state # a TrainState
                    ) -> Iterator[tuple[str, Tensor]]: # name, tensor
     "The further averages of a state, by their widths (eq-power-decay)"
     for width, average in state.averages.items():
-        for name, w in bare_weights(average.net).items(): yield f'average.{width}.{name}', w
+        for name, w in bare_weights(average.net).items():
+            yield f'average.{width}.{name}', w
 
 # %% ../nbs/21_checkpoint.ipynb #20a07ba4
 def save_checkpoint(file: str | Path, # ends in .safetensors

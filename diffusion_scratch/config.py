@@ -136,8 +136,8 @@ class NetworkConfig(_Section):
         True, 'condition on the class or the attributes, if the data has them')
 
 # %% ../nbs/22_config.ipynb #6fdbd863
-class TrainingConfig(_Section):
-    "The training"
+class _Steps(_Section):
+    "The steps of a training"
     steps: _Positive = setting(2000, 'training steps in all')
     batch_size: _Positive = setting(
         64, 'images in one step, over all processes')
@@ -154,10 +154,14 @@ class TrainingConfig(_Section):
     adam: tuple[_Share, _Share] = setting((0.9, 0.999), "Adam's betas")
     clip: _Real = setting(1., 'largest norm of the gradient', gt=0)
     explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
+
+# %% ../nbs/22_config.ipynb #7473ec52
+class TrainingConfig(_Steps):
+    "The training"
     ema: _Share = setting(0.9999, 'decay of the moving average of the weights')
     averages: tuple[_Width, ...] = setting(
-        (), 'relative widths of further averages, such as [0.05, 0.1], from which an '
-        'average of another width can be made after the run', max_length=4)
+        (), 'relative widths of further averages, such as [0.05, 0.1]; after the run, an '
+        'average of any width can be made from them', max_length=4)
     label_dropout: _Share = setting(
         0.1, 'fraction of labels replaced by the null label; guidance needs some; of '
         'attributes, a random part is always replaced')
@@ -166,8 +170,8 @@ class TrainingConfig(_Section):
     start: str | None = setting(
         None, 'weights to begin with: a run, a folder or a name; null: random ones')
     evaluate_every: _Count | None = setting(
-        None, 'steps between two evaluations of samples; 0: none; null: up to ten in the '
-        'run, if a classifier of the package fits the data and they take little of its time')
+        None, 'steps between evaluations of samples; 0: none; null: up to ten in the run, '
+        'if the package has a classifier for the images and they cost little time')
     evaluate_images: _Several = setting(
         256, 'images that an evaluation draws, more than the classifier has features')
 

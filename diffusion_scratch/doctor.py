@@ -421,8 +421,8 @@ def _trend_reasons(c: _Case) -> list[str]:
     if t is None: return [f'{len(c.losses)} losses are too few; a trend needs 50.']
     if abs(t.z) <= 3: return [f'The loss is level, within its scatter: {t}.']
     if not t.direction:
-        return [f'The loss is flat: {t}. A change of less than {SMALLEST:.1%} from fifth to fifth '
-                'of the run is too small to act on.']
+        return [f'The loss is flat: {t}. A change of less than {SMALLEST:.1%} '
+                'from fifth to fifth of the run is too small to act on.']
     return [f'The loss is {"falling" if t.direction < 0 else "rising"}: {t}.']
 
 # %% ../nbs/19_doctor.ipynb #b9d7b03b

@@ -127,6 +127,14 @@ def loss_curve(rows: list[Metrics]) -> Figure:
     for ax in below: _plot_measured(ax, measured)
     return figure
 
+def save_loss_curve(rows: list[Metrics], file: Path):
+    "Save this figure; raises OSError if the file cannot be written"
+    file = check_ending(file, '.png', '.jpg', '.pdf', '.svg')
+    with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
+
+# %% ../nbs/25_pictures.ipynb #f62cfb40
+#| code-fold: true
+#| code-summary: "Plumbing: the panel of what was measured on samples"
 def _plot_measured(ax, rows: list[Metrics]):
     "Frechet distance and precision of the samples that a run evaluated"
     steps, right = [m.step for m in rows], ax.twinx()
@@ -136,11 +144,6 @@ def _plot_measured(ax, rows: list[Metrics]):
     right.set(ylabel='precision', ylim=(0, 1.05))
     ax.legend(handles=lines)
     ax.grid(alpha=0.3)
-
-def save_loss_curve(rows: list[Metrics], file: Path):
-    "Save this figure; raises OSError if the file cannot be written"
-    file = check_ending(file, '.png', '.jpg', '.pdf', '.svg')
-    with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
 
 # %% ../nbs/25_pictures.ipynb #25150407
 def as_text(images: Tensor,  # gray, in [-1, 1] (B,1,H,W)

@@ -154,8 +154,9 @@ def combination(profiles: Tensor, # of the averages that were kept, in rows
                ) -> Tensor:       # coefficients, which sum to 1
     "The combination of averages that is nearest to the wanted one: eq-posthoc"
     others, last = profiles[:-1], profiles[-1]
-    fit = torch.linalg.lstsq((others - last).T, (wanted - last)[:, None], driver='gelsd')
-    return torch.cat([fit.solution[:, 0], 1 - fit.solution.sum(0)])
+    A, b = (others - last).T, (wanted - last)[:, None]
+    c = torch.linalg.lstsq(A, b, driver='gelsd').solution[:, 0]
+    return torch.cat([c, 1 - c.sum(0, keepdim=True)])
 
 def combined(averages: Iterable[dict], # weights by name, of each average
              coefficients: Sequence[float]

@@ -134,7 +134,8 @@ def test_a_checkpoint_of_other_widths_is_refused(tmp_path, there, here):
     save_checkpoint(tmp_path/'a.safetensors', state, SCHEDULE)
     other = averaging(widths=here)
     before = everything(other)
-    refused(lambda: resume(tmp_path/'a.safetensors', other, SCHEDULE), 'holds averages of the widths')
+    refused(lambda: resume(tmp_path/'a.safetensors', other, SCHEDULE),
+            'holds averages of the widths')
     assert same(everything(other), before)
 
 @pytest.mark.parametrize('width', [0., -0.1, 0.3, math.nan, '0.1', None])
@@ -151,8 +152,8 @@ def elsewhere(tmp_path, monkeypatch):
 def config(run, *words):
     return load_config('quickstart', [
         f'run={run}', 'network={channels: 4, multipliers: [1], attention: []}', 'judge=0',
-        'training.steps=8', 'training.batch_size=8', 'training.warmup=2', 'training.decay=constant', 'threads=1',
-        'sampling.steps=2', 'device=cpu', 'save_every=1', 'keep=100', 'log=[]', *words])
+        'training.steps=8', 'training.batch_size=8', 'training.warmup=2',
+        'training.decay=constant', 'threads=1', 'sampling.steps=2', 'device=cpu', 'save_every=1', 'keep=100', 'log=[]', *words])
 
 def finished(*words): return train_run(config(*words), progress=False)
 
