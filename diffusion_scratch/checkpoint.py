@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_checkpoint.ipynb #0a085b6b
 from __future__ import annotations
-import errno, hashlib, json, os, re, shutil, warnings
+import errno, hashlib, json, math, os, re, shutil, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
@@ -291,7 +291,7 @@ def best_checkpoint(run: str | Path # a run folder
         newest = next(iter(found.values()))
         values = {f: e['frechet'] for f, e in found.items() if e['how'] == newest['how']}
     else: values = {f: about.get('loss') for f, about in notes.items()}
-    numbers = {f: v for f, v in values.items() if isinstance(v, float)}
+    numbers = {f: v for f, v in values.items() if isinstance(v, float) and math.isfinite(v)}
     return min(numbers, key=numbers.get, default=None)
 
 # %% ../nbs/21_checkpoint.ipynb #a221d817

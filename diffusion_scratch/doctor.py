@@ -216,7 +216,7 @@ class Trend(NamedTuple):
         "-1 if it falls, 1 if it rises, 0 if it is flat (eq-doctor-trend)"
         d = self.now - self.before
         clear, matters = abs(self.z) > 3, abs(d) >= SMALLEST * abs(self.before)
-        return (d > 0) - (d < 0) if clear and matters else 0
+        return int(np.sign(d)) if clear and matters else 0
 
     def __str__(self):
         return (f'{self.before:.4g} to {self.now:.4g} ({self.relative:+.1%}, '
