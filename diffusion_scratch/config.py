@@ -160,8 +160,8 @@ class TrainingConfig(_Steps):
     "The training"
     ema: _Share = setting(0.9999, 'decay of the moving average of the weights')
     averages: tuple[_Width, ...] = setting(
-        (), 'relative widths of further averages, such as [0.05, 0.1]; after the run, an '
-        'average of any width can be made from them', max_length=4)
+        (), 'relative widths of further averages, such as [0.05, 0.1]; after the run, '
+        'an average of any width can be made from them', max_length=4)
     label_dropout: _Share = setting(
         0.1, 'fraction of labels replaced by the null label; guidance needs some; of '
         'attributes, a random part is always replaced')
@@ -170,8 +170,8 @@ class TrainingConfig(_Steps):
     start: str | None = setting(
         None, 'weights to begin with: a run, a folder or a name; null: random ones')
     evaluate_every: _Count | None = setting(
-        None, 'steps between evaluations of samples; 0: none; null: up to ten in the run, '
-        'if the package has a classifier for the images and they cost little time')
+        None, 'steps between evaluations of samples; 0: none; null: up to ten in the '
+        'run, if the package has a classifier for the images and they cost little')
     evaluate_images: _Several = setting(
         256, 'images that an evaluation draws, more than the classifier has features')
 

@@ -153,7 +153,8 @@ def config(run, *words):
     return load_config('quickstart', [
         f'run={run}', 'network={channels: 4, multipliers: [1], attention: []}', 'judge=0',
         'training.steps=8', 'training.batch_size=8', 'training.warmup=2',
-        'training.decay=constant', 'threads=1', 'sampling.steps=2', 'device=cpu', 'save_every=1', 'keep=100', 'log=[]', *words])
+        'training.decay=constant', 'threads=1', 'sampling.steps=2', 'device=cpu',
+        'save_every=1', 'keep=100', 'log=[]', *words])
 
 def finished(*words): return train_run(config(*words), progress=False)
 
