@@ -708,8 +708,8 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
             watch(m)
             stopped = _stop_asked(accelerator, signals)
             save = last or stopped or evaluate or m.step % config.save_every == 0
-            if save: session.save()
             session.keep_averages()
+            if save: session.save()
             if m.step % config.preview_every == 0: session.preview()
             if stopped and not last: raise KeyboardInterrupt(session.how_to_go_on())
 
