@@ -4,7 +4,7 @@
 
 # %% ../nbs/21_checkpoint.ipynb #0a085b6b
 from __future__ import annotations
-import errno, hashlib, json, os, re, shutil, warnings
+import errno, hashlib, json, math, os, re, shutil, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
@@ -17,12 +17,13 @@ from .schedule import Schedule
 from .unet import UNet, label_sizes
 
 # %% auto #0
-__all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'save_checkpoint', 'check_name', 'network_arguments', 'on_cpu', 'unwrapped',
-           'bare_weights', 'named_as_in', 'push_file', 'push_names', 'push_to_disk', 'remove', 'atomic',
-           'with_checksum', 'fits_checksum', 'read_header', 'read_checkpoint', 'notes_in_header', 'json_with_checksum',
-           'read_json', 'tensors_with_checksum', 'read_tensors', 'checkpoints', 'newest_checkpoint',
-           'prune_checkpoints', 'load_checkpoint', 'about_checkpoint', 'without_prefix', 'described_network',
-           'check_same_network', 'check_loadable', 'check_resumable', 'resume', 'laid_out']
+__all__ = ['NO_SYNC', 'NO_SUM', 'checkpoint_tensors', 'average_tensors', 'save_checkpoint', 'check_name', 'network_arguments',
+           'on_cpu', 'unwrapped', 'bare_weights', 'named_as_in', 'push_file', 'push_names', 'push_to_disk', 'remove',
+           'atomic', 'with_checksum', 'fits_checksum', 'read_header', 'read_checkpoint', 'notes_in_header',
+           'json_with_checksum', 'read_json', 'tensors_with_checksum', 'read_tensors', 'checkpoints',
+           'newest_checkpoint', 'prune_checkpoints', 'best_checkpoint', 'load_checkpoint', 'about_checkpoint',
+           'without_prefix', 'described_network', 'check_same_network', 'check_loadable', 'check_resumable', 'resume',
+           'laid_out']
 
 # %% ../nbs/21_checkpoint.ipynb #534a1a5f
 def checkpoint_tensors(state, # a TrainState
@@ -33,23 +34,33 @@ def checkpoint_tensors(state, # a TrainState
     for part in ('denoiser', 'ema'):
         for name, w in bare_weights(getattr(state, part).net).items():
             yield f'{part}.{name}', w
+    yield from average_tensors(state)
     for i, w in enumerate(state.denoiser.parameters()):
         for name, v in state.optimizer.state[w].items():
             yield f'optimizer.{i}.{name}', v
+
+def average_tensors(state # a TrainState
+                   ) -> Iterator[tuple[str, Tensor]]: # name, tensor
+    "The further averages of a state, by their widths (eq-power-decay)"
+    for width, average in state.averages.items():
+        for name, w in bare_weights(average.net).items():
+            yield f'average.{width}.{name}', w
 
 # %% ../nbs/21_checkpoint.ipynb #20a07ba4
 def save_checkpoint(file: str | Path, # ends in .safetensors
                     state,            # a TrainState
                     schedule: Schedule,
-                    about: dict | None=None # notes, as JSON: image shape, classes ...
+                    about: dict | None=None, # notes, as JSON: image shape, classes ...
+                    tensors: Iterator | None=None # names, tensors; by default all
                    ):
     "Write the whole state to one file; a crash leaves no partial file"
-    file = check_name(file)
+    file, tensors = check_name(file), tensors or checkpoint_tensors(state, schedule)
     facts = dict(step=state.step, scaler=state.scaler, about=about or {},
                  network=network_arguments(state.denoiser.net),
                  parameterization=state.denoiser.parameterization.name)
+    if state.averages: facts['widths'] = list(state.averages)
     header = {k: json.dumps(v) for k, v in facts.items()} | dict(sha256=NO_SUM)
-    tensors = {k: on_cpu(v) for k, v in checkpoint_tensors(state, schedule)}
+    tensors = {k: on_cpu(v) for k, v in tensors}
     with atomic(file) as part: part.write_bytes(with_checksum(save(tensors, header)))
 
 # %% ../nbs/21_checkpoint.ipynb #817874b5
@@ -264,14 +275,24 @@ def newest_checkpoint(path: str | Path # a run folder, or a checkpoint file
 def prune_checkpoints(run: str | Path, # a run folder
                       keep: int        # how many of the newest, at least 1
                      ):
-    "Delete old checkpoints, except the newest and the one with the smallest `loss` in its notes"
-    files = checkpoints(run)
-    notes = {f: notes_in_header(f) for f in files}
-    losses = {f: about['loss'] for f, about in notes.items()
-              if isinstance(about, dict) and isinstance(about.get('loss'), float)}
-    best = min(losses, key=losses.get, default=None)
-    for f in files[keep:]:
+    "Delete old checkpoints, except the newest and the best one"
+    best = best_checkpoint(run)
+    for f in checkpoints(run)[keep:]:
         if f != best: f.unlink()
+
+def best_checkpoint(run: str | Path # a run folder
+                   ) -> Path | None:
+    """The checkpoint whose samples have the smallest Frechet distance; where nothing was
+    evaluated, the one with the smallest training loss; None without either"""
+    notes = {f: notes_in_header(f) for f in checkpoints(run)}
+    notes = {f: about for f, about in notes.items() if isinstance(about, dict)}
+    found = {f: about['evaluated'] for f, about in notes.items() if about.get('evaluated')}
+    if found:  # distances can be compared only if they were measured in the same way
+        newest = next(iter(found.values()))
+        values = {f: e['frechet'] for f, e in found.items() if e['how'] == newest['how']}
+    else: values = {f: about.get('loss') for f, about in notes.items()}
+    numbers = {f: v for f, v in values.items() if isinstance(v, float) and math.isfinite(v)}
+    return min(numbers, key=numbers.get, default=None)
 
 # %% ../nbs/21_checkpoint.ipynb #a221d817
 def load_checkpoint(path: str | Path,           # a run folder, or a checkpoint file
@@ -327,6 +348,17 @@ def _named(tensors: dict, part: str, state) -> dict:
     "The weights of a part of a checkpoint, under the names that this state uses"
     return named_as_in(getattr(state, part.rstrip('.')).net, without_prefix(tensors, part))
 
+def _averages(path, tensors: dict, meta: dict, state) -> dict[float, dict]:
+    "The weights of the further averages, by their widths; ValueError if the widths differ"
+    there, here = meta.get('widths', []), list(state.averages)
+    if set(there) != set(here):
+        raise ValueError(f'{path} holds averages of the widths {there}, and this state those of '
+                         f'{here}: both must be the same')
+    found = {w: without_prefix(tensors, f'average.{w}.') for w in there}
+    found = {w: named_as_in(state.averages[w].net, weights) for w, weights in found.items()}
+    for w, weights in found.items(): check_same_network(path, weights, state.averages[w].net)
+    return found
+
 def check_resumable(path, meta: dict, saved: Schedule, weights: dict, state, schedule: Schedule):
     "Raise ValueError if a state cannot continue from a checkpoint"
     if not saved.is_close(schedule):
@@ -355,9 +387,11 @@ def resume(path: str | Path,  # a run folder, or a checkpoint file
     tensors, meta = read_checkpoint(path)
     saved = Schedule(tensors['schedule.betas'])
     weights = {part: _named(tensors, part, state) for part in ('denoiser.', 'ema.')}
+    averages = _averages(path, tensors, meta, state)
     check_resumable(path, meta, saved, weights, state, schedule)
     state.denoiser.net.load_state_dict(weights['denoiser.'])
     state.ema.net.load_state_dict(weights['ema.'])
+    for width, w in averages.items(): state.averages[width].net.load_state_dict(w)
     for i, w in enumerate(state.denoiser.parameters()):
         moments = without_prefix(tensors, f'optimizer.{i}.')
         state.optimizer.state[w] = {k: laid_out(v, w) for k, v in moments.items()}

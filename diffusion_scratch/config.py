@@ -54,9 +54,11 @@ _Whole = Annotated[int, BeforeValidator(_number)]
 _Count = Annotated[int, Field(ge=0, le=10**9), BeforeValidator(_number)]
 _Positive = Annotated[int, Field(ge=1, le=10**9), BeforeValidator(_number)]
 _Side = Annotated[int, Field(ge=1, le=2**14), BeforeValidator(_number)]
+_Several = Annotated[int, Field(ge=2, le=10**6), BeforeValidator(_number)]
 _Times = Annotated[int, Field(ge=1, le=64), BeforeValidator(_number)]
 _Share = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]
 _Coordinate = Literal['eps', 'x0', 'v']
+_Width = Annotated[float, Field(ge=0.001, le=0.28), BeforeValidator(_number)]
 _Named = Annotated[str, Field(pattern=r'^[A-Za-z_][\w.]*:[A-Za-z_]\w*$')]
 
 # %% ../nbs/22_config.ipynb #079f8686
@@ -134,8 +136,8 @@ class NetworkConfig(_Section):
         True, 'condition on the class or the attributes, if the data has them')
 
 # %% ../nbs/22_config.ipynb #6fdbd863
-class TrainingConfig(_Section):
-    "The training"
+class _Steps(_Section):
+    "The steps of a training"
     steps: _Positive = setting(2000, 'training steps in all')
     batch_size: _Positive = setting(
         64, 'images in one step, over all processes')
@@ -152,7 +154,14 @@ class TrainingConfig(_Section):
     adam: tuple[_Share, _Share] = setting((0.9, 0.999), "Adam's betas")
     clip: _Real = setting(1., 'largest norm of the gradient', gt=0)
     explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
+
+# %% ../nbs/22_config.ipynb #7473ec52
+class TrainingConfig(_Steps):
+    "The training"
     ema: _Share = setting(0.9999, 'decay of the moving average of the weights')
+    averages: tuple[_Width, ...] = setting(
+        (), 'relative widths of further averages, such as [0.05, 0.1]; after the run, '
+        'an average of any width can be made from them', max_length=4)
     label_dropout: _Share = setting(
         0.1, 'fraction of labels replaced by the null label; guidance needs some; of '
         'attributes, a random part is always replaced')
@@ -160,6 +169,11 @@ class TrainingConfig(_Section):
         None, "of the loss; null is the parameterization's own")
     start: str | None = setting(
         None, 'weights to begin with: a run, a folder or a name; null: random ones')
+    evaluate_every: _Count | None = setting(
+        None, 'steps between evaluations of samples; 0: none; null: up to ten in the '
+        'run, if the package has a classifier for the images and they cost little')
+    evaluate_images: _Several = setting(
+        256, 'images that an evaluation draws, more than the classifier has features')
 
 # %% ../nbs/22_config.ipynb #fa310c52
 class SamplingConfig(_Section):
@@ -314,6 +328,9 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.sampling.guidance > 100 and not c.sampling.clip:
         yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with sampling.clip '
                'false, because images then overflow; allowed: at most 100, or clip true')
+    if len(set(c.training.averages)) < len(c.training.averages):
+        yield (f'training.averages: {list(c.training.averages)} is not allowed, because a width '
+               'stands there twice; allowed: each once')
     if c.sampling.steps > T:
         yield (f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and '
                f'<= {T}, which is schedule.T')
@@ -653,13 +670,14 @@ def check_net_memory(config: Config, data: ImageSet | None, make: Callable[[], t
 
 def _check_parameters(config: Config, parameters: int):
     "Refuse more parameters than can be trained in this memory"
-    n, need, room = config.network, 20 * parameters, memory_here()
+    each = 20 + 4 * len(config.training.averages)  # bytes
+    n, need, room = config.network, each * parameters, memory_here()
     if need <= room: return
     what = f'model_args: {shown(config.model_args)}' if config.model != 'unet' else (
         f'network: {n.channels} channels, multipliers {n.multipliers} and {n.blocks} blocks')
     raise ConfigError(f'{what} are not allowed: {parameters:,} parameters need {_gigabytes(need)} '
                       '(weights, gradient, average and two of Adam, 4 bytes each), and there are '
-                      f'{_gigabytes(room)}; allowed: at most {room // 20:,} parameters')
+                      f'{_gigabytes(room)}; allowed: at most {room // each:,} parameters')
 
 def _check_part(config: Config, data: ImageSet, net: torch.nn.Module):
     "Refuse more images at a time than fit into memory with the activations of all layers"

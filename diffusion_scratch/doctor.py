@@ -21,8 +21,8 @@ from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
 from .schedule import brief, check_variance_preserving
 
 # %% auto #0
-__all__ = ['MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend', 'trend',
-           'Diagnosis', 'diagnose']
+__all__ = ['SMALLEST', 'MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend',
+           'trend', 'Diagnosis', 'diagnose']
 
 # %% ../nbs/19_doctor.ipynb #15ff2316
 class LevelLoss(NamedTuple):
@@ -190,6 +190,8 @@ def _notes(N: int, D: int, limit: int, side: int) -> list[str]:
     return notes
 
 # %% ../nbs/19_doctor.ipynb #6546994d
+SMALLEST = 0.005  # a smaller change of the loss, as a fraction, counts as flat
+
 class Trend(NamedTuple):
     "The last fifth of the losses and the fifth before (eq-doctor-trend)"
     before: float    # mean of the fourth fifth
@@ -200,7 +202,7 @@ class Trend(NamedTuple):
 
     @property
     def z(self) -> float:
-        "The change in standard errors: below -3 it falls, above 3 it rises"
+        "The change in standard errors"
         d = self.now - self.before
         if self.error: return d / self.error
         return math.copysign(math.inf, d) if d else 0.
@@ -208,6 +210,13 @@ class Trend(NamedTuple):
     @property
     def relative(self) -> float:
         return (self.now - self.before) / self.before if self.before else 0.
+
+    @property
+    def direction(self) -> int:
+        "-1 if it falls, 1 if it rises, 0 if it is flat (eq-doctor-trend)"
+        d = self.now - self.before
+        clear, matters = abs(self.z) > 3, abs(d) >= SMALLEST * abs(self.before)
+        return int(np.sign(d)) if clear and matters else 0
 
     def __str__(self):
         return (f'{self.before:.4g} to {self.now:.4g} ({self.relative:+.1%}, '
@@ -411,7 +420,10 @@ def _trend_reasons(c: _Case) -> list[str]:
     t = c.trend
     if t is None: return [f'{len(c.losses)} losses are too few; a trend needs 50.']
     if abs(t.z) <= 3: return [f'The loss is level, within its scatter: {t}.']
-    return [f'The loss is {"falling" if t.z < 0 else "rising"}: {t}.']
+    if not t.direction:
+        return [f'The loss is flat: {t}. A change of less than {SMALLEST:.1%} '
+                'from fifth to fifth of the run is too small to act on.']
+    return [f'The loss is {"falling" if t.direction < 0 else "rising"}: {t}.']
 
 # %% ../nbs/19_doctor.ipynb #b9d7b03b
 def _place_reasons(c: _Case, worse, better) -> list[str]:
@@ -463,9 +475,9 @@ def _judge(c: _Case) -> tuple[str, list[str], str]:
     if not early:
         if misused := _disagreement(c) or _wrong_timestep(c):
             return 'broken', misused + reasons + _misread(c, worse), 'misused'
-        if t.z > 3: return 'broken', reasons, 'rising'
+        if t.direction > 0: return 'broken', reasons, 'rising'
         if jumped: return 'broken', reasons, 'jumped'
-    if t is not None and t.z < -3:
+    if t is not None and t.direction < 0:
         advice = 'done' if steps == c.planned else 'falling'
         return 'learning', reasons + _memorised(c), advice
     if early: return 'too early to tell', reasons + _misread(c, worse), 'early'

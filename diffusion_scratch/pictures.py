@@ -108,25 +108,42 @@ def check_animation(pictures: list[Tensor], file: str | Path, columns: int,
 
 # %% ../nbs/25_pictures.ipynb #ff31c41a
 def loss_curve(rows: list[Metrics]) -> Figure:
-    "Loss against step: each batch, and the mean of a fiftieth of the run"
+    "Loss against step; below it the Frechet distance of samples, if any was measured"
     from matplotlib.figure import Figure  # here: it takes a second to import
     steps = torch.tensor([m.step for m in rows])
     loss = torch.tensor([m.loss for m in rows], dtype=torch.float64)
     window = max(1, len(loss) // 50)
     total = F.pad(loss.cumsum(0), (1, 0))
     mean = (total[window:] - total[:-window]) / window
-    ax = Figure(figsize=(7, 4), layout='constrained').subplots()
+    measured = [m for m in rows if math.isfinite(m.frechet)]
+    panels = 2 if measured else 1
+    figure = Figure(figsize=(7, 2 + 2 * panels), layout='constrained')
+    ax, *below = figure.subplots(panels, sharex=True, squeeze=False)[:, 0]
     ax.plot(steps, loss, lw=0.5, alpha=0.35, label='each batch')
     ax.plot(steps[window - 1:], mean, lw=2, label=f'mean of {window} steps')
     ax.set(xlabel='step', ylabel='loss', yscale='log')
     ax.legend()
     ax.grid(alpha=0.3)
-    return ax.figure
+    for ax in below: _plot_measured(ax, measured)
+    return figure
 
 def save_loss_curve(rows: list[Metrics], file: Path):
     "Save this figure; raises OSError if the file cannot be written"
     file = check_ending(file, '.png', '.jpg', '.pdf', '.svg')
     with atomic(file) as part: loss_curve(rows).savefig(part, dpi=120)
+
+# %% ../nbs/25_pictures.ipynb #f62cfb40
+#| code-fold: true
+#| code-summary: "Plumbing: the panel of what was measured on samples"
+def _plot_measured(ax, rows: list[Metrics]):
+    "Frechet distance and precision of the samples that a run evaluated"
+    steps, right = [m.step for m in rows], ax.twinx()
+    lines = ax.plot(steps, [m.frechet for m in rows], 'C2o-', label='Frechet distance')
+    lines += right.plot(steps, [m.precision for m in rows], 'C3s--', label='precision')
+    ax.set(xlabel='step', ylabel='Frechet distance', yscale='log')
+    right.set(ylabel='precision', ylim=(0, 1.05))
+    ax.legend(handles=lines)
+    ax.grid(alpha=0.3)
 
 # %% ../nbs/25_pictures.ipynb #25150407
 def as_text(images: Tensor,  # gray, in [-1, 1] (B,1,H,W)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Callable
+from typing import Callable, NamedTuple
 import numpy as np
 import psutil
 import torch
@@ -28,6 +28,8 @@ from .config import make_data, make_denoiser, make_fit_options, make_schedule
 from .data import ImageSet, count_classes, fingerprint, memory_here
 from .data import printable
 from .denoiser import Denoiser, clipped
+from .evaluation import frechet_distance, precision_recall
+from .features import Extractor, fitting_extractor
 from .guidance import guided
 from .pictures import grid, loss_curve, save_animation, save_loss_curve
 from .pictures import terminal_text
@@ -37,23 +39,27 @@ from .sampling import Frame, Solver, ancestral, fixed_large, fixed_small
 from .sampling import trajectory
 from .schedule import Schedule, check_whole
 from .solvers import ddim, dpm_solver_pp, heun
-from .engine import parts_of_batch
+from .engine import device_of, parts_of_batch
 from .training import Metrics, TrainState, fit
-from .checkpoint import atomic, checkpoints, newest_checkpoint
+from .checkpoint import atomic, best_checkpoint, checkpoints
+from .checkpoint import newest_checkpoint, notes_in_header
 from .checkpoint import json_with_checksum, push_file, read_json
-from .training import measure
+from .training import check_width, combination, combined, measure, profile
 from .engine import new_accelerator, numeric_environment
-from .checkpoint import prune_checkpoints, resume
+from .checkpoint import average_tensors, load_checkpoint
+from .checkpoint import named_as_in, prune_checkpoints, read_checkpoint, resume
+from .checkpoint import read_header, without_prefix
 from .checkpoint import save_checkpoint
 
 # %% auto #0
-__all__ = ['MACHINE', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable', 'FolderLock', 'read_metrics', 'MetricsLog',
-           'kept_record', 'run_config', 'read_manifest', 'changed_since', 'run_data', 'RunFolder', 'stop_signals',
-           'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'draw_images',
-           'load_to_draw', 'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device',
-           'cpu_threads', 'keep_freed_memory', 'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores',
-           'threads_beside', 'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name',
-           'describe_session', 'LiveView']
+__all__ = ['MACHINE', 'REFERENCE', 'BUDGET', 'SNAPSHOTS', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable',
+           'FolderLock', 'read_metrics', 'MetricsLog', 'kept_record', 'run_config', 'read_manifest', 'changed_since',
+           'run_data', 'RunFolder', 'stop_signals', 'Evaluator', 'evaluation_cost', 'Plan', 'plan_evaluations',
+           'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'load_average',
+           'kept_averages', 'check_near', 'read_average', 'draw_images', 'load_to_draw', 'attributes_named',
+           'attributes_in_words', 'check_labels', 'image_shape', 'find_device', 'cpu_threads', 'keep_freed_memory',
+           'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'free_threads', 'train',
+           'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -131,7 +137,7 @@ def _not_writable(path: Path, key: str, e: OSError) -> ConfigError:
 
 def _check_no_foreign_files(path: Path):
     "Refuse a folder that is not empty and holds no run"
-    ours = {'data', 'logs', 'previews', 'checkpoints', 'config.yaml', 'metrics.csv'}
+    ours = {'data', 'logs', 'previews', 'checkpoints', 'averages', 'config.yaml', 'metrics.csv'}
     names = {f.name for f in path.iterdir() if not f.name.startswith('.')} - ours
     if names and not (path/'manifest.json').exists() and not checkpoints(path):
         raise ConfigError(f'run: {path} is not empty and holds no run (there is '
@@ -143,7 +149,7 @@ def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
     if old == new.model_copy(update=dict(run=old.run)): return ''
     if free is None:
         free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
-                'data.root', 'sampling.')
+                'data.root', 'sampling.', 'training.evaluate_')
         if new.training.decay == 'constant': free += ('training.steps',)
     a, b = flat_config(old), flat_config(new)
     keys = [k for k in b if a[k] != b[k] and not k.startswith(free)]
@@ -300,7 +306,8 @@ def _parse_line(line: bytes) -> tuple[bool, Metrics | None]:
     try:
         step, epoch, *rest = (text if sealed else line).decode().split(',')
         row = Metrics(int(step), int(epoch), *map(float, rest))
-        return sealed, row if 0 < row.step < 2**53 and len(rest) == len(row) - 2 else None
+        whole = len(rest) in (len(row) - 2, len(row) - 4)  # older runs evaluated no samples
+        return sealed, row if 0 < row.step < 2**53 and whole else None
     except (ValueError, TypeError): return sealed, None
 
 def _count_lost(rows: list[Metrics], step: int) -> int:
@@ -505,9 +512,11 @@ class RunFolder:
 
     def clean_up(self):
         "Remove incomplete files of a killed run, and previews of a run that saved nothing"
-        for old in (self.path/'checkpoints').glob('.part_*'): old.unlink()
+        for name in ('checkpoints', 'averages'):
+            for old in (self.path/name).glob('.part_*'): old.unlink()
         if not checkpoints(self.path):
             for old in (self.path/'previews').glob('step_*.png'): old.unlink()
+            for old in (self.path/'averages').glob('step_*.safetensors'): old.unlink()
         with suppress(FileNotFoundError):
             try: read_manifest(self.path)
             except ValueError: _set_aside(self.path/'manifest.json')
@@ -596,6 +605,94 @@ def _stop_asked(accelerator: Accelerator, signals: list) -> bool:
     count = torch.tensor([len(signals)], device=accelerator.device)
     return bool(accelerator.gather(count).sum())
 
+# %% ../nbs/26_run.ipynb #121f4b55
+REFERENCE = 5000  # images of the data that samples are compared with, at most
+
+class Evaluator:
+    "Compares images that an average draws with images of the data"
+    def __init__(self, config: Config, data: ImageSet, extractor: Extractor):
+        self.config, self.data, self.extractor = config, data, extractor
+
+    @cached_property
+    def real(self) -> Tensor: # (N,D)
+        "Features of images of the data, drawn once without replacement"
+        order = np.random.default_rng(0).permutation(len(self.data))
+        images, _ = self.data[torch.from_numpy(order[:REFERENCE])]
+        return self.extractor(images, progress=False).x
+
+    def __call__(self, denoiser: Denoiser, schedule: Schedule) -> tuple[float, float]:
+        "Frechet distance and precision; the same noise and labels each time"
+        c, n, y = self.config, self.config.training.evaluate_images, None
+        if self.data.num_classes: y = random_rows(self.data.labels, n, c.seed)
+        frames = draw(denoiser, schedule, self.data.shape, n, y, c.sampling,
+                      seed=c.seed, progress=False)
+        fake = self.extractor(frames[-1].x, progress=False).x
+        distance = frechet_distance(self.real, fake)
+        return distance, precision_recall(self.real, fake).precision
+
+# %% ../nbs/26_run.ipynb #4843dda8
+BUDGET = 0.03  # of a run, at most, for evaluations that the config does not ask for
+
+def evaluation_cost(config: Config, data: ImageSet) -> float:
+    "One evaluation as a fraction of the training, in evaluations of the network"
+    t, s = config.training, config.sampling
+    times = make_schedule(config).times(s.steps)
+    visits = len(make_solver(s).visits(times)) - 1
+    passes = 2 if data.num_classes and s.guidance else 1
+    return t.evaluate_images * visits * passes / (3 * t.batch_size * t.steps)
+
+# %% ../nbs/26_run.ipynb #d0e5c0c1
+#| code-fold: true
+#| code-summary: "Plumbing: does a run evaluate samples, and when?"
+class Plan(NamedTuple):
+    "When a run evaluates samples"
+    every: int                 # steps; 0: never
+    extractor: Extractor | None
+    words: str                 # for the user
+
+    def is_due(self, step: int, steps: int) -> bool:
+        "Is there an evaluation after this step?"
+        return bool(self.every) and (step % self.every == 0 or step == steps)
+
+def plan_evaluations(config: Config, data: ImageSet,
+                     device: str | torch.device='cpu') -> Plan:
+    "The plan of a run; ConfigError if the config asks for evaluations that cannot be made"
+    t = config.training
+    if t.evaluate_every == 0: return _no_plan('training.evaluate_every is 0')
+    extractor, why = _extractor_for(config, data, device)
+    if why and t.evaluate_every:
+        raise ConfigError(f'training.evaluate_every: {t.evaluate_every} is not allowed, because '
+                          f'{why}; allowed: 0, or null')
+    if why: return _no_plan(why)
+    every = t.evaluate_every
+    if every is None:
+        cost = evaluation_cost(config, data)
+        if (times := min(10, int(BUDGET / cost))) < 2:
+            return _no_plan(f'each evaluation would take {cost:.1%} of the run; '
+                            'training.evaluate_every=N asks for them')
+        every = -(-t.steps // times)
+    return Plan(every, extractor, f'after every {every:,} steps {t.evaluate_images:,} samples are '
+                f'compared with images of the data (Frechet distance and precision in the features '
+                f'of {extractor.name}); the best checkpoint is that with the smallest distance')
+
+def _no_plan(why: str) -> Plan:
+    return Plan(0, None, f'samples are not evaluated during training ({why}), so the best '
+                'checkpoint is that with the smallest training loss, which says little of samples')
+
+def _extractor_for(config: Config, data: ImageSet, device) -> tuple[Extractor | None, str]:
+    "The package's classifier for these images; or None, and why"
+    try: extractor = fitting_extractor(data.shape, device, data.classes)
+    except ValueError: return None, 'the package has no classifier for these images'
+    n, least = config.training.evaluate_images, extractor.dim
+    of = f'{extractor.name} has {least} features'
+    if n <= least: return None, f'training.evaluate_images is {n} and {of}, which need more'
+    if len(data) <= least: return None, f'there are {len(data)} images of data and {of}'
+    by_shape = config.data.name == 'folder' and not extractor.classes
+    if by_shape and config.training.evaluate_every is None:
+        return None, (f'{extractor.name} may not know images like these; '
+                      'training.evaluate_every=N compares them all the same')
+    return extractor, ''
+
 # %% ../nbs/26_run.ipynb #6b679853
 def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
                accelerator: Accelerator, progress: bool, watch: Callable):
@@ -604,17 +701,23 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
     opened = _open_session(run, state, schedule, data, accelerator, progress)
     with opened as session, stop_signals() as signals:
         for m in fit(state, schedule, data, accelerator=accelerator, **options):
+            last = m.step == config.training.steps
+            evaluate = session.plan.is_due(m.step, config.training.steps)
+            if evaluate: m = session.evaluate(m)
             session.note(m)
             watch(m)
-            last = m.step == config.training.steps
             stopped = _stop_asked(accelerator, signals)
-            if last or stopped or m.step % config.save_every == 0: session.save()
+            save = last or stopped or evaluate or m.step % config.save_every == 0
+            session.keep_averages()
+            if save: session.save()
             if m.step % config.preview_every == 0: session.preview()
             if stopped and not last: raise KeyboardInterrupt(session.how_to_go_on())
 
 # %% ../nbs/26_run.ipynb #186c4b12
 #| code-fold: true
 #| code-summary: "Plumbing: what a session writes at each step"
+SNAPSHOTS = 16  # of the further averages, over a run
+
 class Session:
     "Writes metrics.csv, checkpoints, previews, loggers and the bar; only in the first process"
     def __init__(self, run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
@@ -623,6 +726,8 @@ class Session:
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         if self.main: run.open_log(state.step)
         self.checkpoint = next(iter(checkpoints(run.path)), None)  # the newest
+        self.plan = plan_evaluations(run.config, data, device_of(state.denoiser))
+        self.evaluator, self.metrics = Evaluator(run.config, data, self.plan.extractor), None
         self.losses, self.smoothed = [], None  # since that checkpoint; for the bar
         self.bar = tqdm(total=run.config.training.steps, initial=state.step, desc='training',
                         unit='step', mininterval=0.5, disable=not progress or not self.main)
@@ -630,8 +735,9 @@ class Session:
     def note(self, m: Metrics):
         "Write a line of metrics.csv, and update loggers and bar"
         if self.main: self.run.log.write(m)
+        self.metrics = m
         self.losses.append(m.loss)
-        if m.step % self.run.config.log_every == 0:
+        if m.step % self.run.config.log_every == 0 or math.isfinite(m.frechet):
             finite = {k: v for k, v in m._asdict().items() if k != 'step' and math.isfinite(v)}
             self.tell_loggers(lambda tracker: tracker.log(finite, step=m.step))
         now = torch.tensor([m.loss, m.images_per_second])  # smoothed over about 50 steps
@@ -640,6 +746,25 @@ class Session:
         self.bar.set_postfix_str(words, refresh=False)
         self.bar.update()
 
+    def evaluate(self, m: Metrics) -> Metrics:
+        "The metrics of a step, with Frechet distance and precision of samples"
+        if not self.main: return m
+        try: distance, precision = self.evaluator(self.state.ema, self.schedule)
+        except (ValueError, RuntimeError) as e:  # such as too little memory: training goes on
+            self.bar.write(f'step {m.step:,}: the samples could not be evaluated ({e})')
+            return m
+        self.bar.write(f'step {m.step:,}: Frechet distance {distance:.4g}, '
+                       f'precision {precision:.2f}')
+        return m._replace(frechet=distance, precision=precision)
+
+    def evaluated(self) -> dict:
+        "For the notes of a checkpoint: what was measured at its step, and how"
+        m, config = self.metrics, self.run.config
+        if not math.isfinite(m.frechet): return {}
+        how = (f'{config.training.evaluate_images} samples, {self.plan.extractor.name} '
+               f'{self.plan.extractor.hash}, {config.sampling}')
+        return dict(evaluated=dict(frechet=m.frechet, precision=m.precision, how=how))
+
     def save(self):
         "Write a checkpoint, after the lines before it are on the disk"
         if not self.main: return
@@ -647,8 +772,18 @@ class Session:
         about = dict(shape=self.data.shape, classes=self.data.classes,
                      sampling=self.run.config.sampling.model_dump(),
                      background=self.run.config.data.background,
-                     loss=sum(self.losses) / len(self.losses))
+                     loss=sum(self.losses) / len(self.losses), **self.evaluated())
         self.checkpoint, self.losses = self.run.save(self.state, self.schedule, about), []
+
+    def keep_averages(self):
+        "At some steps of the run, copy its further averages, for `load_average`"
+        step, steps = self.state.step, self.run.config.training.steps
+        due = step % -(-steps // SNAPSHOTS) == 0 or step == steps
+        if not (self.main and due and self.state.averages): return
+        betas = 'schedule.betas', self.schedule.betas
+        file = self.run.path/'averages'/f'step_{step:08d}.safetensors'
+        save_checkpoint(file, self.state, self.schedule,
+                        tensors=iter([betas, *average_tensors(self.state)]))
 
     def preview(self):
         "Draw a few images: for files, the loggers and a terminal"
@@ -795,11 +930,18 @@ def _where_to_look(path: Path, data: ImageSet) -> list[str]:
                 'noise_to_images.gif': 'noise becoming images', 'loss.png': 'the loss curve',
                 'previews': 'images during training', 'metrics.csv': 'every step',
                 'config.yaml': 'the config, with all its keys',
-                'checkpoints': 'weights, for diffusion-sample',
+                'checkpoints': f'weights, for diffusion-sample{_best_in_words(path)}',
+                'averages': 'for load_average, which makes an average of any width',
                 'logs': 'for tensorboard --logdir', 'manifest.json': 'versions, data, command',
                 'run.json': 'times, results'}
     there = {name: what for name, what in meanings.items() if (path/name).exists()}
     return [f'  {str(path/name):45} {what}' for name, what in there.items()]
+
+def _best_in_words(path: Path) -> str:
+    "The best checkpoint of a run, if its samples were evaluated"
+    about = notes_in_header(best) if (best := best_checkpoint(path)) else {}
+    if 'evaluated' not in (about or {}): return ''
+    return f'; best: {best.name}, Frechet distance {about["evaluated"]["frechet"]:.4g}'
 
 def _what_to_try(config: Config, data: ImageSet) -> list[str]:
     "Commands that use a finished run, as they can be typed in this folder"
@@ -825,6 +967,50 @@ def _command_here(line: str) -> str:
     if not file or typed and os.path.samefile(typed, file): return f'{name} {words}'
     if Path(file).is_relative_to(Path.cwd()): file = Path(file).relative_to(Path.cwd())
     return f'{shlex.quote(str(file))} {words}'
+
+# %% ../nbs/26_run.ipynb #e2d64ab3
+def load_average(path: str | Path, # a run folder
+                 width: float,     # relative width of the average, up to 0.28
+                 net: nn.Module | None=None # to fill; the UNet of the run if none
+                ) -> tuple[Denoiser, Schedule]:
+    "The average of any width, made after the run (eq-posthoc; Karras et al. 2024)"
+    check_width(width)
+    denoiser, schedule = load_checkpoint(path, net)
+    files, end = kept_averages(path)
+    kept = [(w, step, file) for file, step, widths in files for w in widths]
+    profiles = torch.stack([profile(w, step, end) for w, step, _ in kept])
+    wanted = profile(width, end, end)
+    coefficients = combination(profiles, wanted)
+    check_near(coefficients @ profiles, wanted, width)
+    parts = (read_average(file, w, denoiser.net) for w, _, file in kept)
+    denoiser.net.load_state_dict(combined(parts, coefficients.tolist()))
+    return denoiser, schedule
+
+# %% ../nbs/26_run.ipynb #6c8cd5f4
+#| code-fold: true
+#| code-summary: "Plumbing: the files of the averages, and how near their combination comes"
+def kept_averages(path: str | Path # a run folder
+                 ) -> tuple[list[tuple], int]: # (file, step, widths) of each; steps done
+    "The copies of averages that a run kept, up to its newest checkpoint"
+    end, files = newest_checkpoint(path)[1]['step'], []
+    for file in sorted((Path(path).expanduser()/'averages').glob('step_*.safetensors')):
+        facts = read_header(file)[0]
+        if facts['step'] <= end: files.append((file, facts['step'], facts['widths']))
+    if files: return files, end
+    raise ValueError(f'{path} kept no averages; train with training.averages=[0.05,0.1]')
+
+def check_near(found: Tensor, wanted: Tensor, width: float, most: float=0.2):
+    "Refuse a combination whose profile is not that of the wanted average"
+    error = ((found - wanted).norm() / wanted.norm()).item()
+    if error <= most: return
+    raise ValueError(f'width = {width}: the kept averages make it only with an error of '
+                     f'{error:.0%} in its profile; allowed: a width near or between those of '
+                     'training.averages')
+
+def read_average(file: Path, width: float, net: nn.Module) -> dict[str, Tensor]:
+    "The weights of an average, under the names that a network uses"
+    tensors, _ = read_checkpoint(file, f'average.{width}.')
+    return named_as_in(net, without_prefix(tensors, f'average.{width}.'))
 
 # %% ../nbs/26_run.ipynb #ce48b0e8
 def draw_images(model: str | Path,   # as for `load`: a name, a run or a folder
@@ -1001,18 +1187,23 @@ def free_threads() -> int:
 # %% ../nbs/26_run.ipynb #206578e5
 #| code-fold: true
 #| code-summary: "Plumbing: an estimate of time, memory and space"
-def _estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics]) -> str:
+def _estimate_budget(run: RunFolder, state: TrainState, measured: list[Metrics],
+                     evaluations: float=0. # time for them, as a fraction of the training
+                    ) -> str:
     "Time, memory and space of the run, from a few measured steps; warns if they do not fit"
     config, device = run.config, next(state.denoiser.parameters()).device
     weights = sum(p.numel() * p.element_size() for p in state.denoiser.parameters()) / 2**20
     rate, memory = max(m.images_per_second for m in measured[1:]), max(m.memory for m in measured)
     seconds = (config.training.steps - state.step) * config.training.batch_size / rate
-    files, free = 4 * weights * (config.keep + 1), shutil.disk_usage(run.path).free / 2**20
+    seconds *= 1 + evaluations
+    averages = len(config.training.averages)
+    files = (4 + averages) * weights * (config.keep + 1) + SNAPSHOTS * averages * weights
+    free = shutil.disk_usage(run.path).free / 2**20
     room = _device_memory(device)
     of_room = f' of {_size_in_words(room)}' if room < math.inf else ''
     said = [f'budget: about {_time_in_words(seconds)} of training at {rate:,.0f} images/s; '
             f'memory {_size_in_words(memory)}{of_room} (weights {_size_in_words(weights)}, '
-            f'with gradient, average and Adam {_size_in_words(5 * weights)}); '
+            f'with gradient, average and Adam {_size_in_words((5 + averages) * weights)}); '
             f'checkpoints {_size_in_words(files)} of {_size_in_words(free)} free']
     if memory > 0.9 * room:
         said.append('warning: the memory is nearly full; lower training.batch_size, '
@@ -1105,10 +1296,12 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
     with together(accelerator):
         data = data or read()
         denoiser = make_denoiser(config, data).to(device)
-        state = TrainState(denoiser, config.training.adam, config.training.ema)
+        t = config.training
+        state = TrainState(denoiser, t.adam, t.ema, t.averages)
         if checkpoints(run.path): schedule = resume(run.path, state, schedule)
         elif config.training.start: begin_with(config.training.start, state, schedule)
         make_fit_options(config)
+        plan_evaluations(config, data)
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
     _check_same_step(run, state, accelerator)
@@ -1133,7 +1326,7 @@ def begin_with(name: str,        # of weights, as for `load`
     if not betas.is_close(schedule):
         raise ConfigError(f'training.start: {printable(name)} was trained with {betas!r}, and the '
                           f'config has {schedule!r}; both must be the same')
-    for denoiser in (state.denoiser, state.ema):
+    for denoiser in (state.denoiser, state.ema, *state.averages.values()):
         denoiser.net.load_state_dict(there.net.state_dict())
 
 def _threads_of_run(run: RunFolder, state: TrainState, accelerator: Accelerator,
@@ -1224,6 +1417,7 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
         lines.append(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; '
                      f'{run.path/"manifest.json"} names all of them')
     if 'start' in session: lines.append(f'beginning with the weights of {session["start"]}')
+    lines.append(plan_evaluations(config, data).words)
     if state.step:
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
     if changed := session['changed']:
@@ -1242,7 +1436,9 @@ def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data:
     options, load = make_fit_options(run.config), OtherLoad(accelerator.num_processes)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
     if not accelerator.is_main_process or not measured: return
-    print(_estimate_budget(run, state, measured))
+    if every := plan_evaluations(run.config, data).every:
+        share = evaluation_cost(run.config, data) * -(-run.config.training.steps // every)
+    print(_estimate_budget(run, state, measured, share if every else 0.))
     if (others := load.cores()) > 0.25 and _device_name(accelerator.device) == 'cpu':
         print(_describe_busy(others, run.config.threads))
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
 from itertools import count
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -27,8 +27,9 @@ from .schedule import check_whole, brief
 from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
-__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_ema', 'warmup_constant', 'warmup_cosine',
-           'ema_decay', 'ema_update', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label',
+__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_width', 'check_ema', 'warmup_constant',
+           'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width', 'gamma_of', 'profile',
+           'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label',
            'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #2f680930
@@ -67,10 +68,18 @@ def check_batch_size(batch_size: int, data: ImageSet):
     raise ValueError(f'batch_size = {batch_size} is outside 1..{len(data)}, '
                      f'the size of the data set {data.name!r}')
 
-def check_state(denoiser: Denoiser, ema: float):
-    "Refuse a bare network, and an `ema` outside [0, 1)"
+def check_state(denoiser: Denoiser, ema: float, widths: tuple=()):
+    "Refuse a bare network, an `ema` outside [0, 1), and widths that no power average has"
     check_kind(Denoiser, 'give a Denoiser, Denoiser(net, EPS), or V or X0', denoiser=denoiser)
     check_ema(ema)
+    for width in widths: check_width(width)
+
+def check_width(width: float):
+    "Raise ValueError if the relative width is outside (0, 0.28]"
+    check_number('above 0, at most 0.28', width=width)
+    if 0 < width <= 0.28: return
+    raise ValueError(f'width = {width} is outside (0, 0.28]: it is the standard deviation of the '
+                     'steps in an average, as a fraction of the run')
 
 def check_ema(ema: float):
     "Raise ValueError if the decay is outside [0, 1)"
@@ -114,25 +123,75 @@ def ema_update(ema: nn.Module,   # changed in place
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
     for a, b in zip(ema.buffers(), model.buffers()): a.copy_(b)
 
+# %% ../nbs/09_training.ipynb #f670c5bf
+def power_decay(step, gamma: float):
+    "The decay of an average whose weights grow like step**gamma: eq-power-decay"
+    return (step + 1) / (step + gamma + 2)
+
+def relative_width(gamma: float) -> float: # 0..0.29, a fraction of the run
+    "The standard deviation of the steps in a power average: eq-power-width"
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+def gamma_of(width: float) -> float:
+    "The gamma of a relative width: eq-power-width, solved"
+    s = width**-2 # (gamma + 2)^2 (gamma + 3) = s (gamma + 1)
+    return np.roots([1, 7, 16 - s, 12 - s]).real.max()
+
+def profile(width: float,
+            step: int,  # k
+            length: int # of the profile: the later steps, up to this one, have weight 0
+           ) -> Tensor: # p_0 ... p_length, which sum to 1
+    "The weight of each step in the power average after a step: eq-power-decay"
+    d = power_decay(torch.arange(1, step + 1).double(), gamma_of(width))
+    one = torch.ones(1).double()
+    later = torch.cat([d, one]).flip(0).cumprod(0).flip(0)  # d_j+1 ... d_k
+    p = torch.cat([one, 1 - d]) * later
+    return nn.functional.pad(p, (0, length - step))
+
+# %% ../nbs/09_training.ipynb #375e6cc3
+def combination(profiles: Tensor, # of the averages that were kept, in rows
+                wanted: Tensor    # profile
+               ) -> Tensor:       # coefficients, which sum to 1
+    "The combination of averages that is nearest to the wanted one: eq-posthoc"
+    others, last = profiles[:-1], profiles[-1]
+    A, b = (others - last).T, (wanted - last)[:, None]
+    c = torch.linalg.lstsq(A, b, driver='gelsd').solution[:, 0]
+    return torch.cat([c, 1 - c.sum(0, keepdim=True)])
+
+def combined(averages: Iterable[dict], # weights by name, of each average
+             coefficients: Sequence[float]
+            ) -> dict:                 # in float64
+    "The combination of the weights; of whole numbers, the last: eq-posthoc"
+    total = {}
+    for c, weights in zip(coefficients, averages):
+        for name, w in weights.items():
+            if not w.is_floating_point(): total[name] = w
+            else: total[name] = total.get(name, 0.) + c * w.to('cpu', torch.float64)
+    return total
+
 # %% ../nbs/09_training.ipynb #cf0b1bb0
 class TrainState:
     "The state of a run: denoiser, average, optimizer, steps done"
     def __init__(self,
                  denoiser: Denoiser,
                  betas: tuple=(0.9, 0.99), # decay rates of Adam, b_1 and b_2
-                 ema: float=0.9999         # decay of the moving average, 0..1
+                 ema: float=0.9999,        # decay of the moving average, 0..1
+                 widths: tuple=()          # relative widths of further averages
                 ):
-        check_state(denoiser, ema)
+        check_state(denoiser, ema, widths)
         self.denoiser, self.decay, self.step = denoiser, ema, 0
         self.ema = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self.averages = {width: copy.deepcopy(self.ema) for width in widths}
         parameters = denoiser.parameters()
         self.optimizer = torch.optim.Adam(parameters, betas=betas, fused=True)
         self.scaler = None # with fp16, the scale of the loss; the engine sets it
 
     def advance(self):
-        "Count a step of the optimizer, and update the average (eq-ema)"
+        "Count a step of the optimizer, and update the averages (eq-ema)"
         self.step += 1
         ema_update(self.ema, self.denoiser, ema_decay(self.step, self.decay))
+        for width, average in self.averages.items():
+            ema_update(average, self.denoiser, power_decay(self.step, gamma_of(width)))
 
 # %% ../nbs/09_training.ipynb #10c665c5
 @patch
@@ -176,6 +235,8 @@ class Metrics(NamedTuple):
     loss_q4: float=math.nan  # in the last quarter, much noise
     loading: float=math.nan  # fraction of the time spent waiting for images, 0..1
     memory: float=math.nan   # MB of this process; on a GPU, peak of its tensors
+    frechet: float=math.nan   # of samples, where a run evaluates them (chapter 26)
+    precision: float=math.nan # of the same samples, 0..1
 
 # %% ../nbs/09_training.ipynb #6f12db93
 #| code-fold: true

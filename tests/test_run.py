@@ -145,7 +145,8 @@ def test_a_whole_run_in_little(capsys):
         assert im.size == (2 * (10 * 9 + 1), 2 * (2 * 9 + 1))
     header, *rows = Path('run/metrics.csv').read_text().splitlines()
     assert header == ('step,epoch,loss,lr,grad_norm,images_per_second,'
-                      'loss_q1,loss_q2,loss_q3,loss_q4,loading,memory,crc32')
+                      'loss_q1,loss_q2,loss_q3,loss_q4,loading,memory,frechet,precision,'
+                      'crc32')
     assert len(rows) == 6 and rows[5].startswith('6,1,')
     result = json.loads(Path('run/run.json').read_text(encoding='utf-8'))
     assert result.items() >= dict(
