@@ -9,7 +9,7 @@ package, and where a network spends its bits (chapter 17).
 Each writes a file in nbs/assets/likelihood/; without a word, all are made. The digits are MNIST's,
 which torchvision downloads once; --root names a folder that has them already.
 """
-import argparse, bz2, gzip, lzma, math, time
+import bz2, gzip, lzma, math, time
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from diffusion_scratch.noising import Gaussian, q_sample
 from diffusion_scratch.pretrained import load
 from diffusion_scratch.schedule import log_snr
 
-from results import keep, made, write
+from results import keep, made, make_pieces, network, write
 
 ASSETS = Path(__file__).resolve().parent.parent/'nbs'/'assets'/'likelihood'
 COMPRESSORS = dict(gzip=gzip.compress, bz2=bz2.compress, xz=lzma.compress)
@@ -42,10 +42,6 @@ def held_out(root: Path, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     "n digits of the test set, and their labels"
     test = mnist(root, train=False, download=root == DATA)
     return test[torch.randperm(len(test), generator=seeded(0))[:n]]
-
-def network(name: str):
-    net, schedule = load(name)
-    return net.to(memory_format=torch.channels_last), schedule
 
 
 # --- compressors and frequencies
@@ -108,7 +104,7 @@ def level(net, P, schedule, x0, t: int) -> dict[str, torch.Tensor]:
     return found
 
 def levels(a, times=TIMES):
-    began, (net, schedule) = time.time(), network('mnist')
+    began, (net, schedule, _) = time.time(), network('mnist')
     net, (x0, _) = clipped(net), held_out(a.root, DIGITS)
     train = mnist(a.root, train=True, download=a.root == DATA)
     P, table = pixel_frequencies(to_float(train.images)), {}
@@ -135,7 +131,7 @@ def summary(table: dict, black: torch.Tensor) -> dict:
 
 def with_and_without(x0, y) -> dict[str, torch.Tensor]:
     "The bound of each digit by one network, with the same noise"
-    net, schedule = network('mnist-conditional')
+    net, schedule, _ = network('mnist-conditional')
     how = dict(draws=20, seed=0, batch_size=BATCH, progress=False)
     return {k: bound(clipped(net), schedule, x0, labels, **how).each
             for k, labels in dict(without=None, labelled=y).items()}
@@ -158,17 +154,4 @@ def flow(a):
 
 PIECES = {'files': files, 'levels': levels, 'label': label, 'flow': flow}
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('pieces', nargs='*', choices=[*PIECES, []], default=[], metavar='PIECE',
-                   help=f"all if none: {', '.join(PIECES)}")
-    p.add_argument('--root', type=Path, default=DATA, help='folder that has the files of MNIST')
-    a = p.parse_args()
-    torch.set_num_threads(1)
-    for piece in a.pieces or PIECES:
-        print(f'--- {piece}', flush=True)
-        PIECES[piece](a)
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__': make_pieces(__doc__, PIECES)

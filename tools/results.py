@@ -11,6 +11,7 @@ import torch
 
 from diffusion_scratch.checkpoint import atomic, newest_checkpoint
 from diffusion_scratch.config import Config, flat_config, load_config
+from diffusion_scratch.data import DATA
 from diffusion_scratch.evaluation import (Estimate, confidence, floor, frechet_distance, interval,
                                           precision_recall)
 from diffusion_scratch.features import Extractor, Features
@@ -51,6 +52,19 @@ def measure(assets: Path, pieces: dict[str, Callable], a):
 
 
 # --- the command line of a program that trains one network
+
+def make_pieces(doc: str, pieces: dict[str, Callable]):
+    "The command line of a program that makes stored results of MNIST, or some of them"
+    p = argparse.ArgumentParser(description=doc,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('pieces', nargs='*', choices=[*pieces, []], default=[], metavar='PIECE',
+                   help=f"all if none: {', '.join(pieces)}")
+    p.add_argument('--root', type=Path, default=DATA, help='folder that has the files of MNIST')
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    for piece in a.pieces or pieces:
+        print(f'--- {piece}', flush=True)
+        pieces[piece](a)
 
 def arguments(p: argparse.ArgumentParser, commands: dict, pieces: dict) -> argparse.Namespace:
     "A command, and after it pieces to measure or, for train, changes to the config"

@@ -8,7 +8,7 @@ unseen and likelihood need the digits of MNIST, which torchvision downloads once
 folder that has them already. quickstart and transformer train in runs/stored/, where a
 run that was stopped goes on.
 """
-import argparse, json, shutil, tempfile, time
+import json, shutil, tempfile, time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from PIL import Image
 
 from diffusion_scratch.cli import evaluate_command, train_command
 from diffusion_scratch.config import load_config, make_denoiser, make_fit_options, make_schedule
-from diffusion_scratch.data import DATA, ImageSet, fingerprint, mnist, mnist_mini, to_uint8
+from diffusion_scratch.data import ImageSet, fingerprint, mnist, mnist_mini, to_uint8
 from diffusion_scratch.denoiser import clipped
 from diffusion_scratch.evaluation import Protocol, evaluate
 from diffusion_scratch.features import digit_classifier
@@ -33,7 +33,7 @@ from diffusion_scratch.schedule import log_snr
 from diffusion_scratch.solvers import ddim, dpm_solver_pp, heun
 from diffusion_scratch.training import TrainState, fit
 
-from results import SOLVERS, keep, made, write
+from results import SOLVERS, keep, made, make_pieces, write
 
 ROOT = Path(__file__).resolve().parent.parent
 ASSETS, SHAPE, MINI = ROOT/'nbs'/'assets', (1, 28, 28), 'mnist-mini'
@@ -273,17 +273,4 @@ PIECES = {'sweep': sweep, 'solvers': solvers, 'guidance': guidance, 'few-steps':
           'unseen': unseen, 'likelihood': likelihood, 'report': report, 'quickstart': quickstart,
           'transformer': transformer}
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__,
-                                formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('pieces', nargs='*', choices=[*PIECES, []], default=[], metavar='PIECE',
-                   help=f"all if none: {', '.join(PIECES)}")
-    p.add_argument('--root', type=Path, default=DATA, help='folder that has the files of MNIST')
-    a = p.parse_args()
-    torch.set_num_threads(1)
-    for piece in a.pieces or PIECES:
-        print(f'--- {piece}', flush=True)
-        PIECES[piece](a)
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__': make_pieces(__doc__, PIECES)
