@@ -824,7 +824,9 @@ def _stamp(file: Path, name: str) -> tuple:
     "Only the name if the file cannot be read: its stamp changes once it can be"
     try: s = file.stat()
     except OSError: return (name,)
-    return (name, s.st_size, s.st_mtime_ns) if os.access(file, os.R_OK) else (name,)
+    effective = os.access in os.supports_effective_ids  # sudo may have changed the user
+    readable = os.access(file, os.R_OK, effective_ids=effective)
+    return (name, s.st_size, s.st_mtime_ns) if readable else (name,)
 
 def _through_cache(cache: Path, what: list, images, n: int, shape: tuple, skipped: list):
     "Images and skipped files from a cache of exactly `what`; otherwise they are read and stored"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math, os
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 import numpy as np
 import psutil
 import torch
@@ -69,6 +70,8 @@ def new_accelerator(**options # of accelerate.Accelerator
     variables for precision and compilation have no effect"""
     check_environment()
     if not torch.distributed.is_initialized():
+        # imported later, it would keep the group of processes alive, whose threads must end first
+        if torch.distributed.is_available(): import_module('torch.distributed.nn')
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
     fixed = dict(mixed_precision='no', dynamo_backend='no',

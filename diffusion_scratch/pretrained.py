@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes, save as to_bytes
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 import diffusion_scratch
 from .config import SamplingConfig, import_named, load_config
 from .data import count_classes, in_markdown, is_color, printable
@@ -324,10 +325,16 @@ def _saved_network(config: dict, file: Path, kind: type | None=None) -> nn.Modul
 # %% ../nbs/23_pretrained.ipynb #de62a8ff
 #| code-fold: true
 #| code-summary: "Plumbing: networks built again, with errors that name the file"
+class _NothingDrawn(TorchFunctionMode):
+    "Embeddings keep the numbers they have: `normal_` takes seconds on the device meta"
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        if f is nn.init.normal_: return kwargs['tensor']
+        return f(*args, **kwargs or {})
+
 def _unet_without_numbers(args: dict, file: Path) -> UNet:
     "A UNet on the device meta: no weights are drawn, and no memory is used"
     try:
-        with torch.device('meta'): return UNet(**args)
+        with torch.device('meta'), _NothingDrawn(): return UNet(**args)
     except (TypeError, ValueError) as e:
         raise ValueError(f'{file} describes a network that this version cannot build '
                          f'({e})') from None

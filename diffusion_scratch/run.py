@@ -695,14 +695,14 @@ def _extractor_for(config: Config, data: ImageSet, device) -> tuple[Extractor | 
 
 # %% ../nbs/26_run.ipynb #6b679853
 def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-               accelerator: Accelerator, progress: bool, watch: Callable):
+               plan: Plan, accelerator: Accelerator, progress: bool, watch: Callable):
     "Train to the last step or to a signal; then save, and print how to go on"
     config, options = run.config, make_fit_options(run.config)
-    opened = _open_session(run, state, schedule, data, accelerator, progress)
+    opened = _open_session(run, state, schedule, data, plan, accelerator, progress)
     with opened as session, stop_signals() as signals:
         for m in fit(state, schedule, data, accelerator=accelerator, **options):
             last = m.step == config.training.steps
-            evaluate = session.plan.is_due(m.step, config.training.steps)
+            evaluate = plan.is_due(m.step, config.training.steps)
             if evaluate: m = session.evaluate(m)
             session.note(m)
             watch(m)
@@ -721,13 +721,12 @@ SNAPSHOTS = 16  # of the further averages, over a run
 class Session:
     "Writes metrics.csv, checkpoints, previews, loggers and the bar; only in the first process"
     def __init__(self, run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                 accelerator: Accelerator, progress: bool):
+                 plan: Plan, accelerator: Accelerator, progress: bool):
         self.run, self.state, self.schedule, self.data = run, state, schedule, data
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         if self.main: run.open_log(state.step)
         self.checkpoint = next(iter(checkpoints(run.path)), None)  # the newest
-        self.plan = plan_evaluations(run.config, data, device_of(state.denoiser))
-        self.evaluator, self.metrics = Evaluator(run.config, data, self.plan.extractor), None
+        self.evaluator, self.metrics = Evaluator(run.config, data, plan.extractor), None
         self.losses, self.smoothed = [], None  # since that checkpoint; for the bar
         self.bar = tqdm(total=run.config.training.steps, initial=state.step, desc='training',
                         unit='step', mininterval=0.5, disable=not progress or not self.main)
@@ -761,8 +760,9 @@ class Session:
         "For the notes of a checkpoint: what was measured at its step, and how"
         m, config = self.metrics, self.run.config
         if not math.isfinite(m.frechet): return {}
-        how = (f'{config.training.evaluate_images} samples, {self.plan.extractor.name} '
-               f'{self.plan.extractor.hash}, {config.sampling}')
+        extractor = self.evaluator.extractor
+        how = (f'{config.training.evaluate_images} samples, {extractor.name} '
+               f'{extractor.hash}, {config.sampling}')
         return dict(evaluated=dict(frechet=m.frechet, precision=m.precision, how=how))
 
     def save(self):
@@ -1252,10 +1252,10 @@ def train(config: Config,
     main = accelerator.is_main_process
     with cpu_threads(config.threads), owned_folder(config, accelerator) as run:
         prepared = _prepare(run, schedule, accelerator, device, progress and main)
-        data, state, schedule = prepared
-        _begin(run, state, schedule, data, accelerator, device)
+        data, state, schedule, plan = prepared
+        _begin(run, state, schedule, data, plan, accelerator, device)
         watch = LiveView(run) if plot and main else lambda m: None
-        train_loop(run, state, schedule, data, accelerator, progress, watch)
+        train_loop(run, state, schedule, data, plan, accelerator, progress, watch)
         with together(accelerator):
             if main: draw_results(run, state, schedule, data, progress)
     return run.path
@@ -1287,8 +1287,9 @@ def owned_folder(config: Config, accelerator: Accelerator):
         if main: run.close()
 
 def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, device: torch.device,
-             progress: bool) -> tuple[ImageSet, TrainState, Schedule]:
-    "The images and the state of a run, resumed if it has a checkpoint; ConfigError if they differ"
+             progress: bool) -> tuple[ImageSet, TrainState, Schedule, Plan]:
+    """The images and the state of a run, resumed if it has a checkpoint, and when its samples are
+    evaluated; ConfigError if they do not fit"""
     config, data, load = run.config, None, OtherLoad()
     def read(): return make_data(config, progress, cache=run.path/'data')
     with together(accelerator):
@@ -1301,12 +1302,12 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
         if checkpoints(run.path): schedule = resume(run.path, state, schedule)
         elif config.training.start: begin_with(config.training.start, state, schedule)
         make_fit_options(config)
-        plan_evaluations(config, data)
+        plan = plan_evaluations(config, data, device)
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
     _check_same_step(run, state, accelerator)
     torch.set_num_threads(_threads_of_run(run, state, accelerator, load))
-    return data, state, schedule
+    return data, state, schedule, plan
 
 def begin_with(name: str,        # of weights, as for `load`
                state: TrainState, # at step 0, filled in place
@@ -1347,7 +1348,7 @@ def _check_same_step(run: RunFolder, state: TrainState, accelerator: Accelerator
         raise ConfigError(f'training.steps: {steps} is not allowed; allowed: whole number >= '
                           f'{state.step}, because so many were done in {run.path}')
 
-def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
+def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet, plan: Plan,
            accelerator: Accelerator, device: torch.device):
     "Print what is about to run and try a few steps; after all checks, open the folder"
     main = accelerator.is_main_process
@@ -1358,8 +1359,8 @@ def _begin(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet
             session['changed'] = changed_since(run.sessions(), session)
             if run.config.training.start and not state.step:
                 session['start'] = f'{run.config.training.start} {model_hash(state.denoiser)}'
-            print(_describe_start(run, state, schedule, data, device, session))
-    _measure_budget(run, state, schedule, data, accelerator)
+            print(_describe_start(run, state, schedule, data, plan, device, session))
+    _measure_budget(run, state, schedule, data, plan, accelerator)
     with together(accelerator):
         _open_loggers(run, state, accelerator, run.name(session) if main else None)
         if main:
@@ -1406,7 +1407,7 @@ def describe_session(config: Config, state: TrainState, data: ImageSet,
                 data_skipped=len(data.skipped), skipped=list(data.skipped))
 
 def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                    device: torch.device, session: dict) -> str:
+                    plan: Plan, device: torch.device, session: dict) -> str:
     "The same, as a few lines of text"
     config = run.config
     network = 'UNet' if config.model == 'unet' else config.model
@@ -1417,7 +1418,7 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
         lines.append(f'{len(data.skipped):,} files were skipped, such as {data.skipped[0]}; '
                      f'{run.path/"manifest.json"} names all of them')
     if 'start' in session: lines.append(f'beginning with the weights of {session["start"]}')
-    lines.append(plan_evaluations(config, data).words)
+    lines.append(plan.words)
     if state.step:
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
     if changed := session['changed']:
@@ -1430,15 +1431,15 @@ def _count_parameters(state: TrainState) -> int:
     return sum(p.numel() for p in state.denoiser.parameters())
 
 def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
-                    accelerator: Accelerator):
+                    plan: Plan, accelerator: Accelerator):
     "Measure a few steps, if some are left to do, and print the estimate"
     if state.step >= run.config.training.steps: return
     options, load = make_fit_options(run.config), OtherLoad(accelerator.num_processes)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
     if not accelerator.is_main_process or not measured: return
-    if every := plan_evaluations(run.config, data).every:
-        share = evaluation_cost(run.config, data) * -(-run.config.training.steps // every)
-    print(_estimate_budget(run, state, measured, share if every else 0.))
+    times = -(-run.config.training.steps // plan.every) if plan.every else 0
+    share = times * evaluation_cost(run.config, data)
+    print(_estimate_budget(run, state, measured, share))
     if (others := load.cores()) > 0.25 and _device_name(accelerator.device) == 'cpu':
         print(_describe_busy(others, run.config.threads))
 
@@ -1463,10 +1464,11 @@ def _quiet_loggers():
     finally: threading.excepthook = before
 
 def _close_loggers(accelerator: Accelerator):
-    "Close them, ignoring their errors, and end the group of processes"
+    "Close them, ignoring their errors, and end the group of processes with its threads"
     for tracker in accelerator.trackers:
         with suppress(Exception): tracker.finish()
     accelerator.trackers.clear()
+    accelerator.free_memory()  # what it prepared refers to the group
     accelerator.end_training()
 
 class LiveView:

@@ -139,8 +139,8 @@ def draws(noise: Noise,
     "`noise.draw(shape)`, n times"
     size = math.prod(shape)
     for done in range(0, n, ahead):
-        for z in noise.draw((min(ahead, n - done), whole_blocks(size))).unbind(1):
-            yield z[:, :size].reshape(-1, *shape)
+        z = noise.draw((min(ahead, n - done), whole_blocks(size)))[..., :size]
+        yield from z.reshape(*z.shape[:2], *shape).unbind(1)
 
 def levels_of_walk(schedule: Schedule, times: list[int], x: Tensor) -> list[Level]:
     "`schedule.at(t, x)` for each of the times, made at once"

@@ -162,18 +162,33 @@ def test_a_lone_checkpoint_knows_no_config(stopped_run):
     assert samples_from('a/alone.safetensors') == 'a/samples_seed0.png\n'
 
 # ---------------------------------------------------------------- one process and two
+THREADS_AT_EXIT = """
+import atexit
+from contextlib import suppress
+from pathlib import Path
+from diffusion_scratch.cli import train_command
+def names():
+    for file in Path('/proc/self/task').glob('*/comm'):
+        with suppress(OSError): yield file.read_text()  # it may have ended just now
+atexit.register(lambda: print('gloo threads at exit:', sum('gloo' in n for n in names())))
+train_command()
+"""
+
 def test_two_processes_learn_what_one_learns():
-    "torchrun with gloo, in two goes: the same but for the order of sums; each has its own dropout"
+    """torchrun with gloo, in two goes: the same but for the order of sums; each has its own dropout.
+    No thread of the group is left at the end: it could abort the process while Python ends"""
     words, plain = ('training.steps=30', 'save_every=30'), 'network.dropout=0'
     half = 'network.dropout=0.5'
     for run, dropout in dict(one=plain, alone=half).items(): finished(f'run={run}', dropout, *words)
     one, files = tensors('one'), sorted(f.name for f in Path('one').iterdir())
     for run, more in dict(two=[plain, 'training.accumulate=2'], both=[half]).items():
-        command = [*TORCHRUN, BIN/'diffusion-train', 'c.yaml', f'run={run}', *words, *more]
+        Path('train.py').write_text(THREADS_AT_EXIT)
+        command = [*TORCHRUN, 'train.py', 'c.yaml', f'run={run}', *words, *more]
         env = dict(OMP_NUM_THREADS='1', MASTER_PORT=str(random.randint(20_000, 60_000)))
         p = subprocess.run(command, capture_output=True, text=True, env=os.environ | env)
         if p.returncode: pytest.fail(f'{p.stdout}\n{p.stderr}')  # all of it, should it happen
         assert p.stdout.count('Look at') == 1
+        assert p.stdout.count('gloo threads at exit: 0') == 2, p.stdout
         assert sessions(run)[0]['processes'] == 2 and len(losses(run)) == 30
         assert sorted(f.name for f in Path(run).iterdir()) == files
         if half in more: break
