@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Iterator, NamedTuple
 import numpy as np
@@ -25,8 +26,10 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
            'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
            'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image', 'read_image',
-           'upright_size', 'draft_jpeg', 'image_folder', 'memory_here', 'check_memory', 'list_files', 'Table',
-           'natural_order', 'read_table', 'image_set', 'fingerprint', 'check_varied']
+           'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'check_lazy', 'memory_here', 'check_memory',
+           'list_files', 'Table', 'natural_order', 'read_table', 'image_set', 'check_source', 'LazySet', 'read_lazily',
+           'rows_of', 'all_in_memory', 'FolderImages', 'hub_set', 'RowImages', 'load_rows', 'find_columns',
+           'class_names', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -86,7 +89,7 @@ class ImageSet(Dataset):
     def __getitem__(self, i):
         return to_float(self.images[i]), None if self.labels is None else self.labels[i]
 
-    def __repr__(self): return f'ImageSet({self.name!r}: {_describe_set(self)})'
+    def __repr__(self): return f'{type(self).__name__}({self.name!r}: {_describe_set(self)})'
 
 # %% ../nbs/08_data.ipynb #58c6234a
 #| code-fold: true
@@ -521,14 +524,20 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  corrupt: str='refuse', # of a bad file: 'refuse' (ValueError) or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
                  max_pixels: int | None=None, # of a file; by default about 179 million
-                 background: str='white' # under transparent pixels: a name or '#rrggbb'
+                 background: str='white', # under transparent pixels: a name or '#rrggbb'
+                 lazy: bool=False # decode in each batch: a `LazySet`, without a cache
                 ) -> ImageSet: # first images of animations; the rest in `.skipped`
     "All images of a folder, cut to `size` (eq-cover), on a background (eq-background)"
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
+    if lazy: check_lazy(corrupt, cache)
     file, color = _table_file(root, attributes, labels), checked_color(background)
     names, skipped, table = list_files(root, labels, file), [], None
     if file: table = read_table(file, names)
+    if lazy:
+        files = FolderImages(root, names, shape, max_pixels, background)
+        y, classes = _labels_of_files(root, names, {}, labels, table)
+        return LazySet(files, y, classes, printable(root.name))
     images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels,
                          background)
     if cache is None: images = _collect(images, len(names), shape)
@@ -548,13 +557,17 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
 def _checked_shape(root: Path, size, channels: int, corrupt: str, max_pixels) -> tuple:
     "The wanted shape (C,H,W). Refuses a root that is not a folder, and options out of range"
     if not root.is_dir(): raise FileNotFoundError(f'{printable(root)} is not a folder')
-    if channels not in (1, 3):
-        raise ValueError(f'channels = {channels}; 1 (gray) and 3 (colour) are allowed')
     if corrupt not in ('refuse', 'skip'):
         raise ValueError(f"corrupt = {corrupt!r}; 'refuse' (stop, and name the file) and "
                          f"'skip' (pass over it, and note it) are allowed")
     if max_pixels is not None and not (isinstance(max_pixels, int) and max_pixels > 0):
         raise ValueError(f'max_pixels = {max_pixels!r}; a whole number >= 1 is allowed')
+    return checked_size(size, channels)
+
+def checked_size(size: int | tuple, channels: int) -> tuple: # (C,H,W)
+    "The shape of an image; ValueError for what no image has, or does not fit into memory"
+    if channels not in (1, 3):
+        raise ValueError(f'channels = {channels}; 1 (gray) and 3 (colour) are allowed')
     try: H, W = map(operator.index, size if isinstance(size, (tuple, list)) else (size, size))
     except (TypeError, ValueError):
         raise ValueError(f'size = {size!r}; a whole number is allowed, or two of them: '
@@ -562,6 +575,15 @@ def _checked_shape(root: Path, size, channels: int, corrupt: str, max_pixels) ->
     if H < 1 or W < 1: raise ValueError(f'size = {size}; height and width must be at least 1')
     check_memory(4 * H * W, f'size = {size}: one image')  # Pillow needs 4 bytes a pixel
     return channels, H, W
+
+def check_lazy(corrupt: str, cache: str | Path | None):
+    "Refuse what needs all files to be read at the start"
+    if corrupt == 'skip':
+        raise ValueError("corrupt = 'skip' is not allowed with lazy=True, which reads no file "
+                         "before it is needed; allowed: 'refuse'")
+    if cache is not None:
+        raise ValueError(f'cache = {str(cache)!r} is not allowed with lazy=True, which keeps no '
+                         'decoded images; allowed: None')
 
 def memory_here() -> int: # bytes
     "The memory of this machine, or the limit of its container"
@@ -921,7 +943,7 @@ def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
         return ImageSet(source.images, source.labels, source.classes, name)
     if isinstance(source, (Tensor, np.ndarray)):
         return ImageSet(_as_tensor(source), labels, classes, name)
-    _check_source(source)
+    check_source(source)
     images, own_labels = _read_items(source, background)
     if labels is not None: return ImageSet(images, _as_tensor(labels), classes, name)
     if all(y is None for y in own_labels): return ImageSet(images, name=name)
@@ -932,11 +954,11 @@ def image_set(source,  # a Tensor, array (N,C,H,W), Dataset or sequence of items
 # %% ../nbs/08_data.ipynb #c5f1a0dd
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def _check_source(source):
+def check_source(source, what: str='image_set'):
     "Refuse a source that is not a sequence, or has no items"
     known = isinstance(source, (str, bytes, dict, Path, Image.Image))
     if known or not (hasattr(source, '__len__') and hasattr(source, '__getitem__')):
-        raise TypeError(f'image_set cannot read a {type(source).__name__}; give a Tensor or array '
+        raise TypeError(f'{what} cannot read a {type(source).__name__}; give a Tensor or array '
                         f'(N,C,H,W), or a Dataset or sequence, with a length, of images or '
                         f'(image, label) pairs. For a folder there is image_folder')
     if len(source) == 0:
@@ -1009,11 +1031,182 @@ def _pil_pixels(image: Image.Image, i: int, background: str) -> np.ndarray:
     except Exception as e:  # the decoder may raise any error on a broken file
         raise ValueError(f'image {i}: {_reason(e)}') from e
 
+# %% ../nbs/08_data.ipynb #b8dbf6b7
+class LazySet(ImageSet):
+    """Images that are read when a batch asks for them, for sets larger than the memory.
+    An item is an image or a pair (image, label), as for `image_set`"""
+    def __init__(self,
+                 source,                     # a Dataset or sequence with a length
+                 labels: Tensor | None=None, # (N,) or (N,A), of all items
+                 classes: tuple | dict=(),   # names for `labels`; attribute -> values
+                 name: str='images',
+                 background: str='white'     # under transparent pixels of PIL images
+                ):
+        check_source(source, 'LazySet')
+        self.source, self.name, self.background = source, name, background
+        self.classes, self.skipped = _checked_names(classes), ()
+        self.labels = _checked_labels(labels, len(source), self.classes)
+        self.first = read_lazily(self, 0)
+
+    @property
+    def shape(self) -> tuple: return tuple(self.first.shape)
+
+    @cached_property
+    def images(self) -> Tensor: # bytes (N,C,H,W)
+        "All images, read into memory: for an evaluation, not for training"
+        return all_in_memory(self)
+
+    def __len__(self): return len(self.source)
+
+    def __getitem__(self, i):
+        rows = rows_of(i, len(self))
+        x = torch.stack([read_lazily(self, int(row)) for row in rows.flatten()])
+        x = x.view(*rows.shape, *x.shape[1:])
+        return x, None if self.labels is None else self.labels[rows]
+
+# %% ../nbs/08_data.ipynb #b8515316
+#| code-fold: true
+#| code-summary: "Plumbing: one item, read now"
+def read_lazily(data: LazySet, i: int) -> Tensor: # floats (C,H,W)
+    "Image i of a set. ValueError if it cannot be read, or differs in shape from the first"
+    try: item = data.source[i]
+    except Exception as e:  # the source may raise any error
+        raise ValueError(f'image {i} of {data.name!r} cannot be read: {_reason(e)}') from e
+    image, label = _read_item(item, i, data.background)
+    if label is not None and data.labels is None:
+        raise ValueError(f'item {i} of {data.name!r} has the label {label}, and LazySet needs the '
+                         'labels of all items at its start: give labels=...; for a set of '
+                         'torchvision they are labels=torch.tensor(source.targets)')
+    first = getattr(data, 'first', image)
+    if image.shape != first.shape:
+        raise ValueError(f'image {i} of {data.name!r} is {tuple(image.shape)}, and the first one '
+                         f'{tuple(first.shape)}; a set has one size and one number of channels')
+    if not image.is_floating_point(): return to_float(image)
+    low, high = image.min().item(), image.max().item()
+    check_range(low, high, f'float images must lie in [-1, 1]; the values of image {i}')
+    return image.float()
+
+def rows_of(i, n: int) -> Tensor: # long
+    "An index, a slice or indices, as numbers within 0..n-1"
+    rows = torch.arange(*i.indices(n)) if isinstance(i, slice) else torch.as_tensor(i)
+    if rows.dtype == torch.bool: rows = rows.nonzero().flatten()
+    if len(wrong := rows[(rows < -n) | (rows >= n)].flatten()):
+        raise IndexError(f'image {int(wrong[0])} of a set of {n:,}')
+    return rows % n
+
+def all_in_memory(data: LazySet) -> Tensor: # bytes (N,C,H,W)
+    "The images of a set as bytes; ValueError if they need more than the memory"
+    check_memory(len(data) * data.first.numel(), f'{data.name!r}, read as a whole,',
+                 'take a part of it, such as data[:10_000]')
+    parts = torch.arange(len(data)).split(256)
+    bar = tqdm(parts, desc='reading images', unit='batch', disable=len(parts) < 40)
+    return torch.cat([to_uint8(data[rows][0]) for rows in bar])
+
+class FolderImages:
+    "The files of a folder as a sequence of images, each decoded when it is asked for"
+    def __init__(self, root: Path, names: list[str], shape: tuple, max_pixels: int | None,
+                 background: str):
+        self.root, self.names, self.shape = root, np.array([os.fsencode(n) for n in names]), shape
+        self.max_pixels, self.background = max_pixels, background
+
+    def __len__(self): return len(self.names)
+
+    def __getitem__(self, i: int) -> Tensor: # bytes (C,H,W)
+        (C, H, W), file = self.shape, self.root/os.fsdecode(self.names[i])
+        with _allow_pixels(self.max_pixels):
+            got = read_image(file, (W, H), 'L' if C == 1 else 'RGB', self.background)
+        if not isinstance(got, str): return torch.from_numpy(got)
+        raise ValueError(f'{printable(file)} is not an image that can be read ({got}); repair or '
+                         'remove it')
+
+# %% ../nbs/08_data.ipynb #0d694a26
+def hub_set(source,              # a datasets.Dataset, its name on the hub, or a folder
+            size: int | tuple=64, # height and width, or one number for both
+            channels: int=3,     # 3: colour, 1: gray
+            *,
+            split: str='train',
+            image: str | None=None, # column; by default the only one with images
+            label: str | None=None, # column; by default the only one with classes
+            name: str | None=None,
+            background: str='white' # under transparent pixels
+           ) -> LazySet:
+    """A set of the Hugging Face hub, of a folder saved by `datasets`, or of a folder of
+    tar files (WebDataset). Images are cut to `size` (eq-cover) when they are read"""
+    rows = load_rows(source, split)
+    image, label = find_columns(rows, image, label)
+    shape, y, classes = checked_size(size, channels), None, ()
+    if label: y, classes = torch.tensor(list(rows[label])), class_names(rows, label)
+    images = RowImages(rows.select_columns([image]), image, shape, background)
+    if not name: name = source if isinstance(source, str) else 'dataset'
+    return LazySet(images, y, classes, printable(name), background)
+
+# %% ../nbs/08_data.ipynb #5f82eec0
+#| code-fold: true
+#| code-summary: "Plumbing: rows of the library datasets"
+class RowImages:
+    "A column of images as a sequence; each image is decoded when it is asked for"
+    def __init__(self, rows, column: str, shape: tuple, background: str):
+        self.rows, self.column = rows, column
+        self.shape, self.background = shape, background
+
+    def __len__(self): return len(self.rows)
+
+    def __getitem__(self, i: int) -> Tensor: # bytes (C,H,W)
+        (C, H, W), im = self.shape, self.rows[i][self.column]
+        if im is None: raise ValueError('the row has no image')
+        return torch.from_numpy(cover(im, (W, H), 'L' if C == 1 else 'RGB', self.background))
+
+def load_rows(source, split: str):
+    "A datasets.Dataset. ImportError or ValueError with the cure if there is none"
+    try: import datasets
+    except ImportError:
+        raise ImportError("reading a Hugging Face set needs the package datasets: "
+                          "pip install 'diffusion_scratch[hub]'") from None
+    if isinstance(source, datasets.Dataset): return source
+    if not isinstance(source, (str, Path)):
+        raise TypeError(f'hub_set cannot read a {type(source).__name__}; give a datasets.Dataset, '
+                        'the name of one on the hub, or a folder')
+    folder = Path(source).expanduser()
+    try:
+        if any((folder/f).is_file() for f in ('state.json', 'dataset_dict.json')):
+            rows = datasets.load_from_disk(str(folder))
+            return rows[split] if isinstance(rows, datasets.DatasetDict) else rows
+        tars = sorted(map(str, folder.glob('*.tar')))
+        how = ('webdataset',) if tars else (str(source),)
+        return datasets.load_dataset(*how, data_files=tars or None, split=split)
+    except Exception as e:  # of the library, the network or the files
+        words = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(f'{printable(source)}, split {split!r}, cannot be read as a data set '
+                         f'({words}); give a name of the hub (with a network), a folder that '
+                         'save_to_disk wrote, or a folder of .tar files') from e
+
+def find_columns(rows, image: str | None, label: str | None) -> tuple[str, str | None]:
+    "The columns of images and of labels; ValueError if there is not one of each kind"
+    import datasets
+    found = {kind: [c for c, f in rows.features.items() if isinstance(f, kind)]
+             for kind in (datasets.Image, datasets.ClassLabel)}
+    images, labels = found.values()
+    whole = [c for c, f in rows.features.items() if 'int' in str(getattr(f, 'dtype', ''))]
+    if image is None and len(images) == 1: image = images[0]
+    if image not in images:
+        raise ValueError(f'image column: {image!r} is not allowed; allowed: '
+                         f'{", ".join(images) or "none, because no column has images"}')
+    if label is None and len(labels) < 2: return image, labels[0] if labels else None
+    if label not in whole:
+        raise ValueError(f'label column: {label!r} is not allowed; allowed: '
+                         f'{", ".join(whole) or "none, because no column has whole numbers"}')
+    return image, label
+
+def class_names(rows, label: str) -> tuple:
+    "The names of the classes, if the set has them"
+    return tuple(printable(n) for n in getattr(rows.features[label], 'names', ()))
+
 # %% ../nbs/08_data.ipynb #93d1e8fa
 def fingerprint(data: ImageSet) -> str: # 64 hex digits
     """SHA-256 of shape, type, pixels, labels and the names of the classes. Equal sets
-    have equal fingerprints; the name of the set does not count"""
-    facts = [list(data.images.shape), str(data.images.dtype), data.labels is not None]
+    have equal fingerprints; the name of the set does not count. Of a `LazySet`, 64
+    images are read, evenly spaced"""
+    facts = [[len(data), *data.shape], 'torch.uint8', data.labels is not None]
     if isinstance(data.classes, dict): facts.append([*map(list, data.classes.items())])
     else: facts.append([str(c) for c in data.classes])
     h = hashlib.sha256(json.dumps(facts).encode())
@@ -1023,8 +1216,8 @@ def fingerprint(data: ImageSet) -> str: # 64 hex digits
 
 def check_varied(data: ImageSet):
     "Refuse a set in which all pixels have the same value"
-    first = data.images[0, 0, 0, 0]
-    if any(bool((block != first).any()) for block in _image_blocks(data)): return
+    first, blocks = to_uint8(data[:1][0])[0, 0, 0, 0], _image_blocks(data)
+    if any(bool((block != first).any()) for block in blocks): return
     x = to_float(first).item()
     raise ValueError(
         f'every pixel of the {len(data):,} images of {data.name!r} is {x:.3g} '
@@ -1034,4 +1227,6 @@ def check_varied(data: ImageSet):
 
 def _image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
     "The images in blocks of about 4 MB, because a file may not fit into memory"
+    if isinstance(data, LazySet):
+        return (to_uint8(data[np.linspace(0, len(data) - 1, 64).round().astype(int)][0]),)
     return data.images.split(max(1, 2**22 // data.images[0].numel()))

@@ -4,9 +4,10 @@
 
 # %% ../nbs/20_engine.ipynb #ef1ec609
 from __future__ import annotations
-import math, os
+import math, os, signal
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from typing import Iterable, Iterator
 import numpy as np
 import psutil
 import torch
@@ -15,14 +16,16 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from .denoiser import Denoiser
 from .schedule import Level, check_number
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'check_environment', 'new_accelerator', 'numeric_environment', 'Shell',
-           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange',
-           'Engine', 'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure',
-           'explained', 'rescales', 'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'BatchReader', 'start_worker', 'read_ahead', 'next_item', 'read_batches',
+           'check_environment', 'new_accelerator', 'numeric_environment', 'Shell', 'prepared', 'device_of',
+           'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine', 'check_clip',
+           'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales',
+           'keep_scale']
 
 # %% ../nbs/20_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -51,6 +54,56 @@ def check_parts(batch_size: int, accumulate: int, processes: int):
 def step_seed(*numbers: int) -> int: # the seed of a run, the step, the process
     "One seed from several numbers"
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+# %% ../nbs/20_engine.ipynb #2d7b5d56
+#| code-fold: true
+#| code-summary: "Plumbing: batches from this process or from workers"
+class BatchReader(Dataset):
+    "An item is the part of a batch that this process needs: epoch, rows, images or an error"
+    def __init__(self, data, here: slice): self.data, self.here = data, here
+
+    def __getitem__(self, batch: tuple) -> tuple:
+        epoch, rows = batch
+        try: return epoch, rows, self.data[rows[self.here]][0]
+        except Exception as e: return epoch, rows, e  # raised in the process that trains
+
+def start_worker(_):
+    "A worker leaves signals to the process that trains"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+def read_ahead(reader: BatchReader, order: Iterable, workers: int, pin: bool) -> Iterator[tuple]:
+    "The items in their order; with workers, two batches for each are read ahead"
+    if not workers: return map(reader.__getitem__, order)
+    return iter(DataLoader(reader, None, sampler=order, num_workers=workers, pin_memory=pin,
+                           worker_init_fn=start_worker))
+
+def next_item(items: Iterator) -> tuple:
+    "The next item, or the error of the worker that read it"
+    try: epoch, rows, x = next(items)
+    except RuntimeError as e:
+        if 'worker' not in str(e): raise
+        raise RuntimeError(f'a process that reads images has ended ({e}). Often the memory is '
+                           'full: give fewer workers, or workers=0') from None
+    if isinstance(x, Exception): raise x
+    return epoch, rows, x
+
+# %% ../nbs/20_engine.ipynb #9f16ad7c
+def read_batches(data,             # an ImageSet or LazySet
+                 order: Iterable,  # (epoch, rows of the set) of each batch
+                 workers: int=0,   # processes that read ahead; 0: read here, when asked
+                 here: slice=slice(None),        # of each batch: what this process needs
+                 device: torch.device=torch.device('cpu')
+                ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
+    "Batches on the device. Images outside the part `here` are not read; they are 0"
+    reader = BatchReader(data, here)
+    items = read_ahead(reader, order, workers, pin=device.type == 'cuda')
+    while True:
+        epoch, rows, part = next_item(items)
+        part = part.to(device, non_blocking=True)
+        x = part.new_zeros(len(rows), *part.shape[1:])
+        x[here] = part
+        yield epoch, x, None if data.labels is None else data.labels[rows]
 
 # %% ../nbs/20_engine.ipynb #f0c6953f
 #| code-fold: true
@@ -163,6 +216,7 @@ class Engine:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.parts = parts_of_batch(batch_size, accumulate, rank, processes)
         self.images = batch_size // processes
+        self.here = slice(self.parts[0].start, self.parts[-1].stop) # of the whole batch
 
     def backward(self, loss, x0, level, eps, y=None, **options) -> Tensor:
         "Losses of the images (B,); the mean's gradient goes to the weights (eq-parts)"

@@ -103,8 +103,8 @@ def check_measured(table: tuple, t: Level):
 #| code-fold: true
 #| code-summary: "Plumbing: noise from a generator on its own device"
 def normal_like(x: Tensor, generator: torch.Generator | None=None) -> Tensor:
-    "Standard normal noise like x, drawn where the generator lives (on the CPU if none)"
-    device = generator.device if generator else 'cpu'
+    "Standard normal noise like x, drawn where the generator lives (where x lives if none)"
+    device = generator.device if generator else x.device
     return torch.randn(x.shape, generator=generator, device=device, dtype=x.dtype).to(x.device)
 
 # %% ../nbs/06_loss.ipynb #e39955df

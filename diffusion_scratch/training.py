@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from .data import ImageSet, check_varied
 from .denoiser import Denoiser, evaluating, first_weight, takes_arguments
 from .engine import Engine, check_clip, check_step, device_of
-from .engine import forked_random, memory_in_use, set_learning_rate, step_seed
+from .engine import forked_random, memory_in_use, read_batches
+from .engine import set_learning_rate, step_seed
 from .guidance import drop_labels
 from .loss import check_weight, draw_level, loss_at, uniform
 from .schedule import Schedule, check_kind, check_number, check_schedule
@@ -27,26 +28,33 @@ from .schedule import check_whole, brief
 from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
-__all__ = ['batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_width', 'check_ema', 'warmup_constant',
-           'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width', 'gamma_of', 'profile',
-           'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label',
-           'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
+__all__ = ['batches', 'order_of_batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_width', 'check_ema',
+           'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width', 'gamma_of',
+           'profile', 'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken',
+           'check_null_label', 'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
             batch_size: int,
             seed: int=0,     # the order is a function of (seed, step) alone
             start: int=0,    # steps already done
-            flip: bool=False # mirror images at random, left to right
+            flip: bool=False, # mirror images at random, left to right
+            **reading        # of `read_batches`: workers, here, device
            ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
     "Endless batches, each epoch in a new order, without a last smaller one: eq-epoch"
     check_batch_size(batch_size, data)
-    per_epoch = len(data) // batch_size
-    for step in count(start):
-        epoch, place = divmod(step, per_epoch)
-        if place == 0 or step == start: order = shuffled(len(data), seed, epoch)
-        x, y = data[order[place * batch_size:(place + 1) * batch_size]]
+    order = order_of_batches(len(data), batch_size, seed, start)
+    for step, (epoch, x, y) in enumerate(read_batches(data, order, **reading), start):
         yield epoch, mirrored(x, seed, step) if flip else x, y
+
+def order_of_batches(n: int, batch_size: int, seed: int,
+                     start: int # steps already done
+                    ) -> Iterator[tuple[int, Tensor]]: # epoch, rows of the data set (B,)
+    "Which images the next batches hold: eq-epoch"
+    for step in count(start):
+        epoch, place = divmod(step, n // batch_size)
+        if place == 0 or step == start: order = shuffled(n, seed, epoch)
+        yield epoch, order[place * batch_size:(place + 1) * batch_size]
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor: # (n,)
     "The order of an epoch"
@@ -289,13 +297,13 @@ def check_null_label(net: nn.Module, data: ImageSet):
                              f'{K - 1}{of}: {cure}')
 
 def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dropout, clip, explode,
-              accumulate, seed, **others):
+              accumulate, workers, seed, **others):
     "Check the arguments of `fit` before the first step"
     check_kind(TrainState, 'give TrainState(denoiser)', state=state)
     check_schedule(schedule)
     check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
     check_whole(steps=steps, batch_size=batch_size, accumulate=accumulate)
-    check_whole(0, seed=seed)
+    check_whole(0, seed=seed, workers=workers)
     if not callable(lr):
         rate = lr if isinstance(lr, float) else 1e-3
         raise TypeError(f'lr = {brief(lr)} is not a function of the steps done: for a constant '
@@ -354,12 +362,14 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         explode: float=math.inf, # a gradient with a larger norm stops the run
         accumulate: int=1,  # micro-batches in a batch, one after the other: less memory
         flip: bool=False,   # mirror images at random
+        workers: int=0,     # processes that read the next batches
         seed: int=0,        # order, noise and dropout are functions of (seed, step)
         accelerator: Accelerator | None=None # by default one process in full precision
        ) -> Iterator[Metrics]:
     "Algorithm 1 of Ho et al. (2020). FloatingPointError if a number is not finite"
     engine = Engine(state, accelerator, batch_size, accumulate, seed)
-    stream = Timed(batches(data, batch_size, seed, state.step, flip))
+    reading = dict(workers=workers, here=engine.here, device=engine.device)
+    stream = Timed(batches(data, batch_size, seed, state.step, flip, **reading))
     while state.step < steps:
         epoch, x0, y = next(stream)
         with random_at(seed, state.step, engine.device):
