@@ -91,15 +91,23 @@ _Color = Annotated[str, BeforeValidator(_color)]
 # %% ../nbs/22_config.ipynb #fa78f90f
 class DataConfig(_Section):
     "The training data"
-    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder'] = setting(
-        'mnist_mini', 'data set')
+    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder', 'hf'] = setting(
+        'mnist_mini', 'data set; hf is one of the Hugging Face hub')
+    path: str | None = setting(
+        None, 'of hf: its name on the hub, such as ylecun/mnist, a folder that '
+        'save_to_disk wrote, or a folder of .tar files')
+    split: str = setting('train', 'of hf: which part')
+    image_column: str | None = setting(
+        None, 'of hf; null: the only column with images')
+    label_column: str | None = setting(
+        None, 'of hf; null: the only column with classes, if there is one')
     root: _File = setting(
         DATA, 'the folder of images, or one that has the files of mnist or cifar10 '
         'already; by default these are downloaded')
     size: _Side | tuple[_Side, _Side] = setting(
-        64, 'of the images of a folder: height and width, or one number for both')
+        64, 'of the images of a folder or of hf: height and width, or one for both')
     channels: Literal[1, 3] = setting(
-        3, 'of the images of a folder, 3 for colour, 1 for gray')
+        3, 'of the images of a folder or of hf, 3 for colour, 1 for gray')
     flip: bool = setting(False, 'mirror half of the images (never for digits)')
     subfolders: bool = setting(False, 'of a folder: its subfolders are classes')
     attributes: _File | None = setting(
@@ -109,7 +117,12 @@ class DataConfig(_Section):
     max_pixels: _Positive | None = setting(
         None, 'of a file of a folder, at most; null allows about 179 million')
     background: _Color = setting(
-        'white', "of a folder: what lies under transparent pixels, a name or '#rrggbb'")
+        'white', "under transparent pixels of a folder or of hf, a name or '#rrggbb'")
+    lazy_above: _Real = setting(
+        8., 'GB of decoded images; a larger folder is decoded anew by each batch', ge=0)
+    workers: _Count = setting(
+        0, 'processes that read the next batches, where images are read when they are '
+        'needed; 2 to 8 on a machine with a GPU')
 
 # %% ../nbs/22_config.ipynb #efd6983d
 class ScheduleConfig(_Section):
@@ -355,13 +368,17 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.model == 'unet' and c.model_args:
         yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
                'are in network; allowed: nothing')
-    of_folders = ['size', 'channels', 'subfolders', 'attributes', 'corrupt', 'max_pixels',
-                  'background']
-    unused = dict(folder=[], mnist_mini=[*of_folders, 'root']).get(c.data.name, of_folders)
-    for key in unused:
-        if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
-            yield (f'data.{key}: {in_words(value)} is not allowed with data.name {c.data.name}, '
-                   'which does not use it; allowed: nothing, or data.name folder')
+    keys = {'folder or hf': ('size', 'channels', 'background'),
+            'folder': ('subfolders', 'attributes', 'corrupt', 'max_pixels', 'lazy_above'),
+            'hf': ('path', 'split', 'image_column', 'label_column'),
+            'folder, mnist or cifar10': ('root',)}
+    for names, own in keys.items():
+        if re.search(rf'\b{c.data.name}\b', names): continue
+        for key in own:
+            if (value := getattr(c.data, key)) != DataConfig.model_fields[key].default:
+                yield (f'data.{key}: {in_words(value)} is not allowed with data.name '
+                       f'{c.data.name}, which does not use it; allowed: nothing, or data.name '
+                       f'{names}')
 
 # %% ../nbs/22_config.ipynb #6c1a6ccd
 class Config(_Section):
@@ -602,10 +619,7 @@ def make_data(config: Config,
     ConfigError, or the errors of the functions of `data`"""
     data = _read_data(config.data, progress, cache)
     _check_data(config, data)
-    if config.network.labels: return data
-    plain = ImageSet(data.images, name=data.name)
-    plain.skipped = data.skipped
-    return plain
+    return data if config.network.labels else data.without_labels()
 
 # %% ../nbs/22_config.ipynb #9b900963
 #| code-fold: true
@@ -614,11 +628,27 @@ def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
     "The data set, with its labels"
     if c.name == 'mnist_mini': return datasets.mnist_mini()
     if c.name == 'folder':
-        return datasets.image_folder(c.root, c.size, c.channels, progress, labels=c.subfolders,
-                                     attributes=c.attributes, corrupt=c.corrupt, cache=cache,
-                                     max_pixels=c.max_pixels, background=c.background)
+        options = dict(labels=c.subfolders, attributes=c.attributes, corrupt=c.corrupt,
+                       max_pixels=c.max_pixels, background=c.background)
+        lazy = datasets.decoded_size(c.root, c.size, c.channels) > c.lazy_above * 1e9
+        if lazy and c.corrupt == 'skip':
+            raise ConfigError('data.corrupt: skip is not allowed for a folder that takes more than '
+                              f'data.lazy_above = {c.lazy_above:g} GB, of which no file is read '
+                              'before it is needed; allowed: refuse, or a larger data.lazy_above')
+        if not lazy: options['cache'] = cache
+        return datasets.image_folder(c.root, c.size, c.channels, progress, lazy=lazy, **options)
+    if c.name == 'hf': return _read_rows(c)
     # never write into a folder that a config names
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
+
+def _read_rows(c: DataConfig) -> ImageSet:
+    "A set of the library datasets"
+    if not c.path:
+        raise ConfigError('data.path: null is not allowed with data.name hf; allowed: the name of '
+                          'a set on the hub, or a folder')
+    try: return datasets.hub_set(c.path, c.size, c.channels, split=c.split, image=c.image_column,
+                                 label=c.label_column, background=c.background)
+    except ImportError as e: raise ConfigError(f'data.name: {e}') from None
 
 def _check_data(config: Config, data: ImageSet):
     "Refuse data that are too small for the network or the batch"
@@ -825,4 +855,5 @@ def make_fit_options(config: Config) -> dict:
     weight = weights[name] if name in weights else _own_weight(config)
     return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=weight,
                 label_dropout=t.label_dropout, clip=t.clip, explode=t.explode,
-                accumulate=t.accumulate, flip=config.data.flip, seed=config.seed)
+                accumulate=t.accumulate, flip=config.data.flip, seed=config.seed,
+                workers=config.data.workers)

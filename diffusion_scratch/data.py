@@ -4,7 +4,7 @@
 
 # %% ../nbs/08_data.ipynb #45152766
 from __future__ import annotations
-import csv, hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
+import copy, csv, hashlib, json, math, operator, os, pickletools, re, shutil, socket, stat, time
 import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +26,10 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
            'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
            'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image', 'read_image',
-           'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'check_lazy', 'memory_here', 'check_memory',
-           'list_files', 'Table', 'natural_order', 'read_table', 'image_set', 'check_source', 'LazySet', 'read_lazily',
-           'rows_of', 'all_in_memory', 'FolderImages', 'hub_set', 'RowImages', 'load_rows', 'find_columns',
-           'class_names', 'fingerprint', 'check_varied']
+           'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy', 'memory_here',
+           'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set', 'check_source', 'LazySet',
+           'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'hub_set', 'RowImages', 'load_rows',
+           'find_columns', 'class_names', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -83,6 +83,12 @@ class ImageSet(Dataset):
         "0 without labels; of a table, the number of values of each attribute"
         if self.labels is None: return 0
         return count_classes(self.classes) or int(self.labels.max()) + 1
+
+    def without_labels(self) -> ImageSet:
+        "The same images alone"
+        plain = copy.copy(self)
+        plain.labels, plain.classes = None, ()
+        return plain
 
     def __len__(self): return len(self.images)
 
@@ -575,6 +581,12 @@ def checked_size(size: int | tuple, channels: int) -> tuple: # (C,H,W)
     if H < 1 or W < 1: raise ValueError(f'size = {size}; height and width must be at least 1')
     check_memory(4 * H * W, f'size = {size}: one image')  # Pillow needs 4 bytes a pixel
     return channels, H, W
+
+def decoded_size(root: str | Path, size: int | tuple, channels: int) -> int:
+    "Bytes that the files of a folder have at most, once decoded; 0 if there is no such folder"
+    folder = Path(root).expanduser()
+    if not folder.is_dir(): return 0
+    return sum(1 for _ in _walk(folder)) * math.prod(checked_size(size, channels))
 
 def check_lazy(corrupt: str, cache: str | Path | None):
     "Refuse what needs all files to be read at the start"
@@ -1115,7 +1127,7 @@ class FolderImages:
         (C, H, W), file = self.shape, self.root/os.fsdecode(self.names[i])
         with _allow_pixels(self.max_pixels):
             got = read_image(file, (W, H), 'L' if C == 1 else 'RGB', self.background)
-        if not isinstance(got, str): return torch.from_numpy(got)
+        if not isinstance(got, str): return _as_tensor(got)
         raise ValueError(f'{printable(file)} is not an image that can be read ({got}); repair or '
                          'remove it')
 
@@ -1154,7 +1166,7 @@ class RowImages:
     def __getitem__(self, i: int) -> Tensor: # bytes (C,H,W)
         (C, H, W), im = self.shape, self.rows[i][self.column]
         if im is None: raise ValueError('the row has no image')
-        return torch.from_numpy(cover(im, (W, H), 'L' if C == 1 else 'RGB', self.background))
+        return _as_tensor(cover(im, (W, H), 'L' if C == 1 else 'RGB', self.background))
 
 def load_rows(source, split: str):
     "A datasets.Dataset. ImportError or ValueError with the cure if there is none"

@@ -106,7 +106,7 @@ def check_readable(data: ImageSet, folds: int=5):
     if least < folds:
         raise ValueError(f'class {name} of {data.name} has {least} images, and a classifier that '
                          f'reads a part of them by the others needs {folds} of each class')
-    need, room = 5 * data.images.numel(), memory_here()
+    need, room = 5 * len(data) * math.prod(data.shape), memory_here()
     if need > room:
         raise ValueError(f'{len(data):,} images of {data.shape} need {need / 1e9:,.1f} GB as rows '
                          f'of pixels, and there are {room / 1e9:,.1f} GB of memory')

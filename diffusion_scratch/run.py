@@ -149,7 +149,7 @@ def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
     if old == new.model_copy(update=dict(run=old.run)): return ''
     if free is None:
         free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
-                'data.root', 'sampling.', 'training.evaluate_')
+                'data.root', 'data.workers', 'sampling.', 'training.evaluate_')
         if new.training.decay == 'constant': free += ('training.steps',)
     a, b = flat_config(old), flat_config(new)
     keys = [k for k in b if a[k] != b[k] and not k.startswith(free)]
@@ -687,7 +687,7 @@ def _extractor_for(config: Config, data: ImageSet, device) -> tuple[Extractor | 
     of = f'{extractor.name} has {least} features'
     if n <= least: return None, f'training.evaluate_images is {n} and {of}, which need more'
     if len(data) <= least: return None, f'there are {len(data)} images of data and {of}'
-    by_shape = config.data.name == 'folder' and not extractor.classes
+    by_shape = config.data.name in ('folder', 'hf') and not extractor.classes
     if by_shape and config.training.evaluate_every is None:
         return None, (f'{extractor.name} may not know images like these; '
                       'training.evaluate_every=N compares them all the same')

@@ -16,8 +16,8 @@ CONFIGS = {f.stem: f for f in sorted((Path(__file__).parent.parent/'configs').gl
 
 # a key, what it allows, and values that it does not
 NOT_ALLOWED = [
-    ('data.name', 'mnist_mini, mnist, cifar10, folder. Did you mean mnist?', ['MNIST']),
-    ('data.name', 'mnist_mini, mnist, cifar10, folder', ['3']),
+    ('data.name', 'mnist_mini, mnist, cifar10, folder, hf. Did you mean mnist?', ['MNIST']),
+    ('data.name', 'mnist_mini, mnist, cifar10, folder, hf', ['3']),
     ('schedule.name', 'linear, cosine, sigmoid. Did you mean cosine?', ['cosin']),
     ('parameterization', 'eps, x0, v', ['velocity']),
     ('training.weight', 'eps, x0, v, min_snr, or module:name, of your own code, or null. '
