@@ -101,6 +101,9 @@ class DataConfig(_Section):
         None, 'of hf; null: the only column with images')
     label_column: str | None = setting(
         None, 'of hf; null: the only column with classes, if there is one')
+    streaming: bool = setting(
+        False, 'of hf: read it in an order that is shuffled in parts, and download no file '
+        'before it is needed; of images, only the first 1,000 can be compared later')
     root: _File = setting(
         DATA, 'the folder of images, or one that has the files of mnist or cifar10 '
         'already; by default these are downloaded')
@@ -370,7 +373,7 @@ def _disagreements(c: Config) -> Iterator[str]:
                'are in network; allowed: nothing')
     keys = {'folder or hf': ('size', 'channels', 'background'),
             'folder': ('subfolders', 'attributes', 'corrupt', 'max_pixels', 'lazy_above'),
-            'hf': ('path', 'split', 'image_column', 'label_column'),
+            'hf': ('path', 'split', 'image_column', 'label_column', 'streaming'),
             'folder, mnist or cifar10': ('root',)}
     for names, own in keys.items():
         if re.search(rf'\b{c.data.name}\b', names): continue
@@ -617,14 +620,14 @@ def make_data(config: Config,
              ) -> ImageSet:
     """The data set of a config, without labels if the network does not use them. Raises
     ConfigError, or the errors of the functions of `data`"""
-    data = _read_data(config.data, progress, cache)
+    data = _read_data(config.data, config.seed, progress, cache)
     _check_data(config, data)
     return data if config.network.labels else data.without_labels()
 
 # %% ../nbs/22_config.ipynb #9b900963
 #| code-fold: true
 #| code-summary: "Plumbing: reading and checking the data"
-def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
+def _read_data(c: DataConfig, seed: int, progress: bool, cache: Path | None) -> ImageSet:
     "The data set, with its labels"
     if c.name == 'mnist_mini': return datasets.mnist_mini()
     if c.name == 'folder':
@@ -637,17 +640,18 @@ def _read_data(c: DataConfig, progress: bool, cache: Path | None) -> ImageSet:
                               'before it is needed; allowed: refuse, or a larger data.lazy_above')
         if not lazy: options['cache'] = cache
         return datasets.image_folder(c.root, c.size, c.channels, progress, lazy=lazy, **options)
-    if c.name == 'hf': return _read_rows(c)
+    if c.name == 'hf': return _read_rows(c, seed)
     # never write into a folder that a config names
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
 
-def _read_rows(c: DataConfig) -> ImageSet:
+def _read_rows(c: DataConfig, seed: int) -> ImageSet:
     "A set of the library datasets"
     if not c.path:
         raise ConfigError('data.path: null is not allowed with data.name hf; allowed: the name of '
                           'a set on the hub, or a folder')
     try: return datasets.hub_set(c.path, c.size, c.channels, split=c.split, image=c.image_column,
-                                 label=c.label_column, background=c.background)
+                                 label=c.label_column, background=c.background,
+                                 stream=seed if c.streaming else None)
     except ImportError as e: raise ConfigError(f'data.name: {e}') from None
 
 def _check_data(config: Config, data: ImageSet):
@@ -659,7 +663,7 @@ def _check_data(config: Config, data: ImageSet):
                           f'{n.unshuffle} need images of at least {need} x {need}, and those of '
                           f'{data.name} have {H} x {W}; allowed: fewer levels')
     size = config.training.batch_size
-    if size > len(data):
+    if size > len(data) and not config.data.streaming:
         raise ConfigError(f'training.batch_size: {size} is not allowed; allowed: whole number >= 1 '
                           f'and <= {len(data)}, the images of {data.name}')
     if config.judge and config.network.labels and data.num_classes: _check_judge(config.judge, data)

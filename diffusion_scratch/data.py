@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
+from itertools import count, islice
 from pathlib import Path
 from typing import Iterator, NamedTuple
 import numpy as np
@@ -28,8 +29,8 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image', 'read_image',
            'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy', 'memory_here',
            'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set', 'check_source', 'LazySet',
-           'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'hub_set', 'RowImages', 'load_rows',
-           'find_columns', 'class_names', 'fingerprint', 'check_varied']
+           'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'StreamSet', 'iter_source', 'read_streamed',
+           'hub_set', 'RowImages', 'load_rows', 'find_columns', 'class_names', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -1131,6 +1132,64 @@ class FolderImages:
         raise ValueError(f'{printable(file)} is not an image that can be read ({got}); repair or '
                          'remove it')
 
+# %% ../nbs/08_data.ipynb #cf4edca6
+class StreamSet(ImageSet):
+    """Images that arrive one after another. The first ones are kept in memory, as an
+    `ImageSet`; training reads `items`. An item is as for `image_set`"""
+    def __init__(self,
+                 source,         # can be iterated again and again
+                 first: int=1000, # images to keep
+                 classes: tuple=(),
+                 name: str='stream',
+                 background: str='white' # under transparent pixels of PIL images
+                ):
+        self.source = source
+        kept = image_set(list(islice(iter_source(source, 0), first)), name=name,
+                         background=background)
+        super().__init__(kept.images, kept.labels, classes, name)
+        self.background = background
+
+    def items(self, skip: int=0 # items that were read before
+             ) -> Iterator[tuple[int, Tensor, int | None]]:
+        "Without end: number of the pass, image in [-1, 1] (C,H,W), label"
+        for epoch in count():
+            for i, item in enumerate(iter_source(self.source, epoch)):
+                if skip: skip -= 1
+                else: yield epoch, *read_streamed(self, item, i)
+
+# %% ../nbs/08_data.ipynb #2a0e135e
+#| code-fold: true
+#| code-summary: "Plumbing: one item of a stream"
+def iter_source(source, epoch: int) -> Iterator:
+    "The items of one pass; ValueError if there is none"
+    if not hasattr(source, '__iter__'):
+        raise TypeError(f'StreamSet cannot read a {type(source).__name__}; give an IterableDataset '
+                        'or another object that can be iterated again and again')
+    if hasattr(source, 'set_epoch'): source.set_epoch(epoch)
+    empty = True
+    for item in source:
+        yield item
+        empty = False
+    if empty:
+        raise ValueError(f'pass {epoch} over this {type(source).__name__} has no items; a stream '
+                         'must begin again each time it is iterated, as a generator cannot')
+
+def read_streamed(data: StreamSet, item, i: int) -> tuple[Tensor, int | None]:
+    "Image in [-1, 1] and label of item i; TypeError or ValueError if it differs from the first"
+    image, label = _read_item(item, i, data.background)
+    if tuple(image.shape) != data.shape:
+        raise ValueError(f'item {i} of {data.name!r} is {tuple(image.shape)}, and the first one '
+                         f'{data.shape}; a stream has one size and one number of channels')
+    K = data.num_classes
+    if (label is None) != (K == 0) or K and not 0 <= label < K:
+        allowed = f'0..{K - 1}' if K else 'none, as for the first items'
+        if not data.classes: allowed += ', or more if the names of all are given, classes=(...)'
+        raise ValueError(f'the label of item {i} of {data.name!r} is {label}; allowed: {allowed}')
+    if not image.is_floating_point(): return to_float(image), label
+    low, high = image.min().item(), image.max().item()
+    check_range(low, high, f'float images must lie in [-1, 1]; the values of image {i}')
+    return image.float(), label
+
 # %% ../nbs/08_data.ipynb #0d694a26
 def hub_set(source,              # a datasets.Dataset, its name on the hub, or a folder
             size: int | tuple=64, # height and width, or one number for both
@@ -1139,42 +1198,56 @@ def hub_set(source,              # a datasets.Dataset, its name on the hub, or a
             split: str='train',
             image: str | None=None, # column; by default the only one with images
             label: str | None=None, # column; by default the only one with classes
+            stream: int | None=None, # a seed: read in a shuffled stream, download nothing
             name: str | None=None,
             background: str='white' # under transparent pixels
-           ) -> LazySet:
+           ) -> LazySet | StreamSet:
     """A set of the Hugging Face hub, of a folder saved by `datasets`, or of a folder of
     tar files (WebDataset). Images are cut to `size` (eq-cover) when they are read"""
-    rows = load_rows(source, split)
+    rows = load_rows(source, split, stream)
     image, label = find_columns(rows, image, label)
-    shape, y, classes = checked_size(size, channels), None, ()
-    if label: y, classes = torch.tensor(list(rows[label])), class_names(rows, label)
-    images = RowImages(rows.select_columns([image]), image, shape, background)
+    images = RowImages(rows, image, label, checked_size(size, channels), background)
     if not name: name = source if isinstance(source, str) else 'dataset'
-    return LazySet(images, y, classes, printable(name), background)
+    classes = class_names(rows, label)
+    if stream is not None: return StreamSet(images, 1000, classes, printable(name))
+    y = torch.tensor(list(rows[label])) if label else None
+    return LazySet(images, y, classes, printable(name))
 
 # %% ../nbs/08_data.ipynb #5f82eec0
 #| code-fold: true
 #| code-summary: "Plumbing: rows of the library datasets"
 class RowImages:
-    "A column of images as a sequence; each image is decoded when it is asked for"
-    def __init__(self, rows, column: str, shape: tuple, background: str):
-        self.rows, self.column = rows, column
-        self.shape, self.background = shape, background
+    "Rows as images; each one is decoded when it is asked for, or when it arrives"
+    def __init__(self, rows, image: str, label: str | None, shape: tuple, background: str):
+        self.rows = rows.select_columns([image, label] if label else [image])
+        self.image, self.label, self.shape, self.background = image, label, shape, background
 
+    def set_epoch(self, epoch: int): self.rows.set_epoch(epoch)  # of a stream: another order
     def __len__(self): return len(self.rows)
+    def __getitem__(self, i: int) -> Tensor: return self.pixels(self.rows[i]) # bytes (C,H,W)
 
-    def __getitem__(self, i: int) -> Tensor: # bytes (C,H,W)
-        (C, H, W), im = self.shape, self.rows[i][self.column]
+    def __iter__(self): # a stream
+        for row in self.rows:
+            yield (self.pixels(row), row[self.label]) if self.label else self.pixels(row)
+
+    def pixels(self, row: dict) -> Tensor: # bytes (C,H,W)
+        (C, H, W), im = self.shape, row[self.image]
         if im is None: raise ValueError('the row has no image')
         return _as_tensor(cover(im, (W, H), 'L' if C == 1 else 'RGB', self.background))
 
-def load_rows(source, split: str):
-    "A datasets.Dataset. ImportError or ValueError with the cure if there is none"
+def load_rows(source, split: str, stream: int | None):
+    "A set, or a shuffled stream, of `datasets`. ImportError or ValueError if there is none"
+    rows = _load_rows(source, split, stream is not None)
+    if stream is None: return rows
+    if hasattr(rows, 'to_iterable_dataset'): rows = rows.to_iterable_dataset()
+    return rows.shuffle(seed=stream, buffer_size=10_000)
+
+def _load_rows(source, split: str, streaming: bool):
     try: import datasets
     except ImportError:
         raise ImportError("reading a Hugging Face set needs the package datasets: "
                           "pip install 'diffusion_scratch[hub]'") from None
-    if isinstance(source, datasets.Dataset): return source
+    if isinstance(source, (datasets.Dataset, datasets.IterableDataset)): return source
     if not isinstance(source, (str, Path)):
         raise TypeError(f'hub_set cannot read a {type(source).__name__}; give a datasets.Dataset, '
                         'the name of one on the hub, or a folder')
@@ -1185,7 +1258,8 @@ def load_rows(source, split: str):
             return rows[split] if isinstance(rows, datasets.DatasetDict) else rows
         tars = sorted(map(str, folder.glob('*.tar')))
         how = ('webdataset',) if tars else (str(source),)
-        return datasets.load_dataset(*how, data_files=tars or None, split=split)
+        return datasets.load_dataset(*how, data_files=tars or None, split=split,
+                                     streaming=streaming)
     except Exception as e:  # of the library, the network or the files
         words = str(e).splitlines()[0] if str(e) else type(e).__name__
         raise ValueError(f'{printable(source)}, split {split!r}, cannot be read as a data set '
@@ -1195,10 +1269,11 @@ def load_rows(source, split: str):
 def find_columns(rows, image: str | None, label: str | None) -> tuple[str, str | None]:
     "The columns of images and of labels; ValueError if there is not one of each kind"
     import datasets
-    found = {kind: [c for c, f in rows.features.items() if isinstance(f, kind)]
-             for kind in (datasets.Image, datasets.ClassLabel)}
-    images, labels = found.values()
-    whole = [c for c, f in rows.features.items() if 'int' in str(getattr(f, 'dtype', ''))]
+    columns = (rows.features or {}).items()  # a stream of files may not know them
+    images, labels = ([c for c, f in columns if isinstance(f, kind)]
+                      for kind in (datasets.Image, datasets.ClassLabel))
+    whole = [c for c, f in columns if 'int' in str(getattr(f, 'dtype', ''))]
+    if not columns and image: return image, label
     if image is None and len(images) == 1: image = images[0]
     if image not in images:
         raise ValueError(f'image column: {image!r} is not allowed; allowed: '
@@ -1209,9 +1284,10 @@ def find_columns(rows, image: str | None, label: str | None) -> tuple[str, str |
                          f'{", ".join(whole) or "none, because no column has whole numbers"}')
     return image, label
 
-def class_names(rows, label: str) -> tuple:
+def class_names(rows, label: str | None) -> tuple:
     "The names of the classes, if the set has them"
-    return tuple(printable(n) for n in getattr(rows.features[label], 'names', ()))
+    names = getattr((rows.features or {}).get(label), 'names', ())
+    return tuple(map(printable, names))
 
 # %% ../nbs/08_data.ipynb #93d1e8fa
 def fingerprint(data: ImageSet) -> str: # 64 hex digits

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math, os, signal
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
+from itertools import islice
 from typing import Iterable, Iterator
 import numpy as np
 import psutil
@@ -16,16 +17,16 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .denoiser import Denoiser
 from .schedule import Level, check_number
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'BatchReader', 'start_worker', 'read_ahead', 'next_item', 'read_batches',
-           'check_environment', 'new_accelerator', 'numeric_environment', 'Shell', 'prepared', 'device_of',
-           'memory_in_use', 'forked_random', 'begin_step', 'loss_of_part', 'exchange', 'Engine', 'check_clip',
-           'check_step', 'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales',
-           'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'BatchReader', 'start_worker', 'read_ahead', 'StreamReader',
+           'stream_ahead', 'next_item', 'read_batches', 'read_stream', 'check_environment', 'new_accelerator',
+           'numeric_environment', 'Shell', 'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step',
+           'loss_of_part', 'exchange', 'Engine', 'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers',
+           'explain_failure', 'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/20_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -78,6 +79,26 @@ def read_ahead(reader: BatchReader, order: Iterable, workers: int, pin: bool) ->
     return iter(DataLoader(reader, None, sampler=order, num_workers=workers, pin_memory=pin,
                            worker_init_fn=start_worker))
 
+class StreamReader(IterableDataset):
+    "An item is a batch: epoch of its last image, labels or None, images or an error"
+    def __init__(self, data, batch_size: int, start: int):
+        self.data, self.batch_size, self.start = data, batch_size, start
+
+    def __iter__(self) -> Iterator[tuple]:
+        items = self.data.items(self.start * self.batch_size)
+        try:
+            while True:
+                epoch, x, y = zip(*islice(items, self.batch_size))
+                y = None if self.data.labels is None else torch.tensor(y)
+                yield epoch[-1], y, torch.stack(x)
+        except Exception as e: yield None, None, e
+
+def stream_ahead(reader: StreamReader, workers: int, pin: bool) -> Iterator[tuple]:
+    "The same for a stream"
+    if not workers: return iter(reader)
+    return iter(DataLoader(reader, None, num_workers=workers, pin_memory=pin,
+                           worker_init_fn=start_worker))
+
 def next_item(items: Iterator) -> tuple:
     "The next item, or the error of the worker that read it"
     try: epoch, rows, x = next(items)
@@ -104,6 +125,20 @@ def read_batches(data,             # an ImageSet or LazySet
         x = part.new_zeros(len(rows), *part.shape[1:])
         x[here] = part
         yield epoch, x, None if data.labels is None else data.labels[rows]
+
+def read_stream(data,            # a StreamSet
+                batch_size: int,
+                start: int=0,    # batches that were read before
+                workers: int=0,  # more than 0: one process reads ahead
+                here: slice=slice(None),
+                device: torch.device=torch.device('cpu')
+               ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
+    "The same for a stream, of which each process reads every item"
+    pin = device.type == 'cuda'
+    items = stream_ahead(StreamReader(data, batch_size, start), min(workers, 1), pin)
+    while True:
+        epoch, y, x = next_item(items)
+        yield epoch, x.to(device, non_blocking=True), y
 
 # %% ../nbs/20_engine.ipynb #f0c6953f
 #| code-fold: true

@@ -16,10 +16,10 @@ import torch
 from accelerate import Accelerator
 from fastcore.basics import patch
 from torch import Tensor, nn
-from .data import ImageSet, check_varied
+from .data import ImageSet, StreamSet, check_varied
 from .denoiser import Denoiser, evaluating, first_weight, takes_arguments
 from .engine import Engine, check_clip, check_step, device_of
-from .engine import forked_random, memory_in_use, read_batches
+from .engine import forked_random, memory_in_use, read_batches, read_stream
 from .engine import set_learning_rate, step_seed
 from .guidance import drop_labels
 from .loss import check_weight, draw_level, loss_at, uniform
@@ -44,7 +44,9 @@ def batches(data: ImageSet,
     "Endless batches, each epoch in a new order, without a last smaller one: eq-epoch"
     check_batch_size(batch_size, data)
     order = order_of_batches(len(data), batch_size, seed, start)
-    for step, (epoch, x, y) in enumerate(read_batches(data, order, **reading), start):
+    read = read_batches(data, order, **reading)
+    if isinstance(data, StreamSet): read = read_stream(data, batch_size, start, **reading)
+    for step, (epoch, x, y) in enumerate(read, start):
         yield epoch, mirrored(x, seed, step) if flip else x, y
 
 def order_of_batches(n: int, batch_size: int, seed: int,
@@ -72,7 +74,7 @@ def check_batch_size(batch_size: int, data: ImageSet):
     "Raise ValueError if the batch is larger than the data set, or empty"
     check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
     check_whole(batch_size=batch_size)
-    if 1 <= batch_size <= len(data): return
+    if 1 <= batch_size and (batch_size <= len(data) or isinstance(data, StreamSet)): return
     raise ValueError(f'batch_size = {batch_size} is outside 1..{len(data)}, '
                      f'the size of the data set {data.name!r}')
 

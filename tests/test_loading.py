@@ -11,7 +11,8 @@ from PIL import Image
 from conftest import refused
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.config import ConfigError, make_data, parse_config
-from diffusion_scratch.data import LazySet, check_varied, fingerprint, hub_set, image_folder
+from diffusion_scratch.data import (LazySet, StreamSet, check_varied, fingerprint, hub_set,
+                                    image_folder)
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.run import train
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -208,3 +209,50 @@ def test_what_a_lazy_folder_cannot_do_is_refused(photos):
     refused(lambda: make_data(config(data=data)), 'data.corrupt: skip is not allowed', ConfigError)
     refused(lambda: LazySet([]), 'holds no items')
     refused(lambda: LazySet('text'), 'LazySet cannot read a str', TypeError)
+
+# ---------------------------------------------------------------- streams
+class Stream(torch.utils.data.IterableDataset):
+    "Pairs in an order that each pass changes"
+    def __init__(self, pairs): self.pairs, self.epoch = pairs, 0
+    def set_epoch(self, epoch): self.epoch = epoch
+    def __iter__(self):
+        return (self.pairs[i] for i in np.random.default_rng(self.epoch).permutation(len(self.pairs)))
+
+def streamed(photos):
+    data = folder(photos)
+    pairs = [(x, int(y)) for x, y in zip(data.images, data.labels)]
+    return StreamSet(Stream(pairs), first=10, classes=data.classes)
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_stream_goes_on_at_the_same_image(photos, workers):
+    "Each pass has all 40 images, and a start after three batches finds the fourth"
+    whole = flat(streamed(photos), 10)
+    assert_same_batches(flat(streamed(photos), 7, start=3, workers=workers), whole[3:])
+    for half in (whole[:5], whole[5:]):
+        assert sorted(y for _, labels in half for y in labels.tolist()) == [0] * 20 + [1] * 20
+    first, second = (torch.cat([x for x, _ in half]) for half in (whole[:5], whole[5:]))
+    assert not torch.equal(first, second)
+    for a, b in zip(trained(streamed(photos)), trained(streamed(photos), workers=workers)):
+        assert torch.equal(a, b)
+
+def test_a_streamed_hub_set_by_the_config(photos, rows):
+    "In one go, and in two, as the command does after a stop"
+    rows.save_to_disk('saved')
+    data = dict(name='hf', path='saved', size=16, streaming=True)
+    train(config(data=data, run='whole'), progress=False)
+    train(config(data=data, training=dict(TINY['training'], steps=7)), progress=False)
+    train(config(data=data), progress=False)
+    a, b = tensors('run'), tensors('whole')
+    assert all(torch.equal(w, b[k]) for k, w in a.items())
+
+def test_what_no_stream_can_be_is_refused():
+    x = torch.zeros(1, 4, 4)
+    refused(lambda: StreamSet([]), 'has no items')
+    refused(lambda: StreamSet(3), 'cannot read a int', TypeError)
+    once = StreamSet(iter([x] * 9))                      # a generator does not begin again
+    refused(lambda: list(batches(once, 5)), 'must begin again')
+    for pairs, words in (([(x, 0)] * 5 + [(x, 3)], r'label of item 5 of .* is 3; allowed: 0\.\.0, or'),
+                         ([(x, 0)] * 5 + [x], 'is None; allowed: 0..0'),
+                         ([x] * 5 + [x[:, :2]], r'item 5 .* is \(1, 2, 4\), and the first')):
+        stream = batches(StreamSet(pairs, first=5), 6)
+        refused(lambda: next(stream), words)
