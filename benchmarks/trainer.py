@@ -21,7 +21,9 @@ from diffusion_scratch.config import (
 )
 from diffusion_scratch.loss import draw_level
 from diffusion_scratch.noising import q_sample
-from diffusion_scratch.run import RunFolder, describe_session, make_accelerator, train_loop
+from diffusion_scratch.run import (
+    RunFolder, describe_session, make_accelerator, plan_evaluations, train_loop
+)
 from diffusion_scratch.training import TrainState, fit
 
 TARGET = 6  # percent
@@ -69,6 +71,7 @@ def steps_of_a_run(folder, seconds):
     accelerator.init_trackers('training')
     pairs, loading, left = [], [], time.perf_counter()
     end = left + seconds
+    plan = plan_evaluations(config, data)
     def between(m):
         nonlocal left
         ours = 1e3 * (time.perf_counter() - left)
@@ -77,7 +80,7 @@ def steps_of_a_run(folder, seconds):
         if time.perf_counter() > end: raise Enough
         left = time.perf_counter()
     with contextlib.suppress(Enough), contextlib.redirect_stderr(io.StringIO()):
-        train_loop(run, state, schedule, data, accelerator, True, between)
+        train_loop(run, state, schedule, data, plan, accelerator, True, between)
     saving = [timed(run.save, state, schedule, dict(loss=1.))[1] for _ in range(10)]
     size = next((run.path/'checkpoints').iterdir()).stat().st_size / 2**20
     accelerator.end_training()

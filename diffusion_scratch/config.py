@@ -112,6 +112,8 @@ class DataConfig(_Section):
     channels: Literal[1, 3] = setting(
         3, 'of the images of a folder or of hf, 3 for colour, 1 for gray')
     flip: bool = setting(False, 'mirror half of the images (never for digits)')
+    balanced: bool = setting(
+        False, 'show each class equally often, whatever its number of images')
     subfolders: bool = setting(False, 'of a folder: its subfolders are classes')
     attributes: _File | None = setting(
         None, 'of a folder: its table of attributes, attributes.csv for example')
@@ -161,6 +163,8 @@ class _Steps(_Section):
         1, 'micro-batches of each process; more need less memory')
     precision: Literal['fp32', 'bf16', 'fp16'] = setting(
         'fp32', 'of the network in training; 16 bits are for GPUs')
+    recompute: bool = setting(
+        False, 'compute activations again in the backward pass: less memory, more time')
     compile: bool = setting(
         False, 'torch.compile the network in training; needs a compiler, such as g++')
     lr: _Real = setting(2e-4, 'peak learning rate', gt=0, le=1)
@@ -363,6 +367,9 @@ def _disagreements(c: Config) -> Iterator[str]:
         yield (f'data.attributes: {in_words(str(c.data.attributes))} is not allowed with '
                'data.subfolders true, which takes labels from the subfolders; allowed: nothing, '
                'or subfolders false')
+    if c.training.recompute and c.training.compile:
+        yield ('training.recompute: True is not allowed with training.compile, which chooses '
+               'itself what is computed again; allowed: false')
     if c.data.flip and 'mnist' in c.data.name:
         yield (f'data.flip: True is not allowed with data.name {c.data.name}, because a mirrored '
                'digit is not a digit; allowed: false')
@@ -860,4 +867,5 @@ def make_fit_options(config: Config) -> dict:
     return dict(steps=t.steps, batch_size=t.batch_size, lr=lr, weight=weight,
                 label_dropout=t.label_dropout, clip=t.clip, explode=t.explode,
                 accumulate=t.accumulate, flip=config.data.flip, seed=config.seed,
-                workers=config.data.workers)
+                workers=config.data.workers, balanced=config.data.balanced,
+                recompute=t.recompute)

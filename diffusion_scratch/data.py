@@ -1053,10 +1053,12 @@ class LazySet(ImageSet):
                  labels: Tensor | None=None, # (N,) or (N,A), of all items
                  classes: tuple | dict=(),   # names for `labels`; attribute -> values
                  name: str='images',
-                 background: str='white'     # under transparent pixels of PIL images
+                 background: str='white',    # under transparent pixels of PIL images
+                 limit: float=1.             # largest value of floats; of latents, more
                 ):
         check_source(source, 'LazySet')
         self.source, self.name, self.background = source, name, background
+        self.limit = limit
         self.classes, self.skipped = _checked_names(classes), ()
         self.labels = _checked_labels(labels, len(source), self.classes)
         self.first = read_lazily(self, 0)
@@ -1095,8 +1097,11 @@ def read_lazily(data: LazySet, i: int) -> Tensor: # floats (C,H,W)
         raise ValueError(f'image {i} of {data.name!r} is {tuple(image.shape)}, and the first one '
                          f'{tuple(first.shape)}; a set has one size and one number of channels')
     if not image.is_floating_point(): return to_float(image)
-    low, high = image.min().item(), image.max().item()
-    check_range(low, high, f'float images must lie in [-1, 1]; the values of image {i}')
+    low, high, most = image.min().item(), image.max().item(), data.limit
+    if not -most <= low <= high <= most:
+        raise ValueError(f'float images must lie in [{-most:g}, {most:g}]; the values of image {i} '
+                         f'lie in [{low:.3g}, {high:.3g}]. Scale them first, or give bytes '
+                         '(uint8); for latents, declare their range, limit=...')
     return image.float()
 
 def rows_of(i, n: int) -> Tensor: # long
@@ -1108,7 +1113,10 @@ def rows_of(i, n: int) -> Tensor: # long
     return rows % n
 
 def all_in_memory(data: LazySet) -> Tensor: # bytes (N,C,H,W)
-    "The images of a set as bytes; ValueError if they need more than the memory"
+    "The images of a set as bytes; ValueError if they need more than the memory, or are latents"
+    if data.limit != 1:
+        raise ValueError(f'{data.name!r} has numbers up to {data.limit:g}, which are no gray '
+                         'values: decode them to images first')
     check_memory(len(data) * data.first.numel(), f'{data.name!r}, read as a whole,',
                  'take a part of it, such as data[:10_000]')
     parts = torch.arange(len(data)).split(256)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math, os, signal
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from typing import Iterable, Iterator
@@ -17,6 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import GradientAccumulationPlugin
 from fastcore.basics import patch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .denoiser import Denoiser
 from .schedule import Level, check_number
@@ -25,8 +27,8 @@ from .schedule import Level, check_number
 __all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'BatchReader', 'start_worker', 'read_ahead', 'StreamReader',
            'stream_ahead', 'next_item', 'read_batches', 'read_stream', 'check_environment', 'new_accelerator',
            'numeric_environment', 'Shell', 'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step',
-           'loss_of_part', 'exchange', 'Engine', 'check_clip', 'check_step', 'set_learning_rate', 'not_finite_layers',
-           'explain_failure', 'explained', 'rescales', 'keep_scale']
+           'loss_of_part', 'exchange', 'blocks_of', 'recomputed', 'Engine', 'check_clip', 'check_step',
+           'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/20_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -233,6 +235,21 @@ def exchange(engine: Engine, last: bool):
     "A context in which the processes average their gradients only after the last micro-batch"
     return nullcontext() if last else engine.accelerator.no_sync(engine.denoiser.net)
 
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    "The blocks in a network's lists of modules that contain no further lists"
+    lists = [m for m in net.modules() if isinstance(m, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks
+            if not any(isinstance(m, nn.ModuleList) for m in block.modules())]
+
+@contextmanager
+def recomputed(engine: Engine):
+    "If asked for, the backward pass computes the activations inside of blocks again"
+    blocks = blocks_of(engine.state.denoiser.net) if engine.recompute else []
+    for block in blocks: block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    try: yield
+    finally:
+        for block in blocks: del block.forward
+
 # %% ../nbs/20_engine.ipynb #11cd2070
 class Engine:
     "Training steps on accelerate's devices, processes and precision"
@@ -241,9 +258,10 @@ class Engine:
                  accelerator: Accelerator | None=None, # one process, 32 bits if none
                  batch_size: int=64, # images of one step, over all processes
                  accumulate: int=1,  # micro-batches of each process
-                 seed: int=0         # of the dropout in processes other than the first
+                 seed: int=0,        # of the dropout in processes other than the first
+                 recompute: bool=False # activations of blocks: less memory, more time
                 ):
-        self.state, self.seed = state, seed
+        self.state, self.seed, self.recompute = state, seed, recompute
         self.device = device_of(state.denoiser)
         self.modules = list(state.denoiser.modules())
         self.parameters = list(state.denoiser.parameters())
@@ -258,7 +276,7 @@ class Engine:
         begin_step(self, loss, x0, level, eps, y, options)
         losses = []
         for part in self.parts:
-            with exchange(self, last=part is self.parts[-1]):
+            with exchange(self, last=part is self.parts[-1]), recomputed(self):
                 losses.append(loss_of_part(self, self.denoiser, part))
                 self.accelerator.backward(losses[-1].sum() / self.images)
         self.losses = self.accelerator.gather(torch.cat(losses).detach()).cpu()

@@ -28,9 +28,9 @@ from .schedule import check_whole, brief
 from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
-__all__ = ['batches', 'order_of_batches', 'shuffled', 'mirrored', 'check_batch_size', 'check_state', 'check_width', 'check_ema',
-           'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width', 'gamma_of',
-           'profile', 'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken',
+__all__ = ['batches', 'order_of_batches', 'shuffled', 'evened', 'mirrored', 'check_batch_size', 'check_state', 'check_width',
+           'check_ema', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width',
+           'gamma_of', 'profile', 'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken',
            'check_null_label', 'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #2f680930
@@ -39,28 +39,40 @@ def batches(data: ImageSet,
             seed: int=0,     # the order is a function of (seed, step) alone
             start: int=0,    # steps already done
             flip: bool=False, # mirror images at random, left to right
+            balanced: bool=False, # each class equally often
             **reading        # of `read_batches`: workers, here, device
            ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
     "Endless batches, each epoch in a new order, without a last smaller one: eq-epoch"
-    check_batch_size(batch_size, data)
-    order = order_of_batches(len(data), batch_size, seed, start)
+    check_batch_size(batch_size, data, balanced)
+    labels = data.labels if balanced else None
+    order = order_of_batches(len(data), batch_size, seed, start, labels)
     read = read_batches(data, order, **reading)
     if isinstance(data, StreamSet): read = read_stream(data, batch_size, start, **reading)
     for step, (epoch, x, y) in enumerate(read, start):
         yield epoch, mirrored(x, seed, step) if flip else x, y
 
 def order_of_batches(n: int, batch_size: int, seed: int,
-                     start: int # steps already done
+                     start: int, # steps already done
+                     labels: Tensor | None=None # to be balanced (n,)
                     ) -> Iterator[tuple[int, Tensor]]: # epoch, rows of the data set (B,)
     "Which images the next batches hold: eq-epoch"
     for step in count(start):
         epoch, place = divmod(step, n // batch_size)
-        if place == 0 or step == start: order = shuffled(n, seed, epoch)
+        if place == 0 or step == start:
+            order = shuffled(n, seed, epoch)
+            if labels is not None: order = evened(order, labels)
         yield epoch, order[place * batch_size:(place + 1) * batch_size]
 
 def shuffled(n: int, seed: int, epoch: int) -> Tensor: # (n,)
     "The order of an epoch"
     return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
+
+def evened(order: Tensor, labels: Tensor) -> Tensor: # like order
+    "An order of as many images in which the classes take turns, the rare ones again"
+    classes = [order[labels[order] == k] for k in labels.unique()]
+    turns = -(-len(order) // len(classes))
+    rows = [rows.repeat(-(-turns // len(rows)))[:turns] for rows in classes]
+    return torch.stack(rows, 1).flatten()[:len(order)]
 
 def mirrored(x: Tensor, seed: int, step: int) -> Tensor: # (B,C,H,W)
     "A batch with each image mirrored, left to right, with probability 1/2"
@@ -70,10 +82,13 @@ def mirrored(x: Tensor, seed: int, step: int) -> Tensor: # (B,C,H,W)
 # %% ../nbs/09_training.ipynb #c2798f95
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input"
-def check_batch_size(batch_size: int, data: ImageSet):
-    "Raise ValueError if the batch is larger than the data set, or empty"
+def check_batch_size(batch_size: int, data: ImageSet, balanced: bool=False):
+    "Refuse a batch that is larger than the set, or empty, and classes that cannot be balanced"
     check_kind(ImageSet, 'give an ImageSet, data.image_set(...)', data=data)
     check_whole(batch_size=batch_size)
+    if balanced and (data.labels is None or data.labels.ndim > 1 or isinstance(data, StreamSet)):
+        raise ValueError('balanced = True is not allowed: it needs images in memory or read when '
+                         'they are needed, each with the label of one class')
     if 1 <= batch_size and (batch_size <= len(data) or isinstance(data, StreamSet)): return
     raise ValueError(f'batch_size = {batch_size} is outside 1..{len(data)}, '
                      f'the size of the data set {data.name!r}')
@@ -365,13 +380,17 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         accumulate: int=1,  # micro-batches in a batch, one after the other: less memory
         flip: bool=False,   # mirror images at random
         workers: int=0,     # processes that read the next batches
+        balanced: bool=False, # each class equally often, whatever its number of images
+        recompute: bool=False, # activations in the backward pass: less memory
         seed: int=0,        # order, noise and dropout are functions of (seed, step)
         accelerator: Accelerator | None=None # by default one process in full precision
        ) -> Iterator[Metrics]:
     "Algorithm 1 of Ho et al. (2020). FloatingPointError if a number is not finite"
-    engine = Engine(state, accelerator, batch_size, accumulate, seed)
+    engine = Engine(state, accelerator, batch_size, accumulate, seed, recompute)
     reading = dict(workers=workers, here=engine.here, device=engine.device)
-    stream = Timed(batches(data, batch_size, seed, state.step, flip, **reading))
+    stream = Timed(
+        batches(data, batch_size, seed, state.step, flip, balanced, **reading)
+    )
     while state.step < steps:
         epoch, x0, y = next(stream)
         with random_at(seed, state.step, engine.device):

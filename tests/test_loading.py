@@ -12,7 +12,7 @@ from conftest import refused
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.config import ConfigError, make_data, parse_config
 from diffusion_scratch.data import (LazySet, StreamSet, check_varied, fingerprint, hub_set,
-                                    image_folder)
+                                    image_folder, image_set)
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.run import train
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -256,3 +256,48 @@ def test_what_no_stream_can_be_is_refused():
                          ([x] * 5 + [x[:, :2]], r'item 5 .* is \(1, 2, 4\), and the first')):
         stream = batches(StreamSet(pairs, first=5), 6)
         refused(lambda: next(stream), words)
+
+# ---------------------------------------------------------------- options of training
+def test_balanced_batches_show_each_class_equally_often():
+    "Of 90 images of one class and 10 of another, each pass has 50 and 50; all rare ones are there"
+    x = torch.arange(100, dtype=torch.uint8).view(100, 1, 1, 1)
+    data = image_set(x, (torch.arange(100) >= 90).long())
+    stream = batches(data, 20, balanced=True)
+    first, second = ([next(stream) for _ in range(5)] for _ in range(2))
+    for pass_ in (first, second):
+        assert sum((y == 1).sum() for _, _, y in pass_) == 50
+        rare = torch.cat([x[y == 1] for _, x, y in pass_]).flatten()
+        assert rare.unique(return_counts=True)[1].tolist() == [5] * 10
+    assert not torch.equal(first[0][1], second[0][1])
+    later = batches(data, 20, balanced=True, start=7)
+    assert torch.equal(next(later)[1], second[2][1])
+    for wrong in (data.without_labels(), StreamSet([x[0]] * 9)):
+        refused(lambda: next(batches(wrong, 5, balanced=True)), 'balanced = True is not allowed')
+
+def test_recomputed_activations_change_no_bit_and_need_less_memory(photos):
+    "With dropout, whose masks must come again; memory is what autograd keeps for the backward pass"
+    held = []
+    def most(**own):
+        now = 0
+        def keep(t):
+            nonlocal now
+            now += t.nbytes
+            return t
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            weights = trained(folder(photos), steps=4, **own)
+        held.append(now)
+        return weights
+    for a, b in zip(most(), most(recompute=True), strict=True): assert torch.equal(a, b)
+    assert held[1] < 0.6 * held[0]
+
+def test_latents_are_not_rounded():
+    "Numbers within 4, in 4 channels, arrive in training as they are; without `limit` they are refused"
+    x = 4 * torch.rand(20, 4, 8, 8, generator=torch.Generator().manual_seed(0)) - 2
+    data = LazySet(list(x), limit=4.)
+    _, batch, _ = next(batches(data, 20, seed=1))
+    assert torch.equal(batch.flatten(1).sum(1).sort()[0], x.flatten(1).sum(1).sort()[0])
+    refused(lambda: LazySet(list(x)), r'declare their range, limit=')
+    refused(lambda: data.images, 'decode them to images first')
+    state = TrainState(Denoiser(UNet(4, 8, (1,), 1, ()), V))
+    options = dict(steps=2, batch_size=5, lr=warmup_constant(1e-3, 1))
+    assert len(list(fit(state, Schedule(cosine_betas(100)), data, **options))) == 2
