@@ -95,6 +95,7 @@ bench: dev  ## Measure speed beside bare networks and diffusers, and write the p
 	$(BIN)/python benchmarks/solvers.py
 	$(BIN)/python benchmarks/faces.py
 	$(BIN)/python benchmarks/busy.py
+	$(BIN)/python benchmarks/gpu.py
 
 clean:  ## Remove what was built (not runs/, not the environment)
 	rm -rf _site _docs _proc .audit nbs/nbdev.yml nbs/.last_checked

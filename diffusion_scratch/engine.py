@@ -24,11 +24,11 @@ from .denoiser import Denoiser
 from .schedule import Level, check_number
 
 # %% auto #0
-__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'BatchReader', 'start_worker', 'read_ahead', 'StreamReader',
-           'stream_ahead', 'next_item', 'read_batches', 'read_stream', 'check_environment', 'new_accelerator',
-           'numeric_environment', 'Shell', 'prepared', 'device_of', 'memory_in_use', 'forked_random', 'begin_step',
-           'loss_of_part', 'exchange', 'blocks_of', 'recomputed', 'Engine', 'check_clip', 'check_step',
-           'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
+__all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'check_environment', 'new_accelerator', 'numeric_environment', 'Shell',
+           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'BatchReader', 'start_worker', 'read_ahead',
+           'StreamReader', 'stream_ahead', 'next_item', 'read_batches', 'read_stream', 'begin_step', 'loss_of_part',
+           'exchange', 'blocks_of', 'recomputed', 'Engine', 'check_clip', 'check_step', 'set_learning_rate',
+           'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/20_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -57,6 +57,75 @@ def check_parts(batch_size: int, accumulate: int, processes: int):
 def step_seed(*numbers: int) -> int: # the seed of a run, the step, the process
     "One seed from several numbers"
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
+
+# %% ../nbs/20_engine.ipynb #f0c6953f
+#| code-fold: true
+#| code-summary: "Plumbing: accelerate, without the state of earlier runs"
+def check_environment():
+    "Refuse accelerate's other engines, which an environment variable can request"
+    for name in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
+        variable = f'ACCELERATE_USE_{name}'
+        value = os.environ.get(variable, 'false')
+        if value.lower() in ('', '0', 'false', 'no'): continue
+        raise ValueError(f'the environment has {variable}={value}, but training here knows one '
+                         'network in each process: unset it')
+
+def new_accelerator(**options # of accelerate.Accelerator
+                   ) -> Accelerator:
+    """An Accelerator without the state of earlier ones, in full precision by default. Environment
+    variables for precision and compilation have no effect"""
+    check_environment()
+    if not torch.distributed.is_initialized():
+        # imported later, it would keep the group of processes alive, whose threads must end first
+        if torch.distributed.is_available(): import_module('torch.distributed.nn')
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    fixed = dict(mixed_precision='no', dynamo_backend='no',
+                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+    return Accelerator(**fixed | options)
+
+def numeric_environment() -> dict[str, str]:
+    "The environment variables that can change the numbers of a run, for its records"
+    prefixes = ('ACCELERATE_', 'ATEN_', 'CUBLAS_', 'CUDA_', 'CUDNN_', 'DNNL_', 'GOMP_', 'KMP_',
+                'MKL_', 'NCCL_', 'NVIDIA_', 'OMP_', 'ONEDNN_', 'PYTORCH_', 'TORCH')
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
+
+class Shell(nn.Module):
+    "A wrapper that accelerate may patch, so that the network inside stays unchanged"
+    def __init__(self, net: nn.Module): super().__init__(); self.net = net
+    def forward(self, *args): return self.net(*args)
+
+def prepared(state, # has a denoiser and its optimizer
+             accelerator: Accelerator | None=None
+            ) -> tuple[Accelerator, Denoiser, object]:
+    "An accelerator, and the state's denoiser and optimizer as it wraps them"
+    if accelerator: accelerator.free_memory()  # what it prepared for an earlier state
+    else: accelerator = new_accelerator(cpu=device_of(state.denoiser).type == 'cpu')
+    accelerator.gradient_accumulation_steps = 1  # an environment variable may set another
+    if scaler := accelerator.scaler:
+        if state.scaler: scaler.load_state_dict(state.scaler)
+        else: state.scaler = scaler.state_dict()
+    net = accelerator.prepare_model(Shell(state.denoiser.net), device_placement=False)
+    optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+    return accelerator, Denoiser(net, state.denoiser.parameterization), optimizer
+
+# %% ../nbs/20_engine.ipynb #ff9d2a19
+#| code-fold: true
+#| code-summary: "Plumbing: devices"
+def device_of(module: nn.Module) -> torch.device:
+    "The device of a network's weights"
+    return next(module.parameters()).device
+
+def memory_in_use(device: torch.device) -> float: # in MB
+    "Memory of this process; on an accelerator, the peak memory of its tensors"
+    if device.type == 'cpu': return psutil.Process().memory_info().rss / 2**20
+    return torch.accelerator.max_memory_allocated(device) / 2**20
+
+@contextmanager
+def forked_random(device: torch.device):
+    "Restore torch's random state, on the CPU and on `device`, at the end of the block"
+    devices, kind = ([], 'cuda') if device.type == 'cpu' else ([device], device.type)
+    with torch.random.fork_rng(devices, device_type=kind): yield
 
 # %% ../nbs/20_engine.ipynb #2d7b5d56
 #| code-fold: true
@@ -141,75 +210,6 @@ def read_stream(data,            # a StreamSet
     while True:
         epoch, y, x = next_item(items)
         yield epoch, x.to(device, non_blocking=True), y
-
-# %% ../nbs/20_engine.ipynb #f0c6953f
-#| code-fold: true
-#| code-summary: "Plumbing: accelerate, without the state of earlier runs"
-def check_environment():
-    "Refuse accelerate's other engines, which an environment variable can request"
-    for name in ('DEEPSPEED', 'FSDP', 'MEGATRON_LM', 'PARALLELISM_CONFIG'):
-        variable = f'ACCELERATE_USE_{name}'
-        value = os.environ.get(variable, 'false')
-        if value.lower() in ('', '0', 'false', 'no'): continue
-        raise ValueError(f'the environment has {variable}={value}, but training here knows one '
-                         'network in each process: unset it')
-
-def new_accelerator(**options # of accelerate.Accelerator
-                   ) -> Accelerator:
-    """An Accelerator without the state of earlier ones, in full precision by default. Environment
-    variables for precision and compilation have no effect"""
-    check_environment()
-    if not torch.distributed.is_initialized():
-        # imported later, it would keep the group of processes alive, whose threads must end first
-        if torch.distributed.is_available(): import_module('torch.distributed.nn')
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-    fixed = dict(mixed_precision='no', dynamo_backend='no',
-                 gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
-    return Accelerator(**fixed | options)
-
-def numeric_environment() -> dict[str, str]:
-    "The environment variables that can change the numbers of a run, for its records"
-    prefixes = ('ACCELERATE_', 'ATEN_', 'CUBLAS_', 'CUDA_', 'CUDNN_', 'DNNL_', 'GOMP_', 'KMP_',
-                'MKL_', 'NCCL_', 'NVIDIA_', 'OMP_', 'ONEDNN_', 'PYTORCH_', 'TORCH')
-    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(prefixes)}
-
-class Shell(nn.Module):
-    "A wrapper that accelerate may patch, so that the network inside stays unchanged"
-    def __init__(self, net: nn.Module): super().__init__(); self.net = net
-    def forward(self, *args): return self.net(*args)
-
-def prepared(state, # has a denoiser and its optimizer
-             accelerator: Accelerator | None=None
-            ) -> tuple[Accelerator, Denoiser, object]:
-    "An accelerator, and the state's denoiser and optimizer as it wraps them"
-    if accelerator: accelerator.free_memory()  # what it prepared for an earlier state
-    else: accelerator = new_accelerator(cpu=device_of(state.denoiser).type == 'cpu')
-    accelerator.gradient_accumulation_steps = 1  # an environment variable may set another
-    if scaler := accelerator.scaler:
-        if state.scaler: scaler.load_state_dict(state.scaler)
-        else: state.scaler = scaler.state_dict()
-    net = accelerator.prepare_model(Shell(state.denoiser.net), device_placement=False)
-    optimizer = accelerator.prepare_optimizer(state.optimizer, device_placement=False)
-    return accelerator, Denoiser(net, state.denoiser.parameterization), optimizer
-
-# %% ../nbs/20_engine.ipynb #ff9d2a19
-#| code-fold: true
-#| code-summary: "Plumbing: devices"
-def device_of(module: nn.Module) -> torch.device:
-    "The device of a network's weights"
-    return next(module.parameters()).device
-
-def memory_in_use(device: torch.device) -> float: # in MB
-    "Memory of this process; on an accelerator, the peak memory of its tensors"
-    if device.type == 'cpu': return psutil.Process().memory_info().rss / 2**20
-    return torch.accelerator.max_memory_allocated(device) / 2**20
-
-@contextmanager
-def forked_random(device: torch.device):
-    "Restore torch's random state, on the CPU and on `device`, at the end of the block"
-    devices, kind = ([], 'cuda') if device.type == 'cpu' else ([device], device.type)
-    with torch.random.fork_rng(devices, device_type=kind): yield
 
 # %% ../nbs/20_engine.ipynb #038bdd63
 #| code-fold: true

@@ -39,6 +39,7 @@ def pytest_sessionfinish(session):
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'fault(what, outcome): a row of the table of faults')
+    config.addinivalue_line('markers', 'gpu: the main job on an accelerator, where there is one')
     config.addinivalue_line('markers', 'any_processor: cheap, and holds on any processor: `make '
                                        'test` runs it again with ATEN_CPU_CAPABILITY=default')
 
