@@ -1,11 +1,10 @@
-"""Training on an accelerator: images a second and memory, in several ways. Writes benchmarks/gpu.md.
+"""Training on an accelerator: speed and memory, in several ways. Writes benchmarks/gpu.md.
 
     python benchmarks/gpu.py
 
-The paper's network for CIFAR-10 at its batch of 128, by steps of `fit` on random images in memory,
-which an accelerator draws its own noise for. Each way is measured in a process of its own. Beside it
-stands a plain training loop with diffusers' UNet2DModel of the same shape, in the same precision, as
-in diffusers' training example. Where there is no accelerator, nothing is measured and the page is
+The paper's network for CIFAR-10 at its batch of 128, by steps of `fit` on random images in memory.
+Each way is measured in a process of its own. Beside it stands a plain training loop with diffusers'
+UNet2DModel of the same shape, in bf16, as in diffusers' training example. Where there is no accelerator, nothing is measured and the page is
 left as it is; `--device cpu --batch 4 --channels 16` tries the program there.
 """
 import argparse
@@ -53,7 +52,7 @@ def steps_of_fit(config, data, device, layout):
 
 
 def steps_of_diffusers(config, data, device, layout):
-    "Steps of a plain loop: noise, autocast, Adam, clipping; the loss is read each time, as by `fit`"
+    "Steps of a plain loop: noise, autocast, Adam, clipping; each reads the loss, as `fit` does"
     net = theirs(NETWORKS[PAPER]._replace(channels=config.network.channels))
     net = net.to(device).to(memory_format=layout).train()
     optimizer = torch.optim.Adam(net.parameters(), lr=config.training.lr, fused=True)
@@ -118,8 +117,8 @@ def main():
 
 <!-- Written by benchmarks/gpu.py; run it to write this page anew. -->
 
-On {name}: a step with the paper's network for CIFAR-10, {a.batch} images a batch, median of {a.steps}
-steps. Memory is the peak of the tensors on the device.
+On {name}: a step with the paper's network for CIFAR-10, {a.batch} images a batch, median of
+{a.steps} steps. Memory is the peak of the tensors on the device.
 ''', *table('way', 'ms a step', 'images a second', 'memory, MB'), *rows, '',
             measured('gpu.py', began)]
     (HERE/'gpu.md').write_text('\n'.join(page), encoding='utf-8')

@@ -89,8 +89,8 @@ def _color(value):
 _Color = Annotated[str, BeforeValidator(_color)]
 
 # %% ../nbs/22_config.ipynb #fa78f90f
-class DataConfig(_Section):
-    "The training data"
+class _Source(_Section):
+    "Where the images are"
     name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder', 'hf'] = setting(
         'mnist_mini', 'data set; hf is one of the Hugging Face hub')
     path: str | None = setting(
@@ -102,11 +102,15 @@ class DataConfig(_Section):
     label_column: str | None = setting(
         None, 'of hf; null: the only column with classes, if there is one')
     streaming: bool = setting(
-        False, 'of hf: read it in an order that is shuffled in parts, and download no file '
-        'before it is needed; of images, only the first 1,000 can be compared later')
+        False, 'of hf: read it in a partly shuffled order, without storing it; only its '
+        'first 1,000 images can be compared with samples')
     root: _File = setting(
         DATA, 'the folder of images, or one that has the files of mnist or cifar10 '
         'already; by default these are downloaded')
+
+# %% ../nbs/22_config.ipynb #ffd65e45
+class DataConfig(_Source):
+    "The training data"
     size: _Side | tuple[_Side, _Side] = setting(
         64, 'of the images of a folder or of hf: height and width, or one for both')
     channels: Literal[1, 3] = setting(
@@ -124,7 +128,7 @@ class DataConfig(_Section):
     background: _Color = setting(
         'white', "under transparent pixels of a folder or of hf, a name or '#rrggbb'")
     lazy_above: _Real = setting(
-        8., 'GB of decoded images; a larger folder is decoded anew by each batch', ge=0)
+        8., 'GB of decoded images; a larger folder is decoded in each batch', ge=0)
     workers: _Count = setting(
         0, 'processes that read the next batches, where images are read when they are '
         'needed; 2 to 8 on a machine with a GPU')
@@ -629,7 +633,7 @@ def make_data(config: Config,
     ConfigError, or the errors of the functions of `data`"""
     data = _read_data(config.data, config.seed, progress, cache)
     _check_data(config, data)
-    return data if config.network.labels else data.without_labels()
+    return data if config.network.labels else datasets.unlabelled(data)
 
 # %% ../nbs/22_config.ipynb #9b900963
 #| code-fold: true

@@ -24,13 +24,14 @@ from tqdm.auto import tqdm
 # %% auto #0
 __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float',
            'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
-           'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'printable', 'in_markdown', 'mnist_mini',
-           'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx', 'read_pickled_batch',
-           'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image', 'read_image',
-           'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy', 'memory_here',
-           'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set', 'check_source', 'LazySet',
-           'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'StreamSet', 'iter_source', 'read_streamed',
-           'hub_set', 'RowImages', 'load_rows', 'find_columns', 'class_names', 'fingerprint', 'check_varied']
+           'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'unlabelled', 'printable', 'in_markdown',
+           'mnist_mini', 'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx',
+           'read_pickled_batch', 'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image',
+           'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy',
+           'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
+           'check_source', 'LazySet', 'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'StreamSet',
+           'iter_source', 'read_streamed', 'hub_set', 'RowImages', 'load_rows', 'find_columns', 'class_names',
+           'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -85,18 +86,12 @@ class ImageSet(Dataset):
         if self.labels is None: return 0
         return count_classes(self.classes) or int(self.labels.max()) + 1
 
-    def without_labels(self) -> ImageSet:
-        "The same images alone"
-        plain = copy.copy(self)
-        plain.labels, plain.classes = None, ()
-        return plain
-
     def __len__(self): return len(self.images)
 
     def __getitem__(self, i):
         return to_float(self.images[i]), None if self.labels is None else self.labels[i]
 
-    def __repr__(self): return f'{type(self).__name__}({self.name!r}: {_describe_set(self)})'
+    def __repr__(self): return _describe_set(self)
 
 # %% ../nbs/08_data.ipynb #58c6234a
 #| code-fold: true
@@ -195,13 +190,19 @@ def _check_table(labels: Tensor, classes: dict):
             raise ValueError(f'labels of {attribute!r} lie in {low}..{high}; allowed are '
                              f'0..{len(values) - 1}, one for each value, and -1 for not stated')
 
+def unlabelled(data: ImageSet) -> ImageSet:
+    "The same images without their labels"
+    plain = copy.copy(data)
+    plain.labels, plain.classes = None, ()
+    return plain
+
 def _describe_set(data: ImageSet) -> str:
     "Number and size of the images, number of classes and of skipped files"
     facts = [f'{len(data):,} images {data.shape}']
     K = data.num_classes
     if K: facts.append(f'{len(K)} attributes' if isinstance(K, tuple) else f'{K} classes')
     if data.skipped: facts.append(f'{len(data.skipped):,} files skipped')
-    return ', '.join(facts)
+    return f'{type(data).__name__}({data.name!r}: {", ".join(facts)})'
 
 # %% ../nbs/08_data.ipynb #1625434e
 #| code-fold: true
@@ -531,28 +532,22 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
                  corrupt: str='refuse', # of a bad file: 'refuse' (ValueError) or 'skip'
                  cache: str | Path | None=None, # folder that keeps the decoded bytes
                  max_pixels: int | None=None, # of a file; by default about 179 million
-                 background: str='white', # under transparent pixels: a name or '#rrggbb'
+                 background: str='white', # under transparent pixels; also '#rrggbb'
                  lazy: bool=False # decode in each batch: a `LazySet`, without a cache
                 ) -> ImageSet: # first images of animations; the rest in `.skipped`
     "All images of a folder, cut to `size` (eq-cover), on a background (eq-background)"
     root = Path(root).expanduser()
     shape = _checked_shape(root, size, channels, corrupt, max_pixels)
-    if lazy: check_lazy(corrupt, cache)
-    file, color = _table_file(root, attributes, labels), checked_color(background)
-    names, skipped, table = list_files(root, labels, file), [], None
-    if file: table = read_table(file, names)
+    file = _table_file(root, attributes, labels)
+    names = list_files(root, labels, file)
+    table = read_table(file, names) if file else None
     if lazy:
-        files = FolderImages(root, names, shape, max_pixels, background)
+        check_lazy(corrupt, cache)
         y, classes = _labels_of_files(root, names, {}, labels, table)
+        files = FolderImages(root, names, shape, max_pixels, background)
         return LazySet(files, y, classes, printable(root.name))
-    images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels,
-                         background)
-    if cache is None: images = _collect(images, len(names), shape)
-    else:
-        folder = _cache_folder(cache, root)
-        what = [shape, labels, corrupt, max_pixels, color, _stamps(root, names)]
-        n = len(names)
-        images, skipped = _through_cache(folder, what, images, n, shape, skipped)
+    how = corrupt, progress, max_pixels, background
+    images, skipped = _decode_folder(root, names, shape, labels, cache, *how)
     y, classes = _labels_of_files(root, names, dict(skipped), labels, table)
     data = ImageSet(_as_tensor(images), y, classes, printable(root.name))
     data.skipped = tuple(f'{printable(name)}: {why}' for name, why in skipped)
@@ -561,6 +556,15 @@ def image_folder(root: str | Path,  # searched to any depth; hidden files are ig
 # %% ../nbs/08_data.ipynb #c5f1a0d9
 #| code-fold: true
 #| code-summary: "Plumbing: checks of input, and the names of the files"
+def _decode_folder(root: Path, names: list[str], shape: tuple, labels: bool, cache, corrupt: str,
+                   progress: bool, max_pixels: int | None, background: str) -> tuple:
+    "The images that can be read, from the cache if there is one; and the skipped files"
+    color, skipped = checked_color(background), []
+    images = _read_files(root, names, shape, corrupt, progress, skipped, max_pixels, background)
+    if cache is None: return _collect(images, len(names), shape), skipped
+    what = [shape, labels, corrupt, max_pixels, color, _stamps(root, names)]
+    return _through_cache(_cache_folder(cache, root), what, images, shape, skipped)
+
 def _checked_shape(root: Path, size, channels: int, corrupt: str, max_pixels) -> tuple:
     "The wanted shape (C,H,W). Refuses a root that is not a folder, and options out of range"
     if not root.is_dir(): raise FileNotFoundError(f'{printable(root)} is not a folder')
@@ -863,8 +867,9 @@ def _stamp(file: Path, name: str) -> tuple:
     readable = os.access(file, os.R_OK, effective_ids=effective)
     return (name, s.st_size, s.st_mtime_ns) if readable else (name,)
 
-def _through_cache(cache: Path, what: list, images, n: int, shape: tuple, skipped: list):
+def _through_cache(cache: Path, what: list, images, shape: tuple, skipped: list):
     "Images and skipped files from a cache of exactly `what`; otherwise they are read and stored"
+    n = len(what[-1])  # files
     key = hashlib.sha256(json.dumps([2, what]).encode()).hexdigest()[:32]  # 2: layout's version
     about, file = cache/'decoded.json', cache/f'decoded-{key}.npy'
     if (found := _open_cache(about, file, key)) is not None: return found
@@ -1046,7 +1051,7 @@ def _pil_pixels(image: Image.Image, i: int, background: str) -> np.ndarray:
 
 # %% ../nbs/08_data.ipynb #b8dbf6b7
 class LazySet(ImageSet):
-    """Images that are read when a batch asks for them, for sets larger than the memory.
+    """Images that are read when a batch needs them, for sets larger than the memory.
     An item is an image or a pair (image, label), as for `image_set`"""
     def __init__(self,
                  source,                     # a Dataset or sequence with a length
@@ -1124,7 +1129,7 @@ def all_in_memory(data: LazySet) -> Tensor: # bytes (N,C,H,W)
     return torch.cat([to_uint8(data[rows][0]) for rows in bar])
 
 class FolderImages:
-    "The files of a folder as a sequence of images, each decoded when it is asked for"
+    "The files of a folder as a sequence of images, each decoded when it is needed"
     def __init__(self, root: Path, names: list[str], shape: tuple, max_pixels: int | None,
                  background: str):
         self.root, self.names, self.shape = root, np.array([os.fsencode(n) for n in names]), shape
@@ -1206,7 +1211,7 @@ def hub_set(source,              # a datasets.Dataset, its name on the hub, or a
             split: str='train',
             image: str | None=None, # column; by default the only one with images
             label: str | None=None, # column; by default the only one with classes
-            stream: int | None=None, # a seed: read in a shuffled stream, download nothing
+            stream: int | None=None, # a seed: read a shuffled stream, download nothing
             name: str | None=None,
             background: str='white' # under transparent pixels
            ) -> LazySet | StreamSet:
@@ -1225,7 +1230,7 @@ def hub_set(source,              # a datasets.Dataset, its name on the hub, or a
 #| code-fold: true
 #| code-summary: "Plumbing: rows of the library datasets"
 class RowImages:
-    "Rows as images; each one is decoded when it is asked for, or when it arrives"
+    "Rows as images, each decoded when it is needed"
     def __init__(self, rows, image: str, label: str | None, shape: tuple, background: str):
         self.rows = rows.select_columns([image, label] if label else [image])
         self.image, self.label, self.shape, self.background = image, label, shape, background
@@ -1324,5 +1329,6 @@ def check_varied(data: ImageSet):
 def _image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
     "The images in blocks of about 4 MB, because a file may not fit into memory"
     if isinstance(data, LazySet):
-        return (to_uint8(data[np.linspace(0, len(data) - 1, 64).round().astype(int)][0]),)
+        rows = np.linspace(0, len(data) - 1, 64).round().astype(int)
+        return (to_uint8(data[rows][0]),)
     return data.images.split(max(1, 2**22 // data.images[0].numel()))

@@ -184,9 +184,9 @@ def next_item(items: Iterator) -> tuple:
 def read_batches(data,             # an ImageSet or LazySet
                  order: Iterable,  # (epoch, rows of the set) of each batch
                  workers: int=0,   # processes that read ahead; 0: read here, when asked
-                 here: slice=slice(None),        # of each batch: what this process needs
+                 here: slice=slice(None), # of each batch: what this process needs
                  device: torch.device=torch.device('cpu')
-                ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
+                ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, y
     "Batches on the device. Images outside the part `here` are not read; they are 0"
     reader = BatchReader(data, here)
     items = read_ahead(reader, order, workers, pin=device.type == 'cuda')

@@ -28,10 +28,27 @@ from .schedule import check_whole, brief
 from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
-__all__ = ['batches', 'order_of_batches', 'shuffled', 'evened', 'mirrored', 'check_batch_size', 'check_state', 'check_width',
+__all__ = ['order_of_batches', 'shuffled', 'batches', 'evened', 'mirrored', 'check_batch_size', 'check_state', 'check_width',
            'check_ema', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width',
            'gamma_of', 'profile', 'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken',
            'check_null_label', 'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
+
+# %% ../nbs/09_training.ipynb #475d276f
+def order_of_batches(n: int, batch_size: int, seed: int,
+                     start: int, # steps already done
+                     labels: Tensor | None=None # to be balanced (n,)
+                    ) -> Iterator[tuple[int, Tensor]]: # epoch, rows of the set (B,)
+    "Which images the next batches hold: eq-epoch"
+    for step in count(start):
+        epoch, place = divmod(step, n // batch_size)
+        if place == 0 or step == start:
+            order = shuffled(n, seed, epoch)
+            if labels is not None: order = evened(order, labels)
+        yield epoch, order[place * batch_size:(place + 1) * batch_size]
+
+def shuffled(n: int, seed: int, epoch: int) -> Tensor: # (n,)
+    "The order of an epoch"
+    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
 
 # %% ../nbs/09_training.ipynb #2f680930
 def batches(data: ImageSet,
@@ -47,26 +64,14 @@ def batches(data: ImageSet,
     labels = data.labels if balanced else None
     order = order_of_batches(len(data), batch_size, seed, start, labels)
     read = read_batches(data, order, **reading)
-    if isinstance(data, StreamSet): read = read_stream(data, batch_size, start, **reading)
+    if isinstance(data, StreamSet):
+        read = read_stream(data, batch_size, start, **reading)
     for step, (epoch, x, y) in enumerate(read, start):
         yield epoch, mirrored(x, seed, step) if flip else x, y
 
-def order_of_batches(n: int, batch_size: int, seed: int,
-                     start: int, # steps already done
-                     labels: Tensor | None=None # to be balanced (n,)
-                    ) -> Iterator[tuple[int, Tensor]]: # epoch, rows of the data set (B,)
-    "Which images the next batches hold: eq-epoch"
-    for step in count(start):
-        epoch, place = divmod(step, n // batch_size)
-        if place == 0 or step == start:
-            order = shuffled(n, seed, epoch)
-            if labels is not None: order = evened(order, labels)
-        yield epoch, order[place * batch_size:(place + 1) * batch_size]
-
-def shuffled(n: int, seed: int, epoch: int) -> Tensor: # (n,)
-    "The order of an epoch"
-    return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(n))
-
+# %% ../nbs/09_training.ipynb #734ad4ec
+#| code-fold: true
+#| code-summary: "Plumbing: balanced classes, and mirrored images"
 def evened(order: Tensor, labels: Tensor) -> Tensor: # like order
     "An order of as many images in which the classes take turns, the rare ones again"
     classes = [order[labels[order] == k] for k in labels.unique()]
@@ -388,9 +393,8 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
     "Algorithm 1 of Ho et al. (2020). FloatingPointError if a number is not finite"
     engine = Engine(state, accelerator, batch_size, accumulate, seed, recompute)
     reading = dict(workers=workers, here=engine.here, device=engine.device)
-    stream = Timed(
-        batches(data, batch_size, seed, state.step, flip, balanced, **reading)
-    )
+    images = batches(data, batch_size, seed, state.step, flip, balanced, **reading)
+    stream = Timed(images)
     while state.step < steps:
         epoch, x0, y = next(stream)
         with random_at(seed, state.step, engine.device):

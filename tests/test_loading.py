@@ -12,7 +12,7 @@ from conftest import refused
 from diffusion_scratch.checkpoint import checkpoints
 from diffusion_scratch.config import ConfigError, make_data, parse_config
 from diffusion_scratch.data import (LazySet, StreamSet, check_varied, fingerprint, hub_set,
-                                    image_folder, image_set)
+                                    image_folder, image_set, unlabelled)
 from diffusion_scratch.denoiser import V, Denoiser
 from diffusion_scratch.run import train
 from diffusion_scratch.schedule import Schedule, cosine_betas
@@ -110,7 +110,7 @@ def test_gray_and_transparent_rows():
 
 def test_a_fingerprint_changes_with_what_is_read(photos):
     a, b = folder(photos, lazy=True), folder(photos, lazy=True)
-    assert fingerprint(a) == fingerprint(b) != fingerprint(a.without_labels())
+    assert fingerprint(a) == fingerprint(b) != fingerprint(unlabelled(a))
     same = [torch.zeros(1, 4, 4)] * 9
     refused(lambda: check_varied(LazySet(same)), 'every pixel')
     changed = LazySet([torch.zeros(1, 4, 4)] * 8 + [torch.ones(1, 4, 4)])
@@ -118,12 +118,14 @@ def test_a_fingerprint_changes_with_what_is_read(photos):
     assert fingerprint(changed) != fingerprint(LazySet(same))
 
 # ---------------------------------------------------------------- training
+RATE = warmup_constant(1e-3, 1)
+
 def trained(data, steps=6, **own):
     torch.manual_seed(0)
     state = TrainState(Denoiser(UNet(3, 8, (1,), 1, (), unshuffle=2, num_classes=2), V))
     schedule = Schedule(cosine_betas(100))
     for first in (3, steps):  # in two goes
-        list(fit(state, schedule, data, steps=first, batch_size=8, lr=warmup_constant(1e-3, 1), **own))
+        list(fit(state, schedule, data, steps=first, batch_size=8, lr=RATE, **own))
     return [p.detach() for p in state.denoiser.parameters()]
 
 def test_training_is_the_same_to_the_bit(photos, rows):
@@ -136,7 +138,7 @@ def test_training_is_the_same_to_the_bit(photos, rows):
 def config(**own): return parse_config(TINY | own)
 
 def test_a_killed_run_with_workers_goes_on_at_the_same_image(photos):
-    "By the command: SIGKILL after a checkpoint; its workers end, and the weights are those of one go"
+    "By the command: SIGKILL after a checkpoint; the workers end; the weights are those of one go"
     data = dict(name='folder', root=str(photos), size=16, subfolders=True, lazy_above=0, workers=2)
     Path('c.yaml').write_text(yaml.safe_dump(TINY | dict(data=data)))
     train(config(data=data | dict(workers=0), run='whole'), progress=False)
@@ -155,12 +157,12 @@ def test_a_killed_run_with_workers_goes_on_at_the_same_image(photos):
 def test_a_hub_set_by_the_config(photos, rows):
     rows.save_to_disk('saved')
     data = dict(name='hf', path='saved', size=16)
-    for own, run in (({}, 'a'), (dict(workers=1), 'b')): train(config(data=data | own, run=run), False)
+    for workers, run in enumerate('ab'): train(config(data=data | dict(workers=workers), run=run), False)
     a, b = tensors('a'), tensors('b')
     assert all(torch.equal(w, b[k]) for k, w in a.items())
     for change, words in ((dict(path=None), 'data.path: null is not allowed'),
-                          (dict(image_column='kind'), "image column: 'kind' is not allowed; allowed: "
-                           'picture'), (dict(label_column='x'), 'allowed: kind, number'),
+                          (dict(image_column='kind'), "'kind' is not allowed; allowed: picture"),
+                          (dict(label_column='x'), 'allowed: kind, number'),
                           (dict(path='nowhere'), 'nowhere, split .train., cannot be read')):
         refused(lambda: make_data(config(data=data | change)), words, ValueError)
 
@@ -176,10 +178,10 @@ def fail(): raise OSError('the disk is gone')
 
 @pytest.mark.parametrize('workers', [0, 1])
 @pytest.mark.parametrize('last, words', [
-    (lambda: torch.rand(1, 8, 9), r"image 9 of 'images' is \(1, 8, 9\), and the first one \(1, 8, 8\)"),
+    (lambda: torch.rand(1, 8, 9), r'image 9 of .* is \(1, 8, 9\), and the first one \(1, 8, 8\)'),
     (lambda: torch.full((1, 8, 8), 2.), 'the values of image 9 lie in .2, 2.'),
     (lambda: (torch.rand(1, 8, 8), 3), 'item 9 of .images. has the label 3'),
-    (lambda: 'text', 'item 9 is a str'), (fail, 'image 9 of .images. cannot be read: the disk is gone')])
+    (lambda: 'text', 'item 9 is a str'), (fail, 'image 9 .* read: the disk is gone')])
 def test_a_bad_item_is_named(last, words, workers):
     stream = batches(LazySet(Failing(last)), 5, workers=workers)
     refused(lambda: [next(stream) for _ in range(2)], words, (TypeError, ValueError))
@@ -216,7 +218,8 @@ class Stream(torch.utils.data.IterableDataset):
     def __init__(self, pairs): self.pairs, self.epoch = pairs, 0
     def set_epoch(self, epoch): self.epoch = epoch
     def __iter__(self):
-        return (self.pairs[i] for i in np.random.default_rng(self.epoch).permutation(len(self.pairs)))
+        order = np.random.default_rng(self.epoch).permutation(len(self.pairs))
+        return (self.pairs[i] for i in order)
 
 def streamed(photos):
     data = folder(photos)
@@ -251,7 +254,7 @@ def test_what_no_stream_can_be_is_refused():
     refused(lambda: StreamSet(3), 'cannot read a int', TypeError)
     once = StreamSet(iter([x] * 9))                      # a generator does not begin again
     refused(lambda: list(batches(once, 5)), 'must begin again')
-    for pairs, words in (([(x, 0)] * 5 + [(x, 3)], r'label of item 5 of .* is 3; allowed: 0\.\.0, or'),
+    for pairs, words in (([(x, 0)] * 5 + [(x, 3)], r'item 5 of .* is 3; allowed: 0\.\.0, or'),
                          ([(x, 0)] * 5 + [x], 'is None; allowed: 0..0'),
                          ([x] * 5 + [x[:, :2]], r'item 5 .* is \(1, 2, 4\), and the first')):
         stream = batches(StreamSet(pairs, first=5), 6)
@@ -271,7 +274,7 @@ def test_balanced_batches_show_each_class_equally_often():
     assert not torch.equal(first[0][1], second[0][1])
     later = batches(data, 20, balanced=True, start=7)
     assert torch.equal(next(later)[1], second[2][1])
-    for wrong in (data.without_labels(), StreamSet([x[0]] * 9)):
+    for wrong in (unlabelled(data), StreamSet([x[0]] * 9)):
         refused(lambda: next(batches(wrong, 5, balanced=True)), 'balanced = True is not allowed')
 
 def test_recomputed_activations_change_no_bit_and_need_less_memory(photos):
@@ -291,7 +294,7 @@ def test_recomputed_activations_change_no_bit_and_need_less_memory(photos):
     assert held[1] < 0.6 * held[0]
 
 def test_latents_are_not_rounded():
-    "Numbers within 4, in 4 channels, arrive in training as they are; without `limit` they are refused"
+    "Numbers within 4, in 4 channels, arrive as they are; without `limit` they are refused"
     x = 4 * torch.rand(20, 4, 8, 8, generator=torch.Generator().manual_seed(0)) - 2
     data = LazySet(list(x), limit=4.)
     _, batch, _ = next(batches(data, 20, seed=1))
@@ -299,5 +302,5 @@ def test_latents_are_not_rounded():
     refused(lambda: LazySet(list(x)), r'declare their range, limit=')
     refused(lambda: data.images, 'decode them to images first')
     state = TrainState(Denoiser(UNet(4, 8, (1,), 1, ()), V))
-    options = dict(steps=2, batch_size=5, lr=warmup_constant(1e-3, 1))
+    options = dict(steps=2, batch_size=5, lr=RATE)
     assert len(list(fit(state, Schedule(cosine_betas(100)), data, **options))) == 2

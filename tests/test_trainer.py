@@ -175,7 +175,7 @@ train_command()
 """
 
 def test_two_processes_learn_what_one_learns():
-    """torchrun with gloo, in two goes: the same but for the order of sums; each has its own dropout.
+    """torchrun with gloo, in two goes: the same but for the order of sums; own dropout for each.
     No thread of the group is left at the end: it could abort the process while Python ends"""
     words, plain = ('training.steps=30', 'save_every=30'), 'network.dropout=0'
     half = 'network.dropout=0.5'
