@@ -4,8 +4,8 @@
 
 The paper's network for CIFAR-10 at its batch of 128, by steps of `fit` on random images in memory.
 Each way is measured in a process of its own. Beside it stands a plain training loop with diffusers'
-UNet2DModel of the same shape, in bf16, as in diffusers' training example. Where there is no accelerator, nothing is measured and the page is
-left as it is; `--device cpu --batch 4 --channels 16` tries the program there.
+UNet2DModel of the same shape, in bf16, as in diffusers' training example. Where there is no
+accelerator, nothing is measured; `--device cpu --batch 4 --channels 16` tries the program there.
 """
 import argparse
 import json

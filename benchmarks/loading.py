@@ -203,8 +203,9 @@ same threads, {100 * fly / (step + fly):.1f} % of it here, and a larger part bes
 decoded once, in {os.cpu_count()} threads:
 ''', *table(jpegs, 'images', 's', 'images per second', 's for 30,000'), *decoding, f'''
 Images that are read when they are needed, beside a simulated accelerator: a step of
-{1e3 * STEP:.0f} ms that computes nothing and leaves the cores to the workers, {BATCH} images a batch. *Waiting* is the
-share of the time that passes without a step. The memory is that of the process and its workers together.
+{1e3 * STEP:.0f} ms that computes nothing and leaves the cores to the workers, {BATCH} images a
+batch. *Waiting* is the share of the time that passes without a step. The memory is that of the
+process and its workers together.
 ''', *table(*LAZY), *lazy, '', measured(command, began)]
     a.out.write_text('\n'.join(page), encoding='utf-8')
     print(f'\nwrote {a.out}')

@@ -102,8 +102,8 @@ class _Source(_Section):
     label_column: str | None = setting(
         None, 'of hf; null: the only column with classes, if there is one')
     streaming: bool = setting(
-        False, 'of hf: read it in a partly shuffled order, without storing it; only its '
-        'first 1,000 images can be compared with samples')
+        False, 'of hf: read it in a partly shuffled order, without storing it; only '
+        'its first 1,000 images can be compared with samples')
     root: _File = setting(
         DATA, 'the folder of images, or one that has the files of mnist or cifar10 '
         'already; by default these are downloaded')

@@ -157,7 +157,8 @@ def test_a_killed_run_with_workers_goes_on_at_the_same_image(photos):
 def test_a_hub_set_by_the_config(photos, rows):
     rows.save_to_disk('saved')
     data = dict(name='hf', path='saved', size=16)
-    for workers, run in enumerate('ab'): train(config(data=data | dict(workers=workers), run=run), False)
+    for workers, run in enumerate('ab'):
+        train(config(data=data | dict(workers=workers), run=run), progress=False)
     a, b = tensors('a'), tensors('b')
     assert all(torch.equal(w, b[k]) for k, w in a.items())
     for change, words in ((dict(path=None), 'data.path: null is not allowed'),
