@@ -27,7 +27,7 @@ from diffusion_scratch.features import (
 from .noising import q_sample
 from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
-from .export import export_diffusers, export_onnx
+from .export import export_diffusers, export_onnx, push_to_hub
 from .report import Report, compare_reports, evaluate_model
 from .run import RunFolder, attributes_named, check_writable, conditioned
 from .run import cpu_threads, draw
@@ -431,20 +431,29 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
         'examples:\n'
         '  diffusion-export runs/quickstart --to folder digits --half\n'
         '  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n'
-        '  diffusion-export mnist-mini --to onnx digits.onnx')
+        '  diffusion-export mnist-mini --to onnx digits.onnx\n'
+        '  diffusion-export runs/quickstart --to hub owner/digits --license mit --private')
     p.add_argument('model', type=_model_name, help=_MODEL)
     p.add_argument('--model', **_OWN)
-    p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'],
-                   help='a folder in our format, a pipeline for diffusers, or one ONNX file')
-    p.add_argument('out', type=_path, help='the folder or file to write')
+    p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx', 'hub'],
+                   help='a folder in our format, a pipeline for diffusers, one ONNX file, or an '
+                        'upload to the Hugging Face hub, with a model card and a grid of samples')
+    p.add_argument('out', type=_path,
+                   help='the folder or file to write; for the hub, owner/name')
     p.add_argument('--label', metavar='CLASS',
                    help='for diffusers: the class, or attribute=value,..., that the pipeline '
                         'draws (default: any)')
     p.add_argument('--half', action='store_true',
                    help='for a folder: numbers of 16 bits, which take half the space')
+    p.add_argument('--license', metavar='NAME',
+                   help='for the hub: the licence of the weights as the hub spells it, such as '
+                        'mit or cc-by-4.0 (default: none is stated, and the model card says so)')
+    p.add_argument('--private', action='store_true',
+                   help='for the hub: only its owner can see the model')
     p.add_argument('--raw', action='store_true', help=_RAW)
     args = p.parse_args(argv)
-    for option, kind in (('label', 'diffusers'), ('half', 'folder')):
+    for option, kind in (('label', 'diffusers'), ('half', 'folder'), ('license', 'hub'),
+                         ('private', 'hub')):
         if getattr(args, option) and args.to != kind:
             p.error(f'--{option} goes with --to {kind}, not with --to {args.to}')
     return args
@@ -457,8 +466,11 @@ def export_command(argv: list[str] | None=None # words; default: those of this p
         print(printable(_export_model(_export_arguments(argv))))
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e2
-def _export_model(args: argparse.Namespace) -> Path:
-    "Write a model in our format, for diffusers or as ONNX"
+def _export_model(args: argparse.Namespace) -> Path | str:
+    "Write a model in our format, for diffusers or as ONNX; or upload it to the hub"
+    if args.to == 'hub':
+        return push_to_hub(args.model, args.out.as_posix(), license=args.license,
+                           private=args.private, ema=not args.raw, net=args.network)
     found = _find_model(args.model)
     denoiser, schedule = found.load(ema=not args.raw, net=args.network)
     about = dict(ema=not args.raw) | found.about
