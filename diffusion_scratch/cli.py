@@ -4,7 +4,7 @@
 
 # %% ../nbs/27_cli.ipynb #aa45462b
 from __future__ import annotations
-import argparse, math, os, re, signal, sys, traceback, warnings
+import argparse, json, math, os, re, signal, sys, traceback, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -186,6 +186,7 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-train quickstart run=runs/short training.steps=500\n'
         '  diffusion-train --diagnose runs/short\n'
         '  diffusion-train my_own.yaml\n'
+        '  diffusion-train my_own.yaml --from mnist\n'
         '  accelerate launch --num_processes 4 examples/train.py cifar10\n'
         '  torchrun --nproc-per-node 4 examples/train.py cifar10\n\n'
         f'every key of a config, with its default:\n\n{dump_config(Config())}')
@@ -193,14 +194,20 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
                    f'with the package: {", ".join(shipped_configs())}')
     p.add_argument('overrides', nargs='*', metavar='key=value',
                    help='changes to the config, such as training.steps=500')
+    p.add_argument('--from', dest='start', metavar='MODEL', type=_model_name,
+                   help='begin with these weights: a run, a folder or a name, as in '
+                        'diffusion-sample; the network must be that of the config. The same as '
+                        'training.start=MODEL')
     p.add_argument('--diagnose', metavar='RUN', type=_path,
                    help='do not train: report whether this run is learning. Its loss by timestep, '
                         'with references, and a conclusion')
     p.add_argument('--model', **_OWN | dict(help='only with --diagnose: your own network'))
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
     if bool(args.config) == bool(args.diagnose):
         p.error('give a config to train, or --diagnose RUN')
     if args.network and args.config: p.error('--model is only for --diagnose; a config has model')
+    if args.start and args.diagnose: p.error('--from is only for a training')
+    if args.start: args.overrides.append(f'training.start={json.dumps(args.start)}')
     return args
 
 # %% ../nbs/27_cli.ipynb #742bf03f
