@@ -4,7 +4,7 @@
 
 # %% ../nbs/27_cli.ipynb #aa45462b
 from __future__ import annotations
-import argparse, math, os, re, signal, sys, traceback, warnings
+import argparse, json, math, os, re, signal, sys, traceback, warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -27,7 +27,7 @@ from diffusion_scratch.features import (
 from .noising import q_sample
 from .pictures import grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
-from .export import export_diffusers, export_onnx
+from .export import export_diffusers, export_onnx, push_to_hub
 from .report import Report, compare_reports, evaluate_model
 from .run import RunFolder, attributes_named, check_writable, conditioned
 from .run import cpu_threads, draw
@@ -186,6 +186,7 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
         '  diffusion-train quickstart run=runs/short training.steps=500\n'
         '  diffusion-train --diagnose runs/short\n'
         '  diffusion-train my_own.yaml\n'
+        '  diffusion-train my_own.yaml --from mnist\n'
         '  accelerate launch --num_processes 4 examples/train.py cifar10\n'
         '  torchrun --nproc-per-node 4 examples/train.py cifar10\n\n'
         f'every key of a config, with its default:\n\n{dump_config(Config())}')
@@ -193,14 +194,20 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
                    f'with the package: {", ".join(shipped_configs())}')
     p.add_argument('overrides', nargs='*', metavar='key=value',
                    help='changes to the config, such as training.steps=500')
+    p.add_argument('--from', dest='start', metavar='MODEL', type=_model_name,
+                   help='begin with these weights: a run, a folder or a name, as in '
+                        'diffusion-sample; the network must be that of the config. The same as '
+                        'training.start=MODEL')
     p.add_argument('--diagnose', metavar='RUN', type=_path,
                    help='do not train: report whether this run is learning. Its loss by timestep, '
                         'with references, and a conclusion')
     p.add_argument('--model', **_OWN | dict(help='only with --diagnose: your own network'))
-    args = p.parse_args(argv)
+    args = p.parse_intermixed_args(argv)
     if bool(args.config) == bool(args.diagnose):
         p.error('give a config to train, or --diagnose RUN')
     if args.network and args.config: p.error('--model is only for --diagnose; a config has model')
+    if args.start and args.diagnose: p.error('--from is only for a training')
+    if args.start: args.overrides.append(f'training.start={json.dumps(args.start)}')
     return args
 
 # %% ../nbs/27_cli.ipynb #742bf03f
@@ -431,20 +438,29 @@ def _export_arguments(argv: list[str] | None) -> argparse.Namespace:
         'examples:\n'
         '  diffusion-export runs/quickstart --to folder digits --half\n'
         '  diffusion-export runs/cifar10 --to diffusers cifar10-diffusers\n'
-        '  diffusion-export mnist-mini --to onnx digits.onnx')
+        '  diffusion-export mnist-mini --to onnx digits.onnx\n'
+        '  diffusion-export runs/quickstart --to hub owner/digits --license mit --private')
     p.add_argument('model', type=_model_name, help=_MODEL)
     p.add_argument('--model', **_OWN)
-    p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx'],
-                   help='a folder in our format, a pipeline for diffusers, or one ONNX file')
-    p.add_argument('out', type=_path, help='the folder or file to write')
+    p.add_argument('--to', required=True, choices=['folder', 'diffusers', 'onnx', 'hub'],
+                   help='a folder in our format, a pipeline for diffusers, one ONNX file, or an '
+                        'upload to the Hugging Face hub, with a model card and a grid of samples')
+    p.add_argument('out', type=_path,
+                   help='the folder or file to write; for the hub, owner/name')
     p.add_argument('--label', metavar='CLASS',
                    help='for diffusers: the class, or attribute=value,..., that the pipeline '
                         'draws (default: any)')
     p.add_argument('--half', action='store_true',
                    help='for a folder: numbers of 16 bits, which take half the space')
+    p.add_argument('--license', metavar='NAME',
+                   help='for the hub: the licence of the weights as the hub spells it, such as '
+                        'mit or cc-by-4.0 (default: none is stated, and the model card says so)')
+    p.add_argument('--private', action='store_true',
+                   help='for the hub: only its owner can see the model')
     p.add_argument('--raw', action='store_true', help=_RAW)
     args = p.parse_args(argv)
-    for option, kind in (('label', 'diffusers'), ('half', 'folder')):
+    for option, kind in (('label', 'diffusers'), ('half', 'folder'), ('license', 'hub'),
+                         ('private', 'hub')):
         if getattr(args, option) and args.to != kind:
             p.error(f'--{option} goes with --to {kind}, not with --to {args.to}')
     return args
@@ -457,8 +473,11 @@ def export_command(argv: list[str] | None=None # words; default: those of this p
         print(printable(_export_model(_export_arguments(argv))))
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e2
-def _export_model(args: argparse.Namespace) -> Path:
-    "Write a model in our format, for diffusers or as ONNX"
+def _export_model(args: argparse.Namespace) -> Path | str:
+    "Write a model in our format, for diffusers or as ONNX; or upload it to the hub"
+    if args.to == 'hub':
+        return push_to_hub(args.model, args.out.as_posix(), license=args.license,
+                           private=args.private, ema=not args.raw, net=args.network)
     found = _find_model(args.model)
     denoiser, schedule = found.load(ema=not args.raw, net=args.network)
     about = dict(ema=not args.raw) | found.about

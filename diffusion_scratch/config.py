@@ -22,7 +22,7 @@ from .denoiser import PARAMETERIZATIONS, Denoiser
 from .loss import min_snr, uniform, v_weight, x0_weight
 from .schedule import (
     Schedule, cosine_betas, linear_betas, sigmoid_betas, zero_terminal_snr)
-from .training import warmup_constant, warmup_cosine
+from .training import restarted_cosine, warmup_constant
 from .unet import UNet, label_shape
 
 # %% auto #0
@@ -175,7 +175,12 @@ class _Steps(_Section):
     warmup: _Count = setting(200, 'steps of warm-up')
     decay: Literal['constant', 'cosine'] = setting(
         'constant', 'of the learning rate after warm-up')
-    adam: tuple[_Share, _Share] = setting((0.9, 0.999), "Adam's betas")
+    optimizer: Literal['adam', 'adamw'] = setting(
+        'adam', 'adamw decays the weights too, but no biases and no gains of norms')
+    weight_decay: _Real = setting(
+        0.01, 'of adamw; a step takes lr times this fraction off a weight', ge=0, le=1)
+    adam: tuple[_Share, _Share] = setting(
+        (0.9, 0.999), "betas of Adam and AdamW")
     clip: _Real = setting(1., 'largest norm of the gradient', gt=0)
     explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
 
@@ -355,6 +360,11 @@ def _disagreements(c: Config) -> Iterator[str]:
     if len(set(c.training.averages)) < len(c.training.averages):
         yield (f'training.averages: {list(c.training.averages)} is not allowed, because a width '
                'stands there twice; allowed: each once')
+    default = TrainingConfig.model_fields['weight_decay'].default
+    if c.training.optimizer == 'adam' and c.training.weight_decay != default:
+        yield (f'training.weight_decay: {c.training.weight_decay} is not allowed with '
+               'training.optimizer adam, which does not use it; allowed: nothing, or '
+               'training.optimizer adamw')
     if c.sampling.steps > T:
         yield (f'sampling.steps: {c.sampling.steps} is not allowed; allowed: whole number >= 1 and '
                f'<= {T}, which is schedule.T')
@@ -860,11 +870,13 @@ def _own_weight(config: Config) -> Callable:
     return weight
 
 # %% ../nbs/22_config.ipynb #a5cf9cab
-def make_fit_options(config: Config) -> dict:
+def make_fit_options(config: Config,
+                     ends: tuple=() # steps at which the run ended, and was made longer
+                    ) -> dict:
     "The keywords of `fit`; raises ConfigError"
     t = config.training
     lr = warmup_constant(t.lr, t.warmup)
-    if t.decay == 'cosine': lr = warmup_cosine(t.lr, t.warmup, t.steps)
+    if t.decay == 'cosine': lr = restarted_cosine(t.lr, t.warmup, (*ends, t.steps))
     weights = dict(eps=uniform, x0=x0_weight, v=v_weight, min_snr=min_snr())
     name = t.weight or config.parameterization
     weight = weights[name] if name in weights else _own_weight(config)

@@ -4,23 +4,29 @@
 
 # %% ../nbs/24_export.ipynb #180f1c87
 from __future__ import annotations
-import copy, hashlib, json, sys, warnings
-from contextlib import redirect_stdout
+import copy, hashlib, json, re, sys, tempfile, warnings
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 import torch
+import yaml
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
-from .config import SamplingConfig
+from .config import SamplingConfig, dump_config, make_section
+from .data import DATA, count_classes, in_markdown
 from .denoiser import Denoiser
+from .evaluation import Estimate
+from .pictures import grid
 from .pretrained import (
-    DIFFUSERS_WEIGHTS, FORMAT, PREDICTION_TYPES, bare_network, json_bytes, to_diffusers,
-    unet2d_values, weights_on_cpu, write_folder)
+    DIFFUSERS_WEIGHTS, FORMAT, PREDICTION_TYPES, Found, bare_network, find, json_bytes, save,
+    to_diffusers, unet2d_values, weights_on_cpu, write_folder)
+from .report import model_hash
+from .run import draw, find_device, image_shape, labels_in_turn, run_config
 from .schedule import Schedule, linear_betas
-from .checkpoint import atomic
+from .checkpoint import atomic, read_json
 from .unet import UNet, label_shape, label_sizes, label_tables, label_vector
 
 # %% auto #0
-__all__ = ['fold_label', 'scheduler_config', 'export_diffusers', 'export_onnx']
+__all__ = ['fold_label', 'scheduler_config', 'export_diffusers', 'export_onnx', 'hub_folder', 'push_to_hub']
 
 # %% ../nbs/24_export.ipynb #3edc8854
 def fold_label(weights: dict[str, Tensor], # of a UNet
@@ -176,3 +182,199 @@ def _check_onnx(file: Path):
     except ImportError:
         raise ImportError('export_onnx takes onnx and onnxscript: '
                           'pip install onnx onnxscript') from None
+
+# %% ../nbs/24_export.ipynb #87931453
+def hub_folder(model: str | Path,  # as for `load`: a run, a folder or a name
+               repo: str,          # owner/name, for the card
+               folder: str | Path, # a new one
+               *,
+               license: str | None=None, # as the hub spells it: mit, cc-by-4.0 ...
+               ema: bool=True,     # the averaged weights, if it has both
+               net: nn.Module | type | str | None=None # as for `load`
+              ) -> Path:           # the folder
+    """What `push_to_hub` uploads: weights, config, a grid of samples and a model card.
+    Raises ValueError, OSError or ImportError"""
+    folder = Path(folder).expanduser()
+    _check_hub_folder(repo, folder, license)
+    found = find(model)
+    denoiser, schedule = found.load(ema, net)
+    trained = _facts_of_run(found, ema)
+    about = dict(ema=ema) | found.about | _measured(found, denoiser, schedule)
+    picture, caption = _sample_grid(model, about, denoiser, schedule, trained)
+    save(denoiser, schedule, folder, about)
+    card = _hub_card(repo, read_json(folder/'config.json'), license, trained, caption)
+    (folder/'README.md').write_text(card, encoding='utf-8')
+    (folder/'samples.png').write_bytes(picture)
+    if config := trained.get('config'):
+        (folder/'training.yaml').write_text(config, encoding='utf-8')
+    return folder
+
+# %% ../nbs/24_export.ipynb #67eab46b
+#| code-fold: true
+#| code-summary: "Plumbing: what a run says of itself, and a grid of samples"
+def _check_hub_folder(repo: str, folder: Path, license: str | None):
+    "Refuse a name that the hub cannot have, a licence that is no name, and a folder that exists"
+    if not re.fullmatch(r'\w[\w.-]*/\w[\w.-]*', repo):
+        raise ValueError(f'{repo!r} is not allowed; allowed: owner/name on the Hugging Face hub')
+    if license is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.-]*', license):
+        raise ValueError(f'license: {license!r} is not allowed; allowed: a name of the hub, such '
+                         'as mit, apache-2.0, cc-by-4.0 or other')
+    if folder.exists(): raise FileExistsError(f'{folder} is there already; give a new folder')
+
+def _run_folder(found: Found) -> Path | None:
+    "The folder of the run that a checkpoint is of"
+    inside = found.path.parent.name == 'checkpoints'
+    return found.path.parent.parent if inside else None
+
+def _facts_of_run(found: Found, ema: bool) -> dict:
+    "Of weights of a run: its public config, what run.json says, its samples"
+    run = _run_folder(found)
+    if run is None: return dict(facts=found.about.get('made', {}))
+    config, trained = run_config(run), dict(facts={})
+    data = config.data.model_copy(update=dict(root=DATA, attributes=None))
+    start = config.training.start and Path(config.training.start).name
+    training = config.training.model_copy(update=dict(start=start))
+    without_paths = dict(run=Path('runs', run.name), data=data, training=training)
+    trained['config'] = dump_config(config.model_copy(update=without_paths))
+    with suppress(OSError, ValueError):
+        facts = read_json(run/'run.json')
+        if f'step_{facts["steps"]:08d}' != found.path.stem: return trained
+        keys = 'data', 'steps', 'training_seconds', 'device', 'threads', 'torch', 'seed', 'date'
+        trained['facts'] = {k: facts[k] for k in keys}
+        trained['results'] = {k: facts[k] for k in ('readable', 'readable_real') if k in facts}
+        if ema: trained['samples'] = (run/'samples.png').read_bytes()
+    return trained
+
+def _measured(found: Found, denoiser: Denoiser, schedule: Schedule) -> dict:
+    "The newest evaluation of exactly these weights in the folder of their run"
+    run, weights = _run_folder(found), model_hash(denoiser, schedule)
+    if run is None: return {}
+    def text(m): return ', real images in their place '.join(str(Estimate(**m[k])) for k in m)
+    for file in sorted(run.glob('*/report.json'), key=lambda f: -f.stat().st_mtime):
+        report = read_json(file)
+        if report['protocol']['weights'].endswith(f' {weights}'):
+            measures = {k: text(m) for k, m in report['measures'].items()}
+            return dict(measured=dict(protocol=report['protocol_in_words'], **measures))
+    return {}
+
+def _sample_grid(model, about: dict, denoiser: Denoiser, schedule: Schedule,
+                 trained: dict) -> tuple[bytes, str]:
+    "A PNG and its caption: the samples of the run, or a few that are drawn now"
+    sampling = make_section(SamplingConfig, about['sampling'])
+    shape = image_shape(model, about)
+    caption = f'{sampling.solver}, {sampling.steps} steps, guidance {sampling.guidance}'
+    if 'samples' in trained:
+        return trained['samples'], f'{caption}, seed {trained["facts"]["seed"]}'
+    y = labels_in_turn(count_classes(about['classes']), 16)
+    frames = draw(denoiser.to(find_device('auto')), schedule, shape, 16, y, sampling,
+                  progress=sys.stderr.isatty())
+    with tempfile.TemporaryDirectory() as folder:
+        grid(frames[-1].x, 8, scale=2).save(png := Path(folder, 'samples.png'))
+        return png.read_bytes(), f'{caption}, seed 0'
+
+# %% ../nbs/24_export.ipynb #87cce17c
+#| code-fold: true
+#| code-summary: "Plumbing: the model card"
+def _hub_card(repo: str, config: dict, license: str | None, trained: dict, caption: str) -> str:
+    "The page of a model: the hub reads its beginning"
+    about = config['about']
+    front = dict(license=license) if license else {}
+    front |= dict(library_name=FORMAT, pipeline_tag='unconditional-image-generation',
+                  tags=['diffusion', 'ddpm'])
+    classes = ', '.join(about['classes']) or 'none'
+    facts = dict(network=config['network'], predicts=config['parameterization'],
+                 images=' x '.join(map(str, about['shape'])), classes=classes,
+                 **{'averaged weights': about['ema']}, **trained['facts'])
+    if 'config' in trained: facts['config'] = 'training.yaml, without its paths'
+    results = about.get('evaluated', {}) | about.get('measured', {}) | trained.get('results', {})
+    own = '' if config['network'].startswith(f'{FORMAT}.') else f", net='{config['network']}'"
+    licence = in_markdown(license or 'None is stated. Ask the owner before you use the weights.')
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False)}---
+
+# {in_markdown(repo.partition('/')[2])}
+
+Weights of a denoising diffusion model, for the Python package {FORMAT}.
+
+![Samples](samples.png)
+
+Samples, none of them selected: {in_markdown(caption)}.
+
+```python
+from {FORMAT}.pretrained import load
+denoiser, schedule = load('{repo}'{own})
+```
+
+## Results
+
+{_table(results) or 'Nothing was measured of these weights.'}
+
+## Training
+
+{_table(facts)}
+
+## Licence
+
+{licence}
+"""
+
+def _table(values: dict) -> str:
+    "Names and values as a table; empty if there are none"
+    rows = [f'| {in_markdown(k)} | {in_markdown(str(v))} |' for k, v in values.items()]
+    return '\n'.join(['| | |', '| --- | --- |', *rows]) if rows else ''
+
+# %% ../nbs/24_export.ipynb #9ad19e18
+def push_to_hub(model: str | Path, # as for `load`: a run, a folder or a name
+                repo: str,         # owner/name; created if it is missing
+                *,
+                license: str | None=None, # as the hub spells it: mit, cc-by-4.0 ...
+                private: bool=False,      # only for its owner
+                ema: bool=True,    # the averaged weights, if it has both
+                net: nn.Module | type | str | None=None # as for `load`
+               ) -> str:           # its address
+    """Upload a model to the Hugging Face hub. Raises ValueError, OSError (no token, no
+    connection, refused there) or ImportError"""
+    api = _hub_client(repo)
+    with tempfile.TemporaryDirectory() as there:
+        options = dict(license=license, ema=ema, net=net)
+        folder = hub_folder(model, repo, Path(there)/'model', **options)
+        with _hub_errors(repo):
+            address = api.create_repo(repo, private=private or None, exist_ok=True)
+            if private: _check_private(api, repo)
+            message = f'Upload of {FORMAT}'
+            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    return str(address)
+
+# %% ../nbs/24_export.ipynb #dd50b9d2
+#| code-fold: true
+#| code-summary: "Plumbing: the hub's client, and errors that say what to do"
+def _hub_client(repo: str):
+    "huggingface_hub's client; an error, before any work, if there is none or it has no token"
+    try: from huggingface_hub import HfApi, get_token
+    except ImportError:
+        raise ImportError(f'an upload to the Hugging Face hub needs huggingface_hub: '
+                          f'pip install huggingface_hub. {_by_hand(repo)}') from None
+    if get_token(): return HfApi()
+    raise PermissionError('there is no token of the Hugging Face hub here: give hf auth login, or '
+                          'set HF_TOKEN, with a token that may write '
+                          '(https://huggingface.co/settings/tokens)')
+
+def _by_hand(repo: str) -> str:
+    return ('Or write the folder with diffusion-export ... --to folder FOLDER, and on a machine '
+            f'with internet give hf upload {repo} FOLDER')
+
+@contextmanager
+def _hub_errors(repo: str):
+    "Any error of the hub's client as an OSError of one line"
+    try: yield
+    except ValueError: raise
+    except Exception as e:
+        why = f'{type(e).__name__}: {" ".join(str(e).split())[:400]}'
+        raise OSError(f'{repo} cannot be written to the Hugging Face hub ({why}). If it was '
+                      f'refused, the token lacks the right to write there. {_by_hand(repo)}') from e
+
+def _check_private(api, repo: str):
+    "Refuse to upload private weights into a public repository"
+    if not api.model_info(repo).private:
+        raise ValueError(f'{repo} is there already, and public; nothing was uploaded. Make it '
+                         'private on the hub, or give another name')

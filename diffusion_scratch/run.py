@@ -150,7 +150,8 @@ def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
     if free is None:
         free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
                 'data.root', 'data.workers', 'sampling.', 'training.evaluate_')
-        if new.training.decay == 'constant': free += ('training.steps',)
+        longer = new.training.steps > old.training.steps  # allowed at the end of a decay
+        if longer or new.training.decay == 'constant': free += ('training.steps',)
     a, b = flat_config(old), flat_config(new)
     keys = [k for k in b if a[k] != b[k] and not k.startswith(free)]
     return ', '.join(f'{k}: {a[k]} there, {b[k]} here' for k in keys)
@@ -464,13 +465,32 @@ class RunFolder:
 
     def check_same_config(self):
         "Refuse a folder whose checkpoints were made with another config"
-        try: changed = _changed_keys(run_config(self.path, self.kept), self.config)
+        try: there = run_config(self.path, self.kept)
         except ConfigError as e:
             raise ConfigError(f'run: {self.path} holds a checkpoint, but not the config it was '
                               f'made with ({e}); give another folder, run=...') from None
-        if changed:
+        if changed := _changed_keys(there, self.config):
             raise ConfigError(f'run: {self.path} holds a run with another config ({changed}). '
                               f'Give this one a folder of its own, run=..., or delete that one')
+        self.check_longer(self.kept['config']['training'] if self.kept else dict(there.training))
+
+    def check_longer(self, planned: dict # the section `training` of the checkpoint
+                    ):
+        "Refuse more steps in the middle of a decay"
+        steps, t = planned['steps'], self.config.training
+        if t.decay == 'constant' or t.steps <= steps: return
+        if (step := newest_checkpoint(self.path)[1]['step']) == steps and self.kept: return
+        raise ConfigError(f'training.steps: {t.steps} is not allowed, because {self.path} has done '
+                          f'{step} of the {steps} steps of its cosine; allowed: {steps}, and more '
+                          'when these are done')
+
+    @cached_property
+    def ends(self) -> list[int]:
+        "The steps at which this run ended and was made longer: there a new decay begins"
+        if not self.kept: return []
+        planned, t = self.kept['config']['training'], self.config.training
+        longer = t.decay == 'cosine' and t.steps > planned['steps']
+        return self.kept.get('ends', []) + [planned['steps']] * longer
 
     def sessions(self) -> list[dict]:
         "Earlier sessions, from the manifest or the newest checkpoint; none if nothing was saved"
@@ -498,6 +518,7 @@ class RunFolder:
         "After all checks: clean up after a killed run, write config and manifest"
         sessions = [*self.sessions(), session]
         self.record = dict(config=self.config.model_dump(mode='json'), sessions=sessions)
+        if self.ends: self.record['ends'] = self.ends
         self.clean_up()
         self.texts = {'config.yaml': dump_config(self.config).encode(),
                       'manifest.json': json_with_checksum(self.record)}
@@ -697,7 +718,7 @@ def _extractor_for(config: Config, data: ImageSet, device) -> tuple[Extractor | 
 def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
                plan: Plan, accelerator: Accelerator, progress: bool, watch: Callable):
     "Train to the last step or to a signal; then save, and print how to go on"
-    config, options = run.config, make_fit_options(run.config)
+    config, options = run.config, make_fit_options(run.config, run.ends)
     opened = _open_session(run, state, schedule, data, plan, accelerator, progress)
     with opened as session, stop_signals() as signals:
         for m in fit(state, schedule, data, accelerator=accelerator, **options):
@@ -1298,10 +1319,11 @@ def _prepare(run: RunFolder, schedule: Schedule, accelerator: Accelerator, devic
         data = data or read()
         denoiser = make_denoiser(config, data).to(device)
         t = config.training
-        state = TrainState(denoiser, t.adam, t.ema, t.averages)
+        decay = t.weight_decay if t.optimizer == 'adamw' else None
+        state = TrainState(denoiser, t.adam, t.ema, t.averages, decay)
         if checkpoints(run.path): schedule = resume(run.path, state, schedule)
         elif config.training.start: begin_with(config.training.start, state, schedule)
-        make_fit_options(config)
+        make_fit_options(config, run.ends)
         plan = plan_evaluations(config, data, device)
         parts_of_batch(config.training.batch_size, config.training.accumulate,
                        processes=accelerator.num_processes)
@@ -1421,6 +1443,9 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
     lines.append(plan.words)
     if state.step:
         lines.append(f'going on after step {state.step:,} of {config.training.steps:,}')
+    if run.ends:
+        lines.append(f'this run was made longer: from step {run.ends[-1]:,} on, the learning rate '
+                     'has a new warm-up and a new cosine')
     if changed := session['changed']:
         words = ', '.join(f'{k} from {there} to {here}' for k, (there, here) in changed.items())
         lines.append(f'changed since its checkpoint was made: {words}; '
@@ -1434,7 +1459,8 @@ def _measure_budget(run: RunFolder, state: TrainState, schedule: Schedule, data:
                     plan: Plan, accelerator: Accelerator):
     "Measure a few steps, if some are left to do, and print the estimate"
     if state.step >= run.config.training.steps: return
-    options, load = make_fit_options(run.config), OtherLoad(accelerator.num_processes)
+    options = make_fit_options(run.config, run.ends)
+    load = OtherLoad(accelerator.num_processes)
     measured = measure(state, schedule, data, accelerator=accelerator, **options)
     if not accelerator.is_main_process or not measured: return
     times = -(-run.config.training.steps // plan.every) if plan.every else 0

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
-from itertools import count
+from itertools import count, pairwise
 from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 import numpy as np
 import torch
@@ -29,9 +29,10 @@ from .unet import Conditioned, label_shape, label_sizes
 
 # %% auto #0
 __all__ = ['order_of_batches', 'shuffled', 'batches', 'evened', 'mirrored', 'check_batch_size', 'check_state', 'check_width',
-           'check_ema', 'warmup_constant', 'warmup_cosine', 'ema_decay', 'ema_update', 'power_decay', 'relative_width',
-           'gamma_of', 'profile', 'combination', 'combined', 'TrainState', 'random_at', 'Metrics', 'check_labels_taken',
-           'check_null_label', 'check_fit', 'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
+           'check_ema', 'warmup_constant', 'warmup_cosine', 'restarted_cosine', 'ema_decay', 'ema_update',
+           'power_decay', 'relative_width', 'gamma_of', 'profile', 'combination', 'combined', 'make_optimizer',
+           'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label', 'check_fit', 'Steps',
+           'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
 
 # %% ../nbs/09_training.ipynb #475d276f
 def order_of_batches(n: int, batch_size: int, seed: int,
@@ -137,6 +138,19 @@ def warmup_cosine(peak: float, # learning rate after warm-up
         return up(step) * 0.5 * (1 + math.cos(math.pi * progress))
     return lr
 
+# %% ../nbs/09_training.ipynb #11197c4b
+def restarted_cosine(peak: float, # learning rate after each warm-up
+                     warmup: int, # steps of the first warm-up
+                     ends: Sequence[int] # the last step of each part of the run
+                    ) -> Callable[[int], float]: # steps done -> learning rate
+    "A warm-up and half a cosine for each part of a run: eq-cosine-lr"
+    parts = list(pairwise((0, *ends)))
+    def lr(step):
+        start, end = next((p for p in parts if step < p[1]), parts[-1])
+        up = min(warmup, (end - start) // 10) if start else warmup
+        return warmup_cosine(peak, up, end - start)(step - start)
+    return lr
+
 # %% ../nbs/09_training.ipynb #91dcd6c9
 def ema_decay(step: int,   # steps done
               decay: float # its limit in a long run, 0..1
@@ -199,6 +213,21 @@ def combined(averages: Iterable[dict], # weights by name, of each average
             else: total[name] = total.get(name, 0.) + c * w.to('cpu', torch.float64)
     return total
 
+# %% ../nbs/09_training.ipynb #e493a4c6
+def make_optimizer(denoiser: Denoiser,
+                   betas: tuple, # decay rates b_1 and b_2
+                   weight_decay: float | None=None # of AdamW; Adam if none
+                  ) -> torch.optim.Optimizer:
+    "Adam (eq-adam), or AdamW, in which vectors (biases, gains) do not decay"
+    parameters = list(denoiser.parameters())
+    if weight_decay is None:
+        return torch.optim.Adam(parameters, betas=betas, fused=True)
+    decayed, others = ([p for p in parameters if (p.ndim > 1) == is_matrix]
+                       for is_matrix in (True, False))
+    groups = [dict(params=decayed, weight_decay=weight_decay),
+              dict(params=others, weight_decay=0.)]
+    return torch.optim.AdamW(groups, betas=betas, fused=True)
+
 # %% ../nbs/09_training.ipynb #cf0b1bb0
 class TrainState:
     "The state of a run: denoiser, average, optimizer, steps done"
@@ -206,14 +235,14 @@ class TrainState:
                  denoiser: Denoiser,
                  betas: tuple=(0.9, 0.99), # decay rates of Adam, b_1 and b_2
                  ema: float=0.9999,        # decay of the moving average, 0..1
-                 widths: tuple=()          # relative widths of further averages
+                 widths: tuple=(),         # relative widths of further averages
+                 weight_decay: float | None=None # of AdamW; Adam if none
                 ):
         check_state(denoiser, ema, widths)
         self.denoiser, self.decay, self.step = denoiser, ema, 0
         self.ema = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self.averages = {width: copy.deepcopy(self.ema) for width in widths}
-        parameters = denoiser.parameters()
-        self.optimizer = torch.optim.Adam(parameters, betas=betas, fused=True)
+        self.optimizer = make_optimizer(denoiser, betas, weight_decay)
         self.scaler = None # with fp16, the scale of the loss; the engine sets it
 
     def advance(self):

@@ -228,14 +228,14 @@ def test_a_finished_run_is_drawn_again_and_not_trained(capsys):
     assert load_config('run/config.yaml').sampling.steps == 5
 
 def test_a_folder_with_another_run_is_left_alone():
-    "A run can be made longer (test_trainer.py), but not shorter"
+    "A run can be made longer (test_options.py), but not shorter"
     def refused(message, *words):
         with pytest.raises(ConfigError, match=message): trained(*words)
     trained('run'); trained('cosine', 4, 'training.decay=cosine')
     before = contents()
     refused('training.steps: 5 is not allowed; allowed: whole number >= 6, because so many '
             'were done in run', 'run', 5)
-    refused('training.steps: 4 there, 6 here', 'cosine', 6, 'training.decay=cosine')
+    refused('training.steps: 4 there, 3 here', 'cosine', 3, 'training.decay=cosine')
     refused(r'run: run holds a run with another config \(parameterization: eps there, v here, '
             r'training.lr: 0.0002 there, 0.5 here\)', 'run', 6, 'training.lr=0.5',
             'parameterization=v')
