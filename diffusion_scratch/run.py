@@ -1448,8 +1448,9 @@ def _describe_start(run: RunFolder, state: TrainState, schedule: Schedule, data:
                      'has a new warm-up and a new cosine')
     if changed := session['changed']:
         words = ', '.join(f'{k} from {there} to {here}' for k, (there, here) in changed.items())
-        lines.append(f'changed since its checkpoint was made: {words}; '
-                     'the last digits of its weights may differ from here on')
+        what = 'its noise differs' if 'device' in changed else ('the last digits of its weights '
+                                                                'may differ')
+        lines.append(f'changed since its checkpoint was made: {words}; {what} from here on')
     return '\n'.join(lines)
 
 def _count_parameters(state: TrainState) -> int:

@@ -53,7 +53,7 @@ REFUSED = [
     ('network.multiplier=[1]', 'did you mean network.multipliers?'),
     ('training.channels=8', 'did you mean data.channels or network.channels?'),
     ('training.learning_rate=1', 'training.learning_rate: unknown key; the keys of training are '
-                                 'steps, batch_size, accumulate, precision, recompute, compile, lr,'),
+                                 'steps, batch_size, accumulate, precision, recompute, compile,'),
     ('data.background=whit', "'whit' is no colour; allowed: a name such as white, black or gray, "
                              "or '#rrggbb'"),
     ('data.background=#ff0000', 'in quotes where # starts a comment'),
