@@ -161,7 +161,8 @@ RESULTS = {
         'combined': dict(function='combined', check='combined')}),
     **{f'claims/{piece}': Result(
         tuple(f'claims/{f}' for f in files.split()), f'python tools/claims.py {piece}',
-        (f'tools/claims.py:{piece}', 'nbs/33_claims.ipynb:MODELS'), (*EYE, *inputs), 'mnist')
+        (f'tools/claims.py:{piece}', 'nbs/33_claims.ipynb:MODELS'), (*EYE, *inputs), 'mnist',
+        f'claims {piece}' if piece != 'calibrate' else '')
        for piece, files, inputs in (('calibrate', 'steps.json', ()),
                                     ('stable', 'stable.json stable.npz', ()),
                                     ('light', 'light.json light.npz', ()),
