@@ -302,7 +302,7 @@ def peak(a):
 # --- controllable
 
 ASKED = torch.arange(10).repeat(10)    # classes of 100 images
-GUIDANCE, WALK, LATENT_STEPS, SHIFT = 0.5, 50, 300, 3
+GUIDANCE, WALK, LATENT_STEPS, SHIFT = 0.5, 50, 200, 3
 CLOSE, QUANTILES = 0.02, dict(bright=0.95, asymmetry=0.05)  # of the test digits
 ZETA = dict(bright=3000., symmetric=40., classifier=12.)
 
