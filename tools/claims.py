@@ -359,8 +359,7 @@ def by_network(goals: Goals):
     known, left = goals.known, goals.left
     yield 'known pixels', plain, partial(draw, inpaint(net, known, left)), goals.kept
     yield 'inpainting', free, partial(draw, inpaint(net, known, left)), goals.as_asked
-    yield 'inpainting and class', plain, partial(draw, inpaint(asked, known, left)), \
-        both(goals.as_asked, goals.kept)
+    yield 'inpainting and class', plain, partial(draw, inpaint(asked, known, left)), goals.as_asked
     yield 'brightness', plain, partial(draw, steered(asked, goals.bright_loss, ZETA['bright'])), \
         both(goals.as_asked, goals.is_bright)
     yield 'symmetry', plain, partial(draw, steered(asked, asymmetry, ZETA['symmetric'])), \
@@ -395,10 +394,11 @@ def by_latent(goals: Goals, net, latent: int):
     both = lambda a, b: lambda x: a(x) & b(x)
     yield 'class', free, partial(search, of_class), goals.as_asked
     yield 'known pixels', free, partial(search, goals.known_loss), goals.kept
-    yield 'inpainting', free, partial(search, goals.known_loss), goals.as_asked
+    def pasted(loss): return goals.known.where(goals.left, search(loss))
+    yield 'inpainting', free, partial(pasted, goals.known_loss), goals.as_asked
     weighted = lambda a, w: lambda x: of_class(x) + w * a(x)
-    yield 'inpainting and class', free, partial(search, weighted(goals.known_loss, 0.1)), \
-        both(goals.as_asked, goals.kept)
+    yield 'inpainting and class', free, partial(pasted, weighted(goals.known_loss, 0.1)), \
+        goals.as_asked
     yield 'brightness', free, partial(search, weighted(goals.bright_loss, 1000.)), \
         both(goals.as_asked, goals.is_bright)
     yield 'symmetry', free, partial(search, weighted(asymmetry, 10.)), \
