@@ -277,7 +277,8 @@ def light(a):
                 row |= dict(drawing=drawing(judge, kind, model), memory=peak_memory(kind))
             if budget == BUDGET and kind.startswith('gan'):
                 kept_weights(kind).parent.mkdir(parents=True, exist_ok=True)
-                save_file(model.fixed().state_dict(), kept_weights(kind))
+                weights = {k: v.contiguous() for k, v in model.fixed().state_dict().items()}
+                save_file(weights, kept_weights(kind))
             add('light', judge, row, images, f'{kind} {budget}', budgets=BUDGETS)
 
 def peak_memory(kind: str) -> int:
