@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from diffusion_scratch.data import (DATA, ImageSet, fingerprint, mnist, mnist_mini, to_float,
                                     to_uint8)
 from diffusion_scratch.denoiser import clipped
-from diffusion_scratch.editing import inpaint, steered
+from diffusion_scratch.editing import inpaint, resampled, steered
 from diffusion_scratch.engine import forked_random
 from diffusion_scratch.evaluation import (class_coverage, confidence, frechet_distance, interval,
                                           moments, precision_recall)
@@ -351,9 +351,9 @@ def by_network(goals: Goals):
     "For each task: images that mnist-conditional draws with and without control, what succeeded"
     net, schedule = load('mnist-conditional')
     net = net.to(memory_format=torch.channels_last)
-    def draw(denoiser, **how):
-        return sample(clipped(denoiser), schedule, (100, 1, 28, 28), step=ddim(),
-                      times=schedule.times(WALK), seed=0, progress=False, **how)
+    def draw(denoiser, times=schedule.times(WALK)):
+        return sample(clipped(denoiser), schedule, (100, 1, 28, 28), step=ddim(), times=times,
+                      seed=0, progress=False)
     asked = guided(net, ASKED, GUIDANCE)
     free, plain = draw(net), draw(asked)
     both = lambda a, b: lambda x: a(x) & b(x)
@@ -361,6 +361,9 @@ def by_network(goals: Goals):
     known, left = goals.known, goals.left
     yield 'known pixels', plain, partial(draw, inpaint(net, known, left)), goals.kept
     yield 'inpainting', free, partial(draw, inpaint(net, known, left)), goals.as_asked
+    again = resampled(schedule.times(WALK), 10, 5)
+    yield 'inpainting, resampled', free, partial(draw, inpaint(net, known, left), again), \
+        goals.as_asked
     yield 'inpainting and class', plain, partial(draw, inpaint(asked, known, left)), goals.as_asked
     yield 'brightness', plain, partial(draw, steered(asked, goals.bright_loss, ZETA['bright'])), \
         both(goals.as_asked, goals.is_bright)
@@ -412,28 +415,27 @@ def by_latent(goals: Goals, net, latent: int):
 
 def control(a):
     judge = Judge(a.root)
-    goals, rows, images = Goals(judge), [], {}
-    small_classifier()
-    file = load_file(kept_weights(CONTROLLED))
-    gan = models()[CONTROLLED](1e-3)
+    goals, gan = Goals(judge), models()[CONTROLLED](1e-3)
     net = gan.average.eval().requires_grad_(False)
-    net.load_state_dict(file)
-    for name, tasks in {'mnist-conditional': by_network(goals),
-                        CONTROLLED: by_latent(goals, net, gan.latent)}.items():
-        for task, before, draw, succeeds in tasks:
-            x, seconds = timed(draw)
-            row = dict(model=name, task=task, n=len(x), before=int(succeeds(before).sum()),
-                       successes=int(succeeds(x).sum()), seconds=round(seconds, 2))
-            rows.append(row)
-            images[f'{name} {task}'] = to_uint8(x[:10]).numpy()
-            print(row, flush=True)
-    images['known'] = to_uint8(goals.known[:10]).numpy()
-    keep(ASSETS/'control.npz', **images)
-    write(ASSETS/'control.json', dict(
-        made=facts('control', **here(judge)), rows=rows, walk=WALK, guidance=GUIDANCE,
-        latent_steps=LATENT_STEPS, shift=SHIFT, close=CLOSE, quantiles=QUANTILES,
-        accuracy=(judge.eye(judge.test.images).p.argmax(1) == judge.test.labels).double().mean()
-        .item()))
+    net.load_state_dict(load_file(kept_weights(CONTROLLED)))
+    tasks = [(name, *task) for name, tasks in {
+        'mnist-conditional': by_network(goals), CONTROLLED: by_latent(goals, net, gan.latent)
+    }.items() for task in tasks]
+    for name, task, before, draw, succeeds in tasks:
+        rows = read('control')['rows']
+        if any((r['model'], r['task']) == (name, task) for r in rows): continue
+        x, seconds = timed(draw)
+        row = dict(model=name, task=task, n=len(x), before=int(succeeds(before).sum()),
+                   successes=int(succeeds(x).sum()), seconds=round(seconds, 2))
+        some = {f'{name} {task}': to_uint8(x[:10]).numpy(),
+                'known': to_uint8(goals.known[:10]).numpy()}
+        keep(ASSETS/'control.npz', **pictures('control') | some)
+        right = goals.read(judge.test.images) == judge.test.labels
+        write(ASSETS/'control.json', dict(
+            made=facts('control') | here(judge), rows=[*rows, row], walk=WALK, guidance=GUIDANCE,
+            latent_steps=LATENT_STEPS, shift=SHIFT, close=CLOSE, quantiles=QUANTILES,
+            accuracy=right.double().mean().item()))
+        print(row, flush=True)
 
 
 PIECES = dict(calibrate=calibrate, light=light, control=control, stable=stable)
