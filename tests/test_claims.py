@@ -1,5 +1,6 @@
 "The baselines of chapter 33 and its tables: gradients against closed forms, runs made twice"
 import json, math, sys
+from types import SimpleNamespace
 import pytest, torch
 from torch.nn import functional as F
 from conftest import ROOT, gen
@@ -45,6 +46,30 @@ def test_a_run_depends_on_its_arguments_alone(kind, monkeypatch):
 
 drawn = MODELS['ddpm'].draw
 def few_steps(model, n, seed, steps=2, **how): return drawn(model, n, seed, steps=2, **how)
+
+def test_the_table_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    "Stopped in the sixth run: the next call makes the sixth; seeds one after the other"
+    Judged.in_place = lambda judge: {}
+    made, judge = [], Judged()
+    def run(judge, kind, lr, seed, steps, shares=()):
+        if len(made) == 5 and not stopped: raise KeyboardInterrupt
+        made.append((kind, lr, seed))
+        row = dict(model=kind, lr=lr, seed=seed, steps=steps, measures=None, cpu_seconds=1.)
+        return row, torch.full((3, 1, 28, 28), math.nan), None
+    for name, value in dict(ASSETS=tmp_path, Judge=lambda root: judge, run=run, SEEDS=2).items():
+        monkeypatch.setattr(claims, name, value)
+    claims.write(tmp_path/'steps.json', dict(seconds=dict.fromkeys(claims.RATES, 0.5)))
+    stopped, a = False, SimpleNamespace(root=None)
+    with pytest.raises(KeyboardInterrupt): claims.stable(a)
+    stopped = True
+    claims.stable(a)
+    rows = claims.read('stable')['rows']
+    assert [(r['model'], r['lr'], r['seed']) for r in rows] == made and len(set(made)) == 32
+    assert [seed for *_, seed in made] == [0] * 16 + [1] * 16
+    assert all(r['steps'] == 240 for r in rows)  # 120 s of steps of half a second
+    for kind, rate in claims.RATES.items():
+        rates = {lr for k, lr, _ in made if k == kind}
+        assert len(rates) == 4 and max(rates) / min(rates) == pytest.approx(30)
 
 def test_models_have_as_many_parameters():
     "Within 5 % of the UNet's, as the chapter says"
