@@ -159,6 +159,14 @@ RESULTS = {
         'report': dict(function='report', files='seed*.json'),
         'independent': dict(function='independent'),
         'combined': dict(function='combined', check='combined')}),
+    **{f'claims/{piece}': Result(
+        tuple(f'claims/{f}' for f in files.split()), f'python tools/claims.py {piece}',
+        (f'tools/claims.py:{piece}', 'nbs/33_claims.ipynb:MODELS'), (*EYE, *inputs), 'mnist',
+        f'claims {piece}' if piece != 'calibrate' else '')
+       for piece, files, inputs in (('calibrate', 'steps.json', ()),
+                                    ('stable', 'stable.json stable.npz', ()),
+                                    ('light', 'light.json light.npz', ()),
+                                    ('control', 'control.json control.npz', MNIST[1:]))},
     'faces/data': Result(('faces/data.json', 'faces/*.webp'), 'python tools/faces_pictures.py',
                          ('tools/faces_pictures.py:main',), check='faces'),
     'faces/cost': Result(('faces/cost.json',), 'python benchmarks/faces.py',

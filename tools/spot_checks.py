@@ -282,6 +282,24 @@ def combined(root):
     yield f'what is read of {len(seen)} faces', same, 1., 0.05
 
 
+# ---- tools/claims.py
+
+def claims(piece: str, root):
+    import claims as tool
+    judge = tool.Judge(Path(root) if root else tool.DATA)
+    if piece == 'control':
+        there = {r['task']: r for r in read('claims/control.json')['rows'][::-1]}
+        for task, _, draw, succeeds in list(tool.by_network(tool.Goals(judge)))[:3]:
+            yield task, int(succeeds(draw()).sum()), there[task]['successes'], 0
+        return
+    rows = [r for r in read(f'claims/{piece}.json')['rows'] if r['measures']]
+    old = min(rows, key=lambda r: r['cpu_seconds'])  # 30 seconds of training, or two minutes
+    kind, lr, seed, steps = (old[k] for k in ('model', 'lr', 'seed', 'steps'))
+    new = tool.run(judge, kind, lr, seed, steps)[0]
+    for k, now in new['measures'].items():
+        yield f'{k} of {kind} {lr:g} {seed}', now, old['measures'][k], NUMBER
+
+
 def run_check(words: str, root: str | None) -> str:
     "Make a check; what was compared, in words. An AssertionError names the first difference"
     name, *given = words.split()
