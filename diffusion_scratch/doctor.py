@@ -16,17 +16,15 @@ from .denoiser import EPS, V, X0, Denoiser, Prediction, as_labels
 from .denoiser import check_prediction_input, clipped, evaluating
 from .loss import check_float_images, check_weight
 from .noising import q_sample
-from .guidance import NULL
 from .oracle import GaussianOracle, MixtureOracle
 from .sampling import sample
 from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
 from .schedule import brief, check_variance_preserving
 from .solvers import ddim
-from .unet import Conditioned
 
 # %% auto #0
-__all__ = ['SMALLEST', 'MARGIN', 'EARLY', 'HIDDEN', 'ODD', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References',
-           'references', 'Trend', 'trend', 'Diagnosis', 'diagnose']
+__all__ = ['SMALLEST', 'MARGIN', 'EARLY', 'ODD', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references',
+           'Trend', 'trend', 'Diagnosis', 'diagnose']
 
 # %% ../nbs/19_doctor.ipynb #15ff2316
 class LevelLoss(NamedTuple):
@@ -436,7 +434,7 @@ def _memorised(c: _Case) -> list[str]:
             'memorised them, and will draw copies. More images, or fewer steps, help '
             '(unless these are all there are).']
 
-# %% ../nbs/19_doctor.ipynb #fc1f665d
+# %% ../nbs/19_doctor.ipynb #5155596d
 def _signal_left(c: _Case) -> list[str]:
     "Is x_T nearly pure noise?"
     signal = c.schedule.signal[-1].item()
@@ -444,7 +442,7 @@ def _signal_left(c: _Case) -> list[str]:
     return [f'At T = {c.T}, x_T still holds {signal:.2g} times the image, and sampling '
             'starts without it: are the betas those of another T?']
 
-# %% ../nbs/19_doctor.ipynb #15073424
+# %% ../nbs/19_doctor.ipynb #53321f69
 class _Relabelled(nn.Module):
     "A denoiser that gets other labels than those it is given"
     def __init__(self, denoiser: nn.Module, change: Callable):
@@ -453,59 +451,68 @@ class _Relabelled(nn.Module):
     def forward(self, x_t, level, y=None):
         return self.denoiser(x_t, level, self.change(y))
 
-def _swapped(y: Tensor) -> Tensor: return y.roll(1, 0)
-def _hidden(y: Tensor) -> Tensor: return torch.full_like(y, NULL)
-
-# %% ../nbs/19_doctor.ipynb #716a20a3
+# %% ../nbs/19_doctor.ipynb #3829855d
 def _ignores_t(c: _Case) -> list[str]:
     if not isinstance(c.denoiser, Denoiser) or c.T == 1: return []
     change = _with_shift(c, max(1, c.T // 10)).minus(c.own)
     if change.losses.any(): return []
     return ['With another t the network returns the same: it ignores its timestep.']
 
-# %% ../nbs/19_doctor.ipynb #4ff33d74
+# %% ../nbs/19_doctor.ipynb #9da8820a
 def _ignores_y(c: _Case) -> list[str]:
     y = c.data.labels
     if y is None or len(y.unique(dim=0)) == 1: return []
-    swapped = c.measure(_Relabelled(c.denoiser, _swapped), c.some)
-    rise, error = swapped.minus(c.own).over()                         # eq-doctor-paired
+    swapped = _Relabelled(c.denoiser, lambda y: y.roll(1, 0))
+    rise, error = c.measure(swapped, c.some).minus(c.own).over()      # eq-doctor-paired
     if rise > 3 * error: return []
-    return ['With the label of another image the loss does not rise: the labels are not '
-            'those of the images, or the network does not use them, or not yet.']
+    return ['With the label of another image the loss does not rise: the labels are '
+            'not those of the images, or the network does not use them, or not yet.']
 
-# %% ../nbs/19_doctor.ipynb #f14cedf6
-def _needs_y(c: _Case) -> list[str]:
-    net = getattr(c.denoiser, 'net', None)
-    if c.data.labels is None or not isinstance(net, Conditioned): return []
-    hidden = c.measure(_Relabelled(c.denoiser, _hidden), c.some).over()[0]
-    if hidden < HIDDEN * (own := c.own.over()[0]): return []
-    return [f'Without a label the loss is {hidden:.3g}, with it {own:.3g}: was no label '
-            'dropped in training? Guidance needs a network that works without one.']
-
-# %% ../nbs/19_doctor.ipynb #07a629a7
+# %% ../nbs/19_doctor.ipynb #e2c5294e
 def _average_behind(c: _Case) -> list[str]:
     "Is the last network better than its average?"
     if c.last is None: return []
     gain, error = c.own.minus(c.measure(c.last, c.some)).over()
     if gain < max(3 * error, MARGIN * (own := c.own.over()[0])): return []
     return [f'The loss of the average is {own:.3g}, that of the last weights '
-            f'{own - gain:.3g}: is the window of the average longer than the run, or is '
-            'it not updated?']
+            f'{own - gain:.3g}: is the window of the average longer than the run, or '
+            'is it not updated?']
 
-# %% ../nbs/19_doctor.ipynb #ff7b8b48
+# %% ../nbs/19_doctor.ipynb #55348492
+def _never_trained(c: _Case) -> list[str]:
+    "Tensors with rows that the last weights and their average share"
+    if c.last is None: return []
+    average, found = dict(c.denoiser.named_parameters()), []
+    for name, w in c.last.named_parameters():
+        rows = (w == average[name]).flatten(1).all(1) if w.ndim > 1 else []
+        if any(rows): found.append(f'{name} ({int(sum(rows))} of {len(w)} rows)')
+    if not found: return []
+    return [f'No step has changed {_listed(found[:3])}. Row 0 of a table of labels '
+            'stands for no label, and guidance needs it: was no label dropped?']
+
+# %% ../nbs/19_doctor.ipynb #1b4e2a0e
+def _easier_training(c: _Case) -> list[str]:
+    "Is the loss of training too small?"
+    here, t = c.own if c.last is None else c.measure(c.last, c.some), c.trend
+    mean, error = here.over()
+    if mean < (1 + MARGIN) * t.now + 3 * math.hypot(error, t.now_error): return []
+    return [f'The loss is {mean:.3g} here and {t.now:.3g} in training: was training '
+            'easier, with padded batches, repeated noise, or other levels?']
+
+# %% ../nbs/19_doctor.ipynb #45b6950a
 def _few_draws(c: _Case) -> list[str]:
     "Do the losses scatter as those of a smaller batch?"
     if c.batch_size is None: return []
     step = np.diff(c.losses[-2 * c.trend.n:]).var() / 2
     single = c.network.losses.var().item()
     if 4 * single > step * c.batch_size: return []
-    return [f'The losses of the steps scatter as if a batch had {single / step:.0f} '
-            f'images and not {c.batch_size}: does each image get its own t and noise?']
+    return [f'The losses scatter as if a batch had only {max(1, single / step):.0f} of '
+            f'its {c.batch_size} images: does each image get its own t and noise?']
 
-# %% ../nbs/19_doctor.ipynb #af796d33
+# %% ../nbs/19_doctor.ipynb #04e013c3
 def _look(x: Tensor) -> dict[str, float]:
     "Four numbers of a set of images (N,C,H,W)"
-    across, down = x.diff(dim=-1).abs().mean(), x.diff(dim=-2).abs().mean()
+    across, down = (x.diff(2, dim).abs().mean() for dim in (-1, -2))
     found = dict(brightness=x.mean(), contrast=x.std(), grain=(across + down) / 2,
                  variety=x.std(0).mean())
     return {k: v.item() for k, v in found.items()}
@@ -513,10 +520,11 @@ def _look(x: Tensor) -> dict[str, float]:
 def _drawn(c: _Case) -> Tensor:
     "64 images, with the labels of images of the data"
     y = None if c.data.labels is None else c.data.labels[_pick(len(c.data), 64, 0)]
-    return sample(clipped(c.denoiser), c.schedule, (64, *c.data.shape), step=ddim(), y=y,
-                  times=c.schedule.times(min(20, c.T)), seed=0, progress=False)
+    times = c.schedule.times(min(20, c.T))
+    return sample(clipped(c.denoiser), c.schedule, (64, *c.data.shape), step=ddim(),
+                  times=times, y=y, seed=0, progress=False)
 
-# %% ../nbs/19_doctor.ipynb #e88a28e1
+# %% ../nbs/19_doctor.ipynb #ee5ad76d
 def _odd_samples(c: _Case) -> list[str]:
     "Are the user's samples further from the data than the doctor's?"
     if c.samples is None: return []
@@ -525,22 +533,22 @@ def _odd_samples(c: _Case) -> list[str]:
     for k, real in data.items():
         scale = data['contrast'] if k == 'brightness' else real
         off, ours = abs(theirs[k] - real), abs(own[k] - real)
-        if off > ours + ODD * scale:
-            found.append(f'{k} {theirs[k]:.2g} (data {real:.2g}, drawn here {own[k]:.2g})')
+        if off <= ours + ODD * scale: continue
+        found.append(f'{k} {theirs[k]:.2g} (data {real:.2g}, ours {own[k]:.2g})')
     if not found: return []
     return [f'The samples are unlike the data in {_listed(found)}, and those that the '
             'doctor draws with this network are nearer: look at the sampler.']
 
-# %% ../nbs/19_doctor.ipynb #bf1d51a1
-HIDDEN = 2.   # times the loss with labels, from which a network needs them
-ODD = 0.25    # of a number of the data, by which samples may be further off than ours
+# %% ../nbs/19_doctor.ipynb #b3bd2310
+ODD = 0.25  # of a number of the data, by which samples may be further off than ours
 
 def _signs(c: _Case) -> list[str]:
     "Signs of particular bugs; those of inputs and losses not before there is a trend"
     if c.network is None or not c.network.losses.isfinite().all(): return []
     found = [*_never_negative(c), *_signal_left(c), *_ignores_t(c), *_average_behind(c)]
     if len(c.losses) >= EARLY and c.trend:
-        found += [*_ignores_y(c), *_needs_y(c), *_few_draws(c), *_odd_samples(c)]
+        found += [*_ignores_y(c), *_never_trained(c), *_easier_training(c)]
+        found += [*_few_draws(c), *_odd_samples(c)]
     return found
 
 # %% ../nbs/19_doctor.ipynb #739be0e4
@@ -670,7 +678,8 @@ def _in_words(d: Diagnosis) -> str:
     for rows in _quarters(d.times):
         cells = [f'{_with_error(*curve.over(rows)):>20}' for curve in curves.values()]
         lines.append(f'{_span(d.times, rows):>12}' + ''.join(cells))
-    reasons = [*(f'- Sign of a bug: {s}' for s in d.signs), *(f'- {r}' for r in d.reasons + d.notes)]
+    signs = [f'- Sign of a bug: {s}' for s in d.signs]
+    reasons = [*signs, *(f'- {r}' for r in d.reasons + d.notes)]
     return '\n'.join([*lines, '', *reasons, '', f'What to do: {d.advice}'])
 
 def _with_error(mean: float, error: float) -> str:
@@ -735,7 +744,7 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, or its a
              seed: int=0,                # of the choice of images and their noise
              n: int=256,                 # noised images at each of 20 timesteps
              steps_planned: int | None=None, # of the run
-             last: nn.Module | None=None, # the network that `denoiser` is the average of
+             last: nn.Module | None=None, # the last weights, if `denoiser` is their average
              batch_size: int | None=None, # of the training
              samples: Tensor | None=None  # what your sampler drew, bytes or in [-1, 1]
             ) -> Diagnosis:

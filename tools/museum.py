@@ -85,8 +85,9 @@ EXHIBITS = {
                     'Training noises the images with alpha_bar and 1 - alpha_bar.', of(
         'noising', '    signal, noise = cast_like(x0, level.signal, level.noise)',
         '    signal, noise = cast_like(x0, level.signal**2, level.noise**2)')),
-    'rand': Exhibit('rand for randn', 'The noise of training is uniform in [0, 1].', of(
-        'loss', 'torch.randn(x.shape, generator=generator', 'torch.rand(x.shape, generator=generator')),
+    'rand': Exhibit('rand for randn in training', 'The noise of training is uniform in [0, 1].', of(
+        'loss', 'torch.randn(x.shape, generator=generator',
+        'torch.rand(x.shape, generator=generator')),
     'shared': Exhibit('One noise for a batch', 'All images of a batch get the same noise.', of(
         'loss', 'return schedule.at(t, x0), normal_like(x0, generator)',
         'return schedule.at(t, x0), normal_like(x0[:1], generator).expand_as(x0)')),
@@ -138,7 +139,7 @@ EXHIBITS = {
                           '    denoiser = Denoiser(denoiser.net, EPS)'), trains=False),
     'scale': Exhibit('Guidance of 20', 'The scale of the guidance is 20 and not 2.', of(
         'program', 'scale=2.', 'scale=20.'), trains=False),
-    'start': Exhibit('A uniform start', 'The noise of the walk is uniform in [0, 1].', of(
+    'start': Exhibit('rand for randn in sampling', 'The noise of sampling is uniform in [0, 1].', of(
         'sampling', 'row.normal_(generator=stream)', 'row.uniform_(generator=stream)'),
         trains=False),
     'off-by-one': Exhibit('t - 1 for t', 'The network gets timesteps from 0, and learned them '
@@ -146,7 +147,7 @@ EXHIBITS = {
                                         'call_network(self.net, x_t, level.t, y, self.first)',
                                         'call_network(self.net, x_t, level.t - 1, y, self.first)'),
                           trains=False),
-    'next': Exhibit('One step of the walk ahead',
+    'next': Exhibit('One sampling step ahead',
                     'The denoiser gets the level where the step ends, not where it starts.', of(
         'sampling', 'levels = levels_of_walk(schedule, times, x)',
         'levels = levels_of_walk(schedule, [*times[1:-1], 1], x)'), trains=False),
@@ -163,7 +164,7 @@ EXHIBITS = {
         'return Coefficients(of_x0, of_x_t, zero, std.where(s.t > 0, t.noise))'),
         trains=False),
     'clip-mean': Exhibit('The mean clipped, not x0',
-                         'Each x_t of the walk is clipped to [-1, 1], and the predicted image is '
+                         'Each x_t of sampling is clipped to [-1, 1], and the predicted image is '
                          'not.', of('program', 'clipped(guided(denoiser, y, scale=2.))',
                                     'guided(denoiser, y, scale=2.)') + of(
         'sampling', 'x = c.x0 * x0 + c.x_t * x\n', 'x = (c.x0 * x0 + c.x_t * x).clamp(-1, 1)\n'),

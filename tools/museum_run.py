@@ -60,7 +60,7 @@ def diagnose(seed: int, folder: Path):
     samples = torch.from_numpy(np.load(folder/'images.npy'))
     found = doctor.diagnose(average, schedule, data, np.load(folder/'losses.npy'),
                             weight=v_weight, steps_planned=STEPS, last=last, batch_size=64,
-                            samples=samples)
+                            samples=samples, n=64)
     levels = [[row['t'], round(row['network'], 5)] for row in found.table]
     (folder/'diagnosis.json').write_text(json.dumps(dict(
         verdict=found.verdict, signs=found.signs, reasons=found.reasons, levels=levels)))
