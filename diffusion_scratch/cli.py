@@ -202,10 +202,14 @@ def _train_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='do not train: report whether this run is learning. Its loss by timestep, '
                         'with references, and a conclusion')
     p.add_argument('--model', **_OWN | dict(help='only with --diagnose: your own network'))
+    p.add_argument('--samples', metavar='FOLDER', type=_path,
+                   help='only with --diagnose: images that your own sampler drew with this '
+                        'network, to compare with the data and with what the package draws')
     args = p.parse_intermixed_args(argv)
     if bool(args.config) == bool(args.diagnose):
         p.error('give a config to train, or --diagnose RUN')
     if args.network and args.config: p.error('--model is only for --diagnose; a config has model')
+    if args.samples and args.config: p.error('--samples is only for --diagnose')
     if args.start and args.diagnose: p.error('--from is only for a training')
     if args.start: args.overrides.append(f'training.start={json.dumps(args.start)}')
     return args
@@ -217,23 +221,31 @@ def train_command(argv: list[str] | None=None # words; default: those of this pr
     with _plain_errors(argv, 'stopped; the same command goes on from the last '
                              'checkpoint, if there is one'):
         args = _train_arguments(argv)
-        if args.diagnose: return print(_diagnose_run(args.diagnose, args.network))
+        if args.diagnose: return print(_diagnose_run(args.diagnose, args.network,
+                                                       args.samples))
         config = load_config(args.config, args.overrides)
         if find_device(config.device).type == 'cpu': keep_freed_memory()
         train(config)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e0
-def _diagnose_run(path: Path, network: str | None=None) -> str:
+def _diagnose_run(path: Path, network: str | None=None, samples: Path | None=None) -> str:
     "The doctor's diagnosis of a run, which may still train; a figure in its folder"
     (denoiser, schedule), config = load(path, net=network), run_config(path)
     _check_own_weight(config, path, network)
-    data = run_data(path, config)
+    data, (last, _) = run_data(path, config), load(path, net=network, ema=False)
     run = RunFolder(config.model_copy(update=dict(run=path)))
     found = diagnose(denoiser, schedule, data, [m.loss for m in run.metrics()],
                      weight=make_fit_options(config)['weight'], seed=config.seed,
-                     steps_planned=config.training.steps)
+                     steps_planned=config.training.steps, last=last,
+                     batch_size=config.training.batch_size,
+                     samples=samples and _images_like(samples, data))
     with atomic(path/'diagnosis.png') as part: found.plot(part)
     return f"{found}\n{printable(path/'diagnosis.png')}"
+
+def _images_like(folder: Path, data: ImageSet) -> Tensor:
+    "The images of a folder, in the size of the data"
+    channels, *size = data.shape
+    return image_folder(folder, tuple(size), channels, progress=False).images
 
 # %% ../nbs/27_cli.ipynb #d5f1a0c6
 #| code-fold: true

@@ -11,18 +11,20 @@ from typing import Callable, NamedTuple, Sequence
 import numpy as np
 import torch
 from torch import Tensor, nn
-from .data import ImageSet
-from .denoiser import EPS, V, X0, Denoiser, Prediction
-from .denoiser import as_labels, check_prediction_input, evaluating
+from .data import ImageSet, to_float
+from .denoiser import EPS, V, X0, Denoiser, Prediction, as_labels
+from .denoiser import check_prediction_input, clipped, evaluating
 from .loss import check_float_images, check_weight
 from .noising import q_sample
 from .oracle import GaussianOracle, MixtureOracle
+from .sampling import sample
 from .schedule import Level, Schedule, check_kind, check_schedule, check_whole
 from .schedule import brief, check_variance_preserving
+from .solvers import ddim
 
 # %% auto #0
-__all__ = ['SMALLEST', 'MARGIN', 'EARLY', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references', 'Trend',
-           'trend', 'Diagnosis', 'diagnose']
+__all__ = ['SMALLEST', 'MARGIN', 'EARLY', 'ODD', 'ADVICE', 'VERDICTS', 'LevelLoss', 'loss_by_level', 'References', 'references',
+           'Trend', 'trend', 'Diagnosis', 'diagnose']
 
 # %% ../nbs/19_doctor.ipynb #15ff2316
 class LevelLoss(NamedTuple):
@@ -265,6 +267,18 @@ class _Case(NamedTuple):
     failure: str | None
     measure: Callable  # denoiser, images -> LevelLoss
     planned: int | None
+    schedule: Schedule
+    last: nn.Module | None     # the network that is averaged
+    batch_size: int | None
+    samples: Tensor | None     # what another sampler drew (N,C,H,W)
+
+    @property
+    def some(self) -> int: return max(2, self.network.losses.shape[1] // 4)
+
+    @property
+    def own(self) -> LevelLoss:
+        "The network's losses of the first `some` images"
+        return LevelLoss(self.network.times, self.network.losses[:, :self.some])
 
     @property
     def trend(self) -> Trend | None:
@@ -356,12 +370,15 @@ def _disagreement(c: _Case) -> list[str]:
     "Is the loss measured here the same as in training? (eq-doctor-agree)"
     (mean, error), t = c.network.over(), c.trend
     if mean - 1.5 * t.now <= 3 * math.hypot(error, 1.5 * t.now_error): return []
-    scale = ['No pixel of the data is below 0: do the images lie in [0, 1] instead of '
-             '[-1, 1]?'] if c.data.images.min() >= 127 else []
     text = (f'Measured here, the loss is {mean:.3g} ± {error:.1g}; in training, on the '
             f'same data, it was {t.now:.3g}. So the network is not used as it was '
             'trained.')
-    return [text, *scale]
+    return [text, *_never_negative(c)]
+
+def _never_negative(c: _Case) -> list[str]:
+    if c.data.images.min() < 127: return []
+    return ['No pixel of the data is below 0: do the images lie in [0, 1] instead of '
+            '[-1, 1]?']
 
 # %% ../nbs/19_doctor.ipynb #cb395553
 class _Shifted(nn.Module):
@@ -372,16 +389,18 @@ class _Shifted(nn.Module):
     def forward(self, x_t, t, *y):
         return self.net(x_t, (t + self.by).clamp(1, self.T), *y)
 
+def _with_shift(c: _Case, by: int) -> LevelLoss:
+    "The losses of some images where the network gets t + by"
+    shifted = _Shifted(c.denoiser.net, by, c.T)
+    return c.measure(Denoiser(shifted, c.denoiser.parameterization), c.some)
+
 # %% ../nbs/19_doctor.ipynb #ff632563
 def _wrong_timestep(c: _Case) -> list[str]:
     "Is it better at another timestep? A trained one is not (eq-doctor-excess)"
-    d, n = c.denoiser, max(2, c.network.losses.shape[1] // 4)
-    if not isinstance(d, Denoiser): return []
-    own, by = LevelLoss(c.network.times, c.network.losses[:, :n]), max(1, c.T // 10)
-    now = own.over()[0]
+    if not isinstance(c.denoiser, Denoiser): return []
+    by, now = max(1, c.T // 10), c.own.over()[0]
     for k in (by, -by):
-        shifted = Denoiser(_Shifted(d.net, k, c.T), d.parameterization)
-        gain, error = own.minus(c.measure(shifted, n)).over()
+        gain, error = c.own.minus(_with_shift(c, k)).over()
         if gain > max(3 * error, 0.02 * now):
             return [f'With t {k:+} in place of t, the network is better by '
                     f'{gain / now:.1%}: its timesteps, or its schedule, are not those '
@@ -414,6 +433,123 @@ def _memorised(c: _Case) -> list[str]:
             f'linear map to the optimum of these {len(c.data):,} images: it has '
             'memorised them, and will draw copies. More images, or fewer steps, help '
             '(unless these are all there are).']
+
+# %% ../nbs/19_doctor.ipynb #5155596d
+def _signal_left(c: _Case) -> list[str]:
+    "Is x_T nearly pure noise?"
+    signal = c.schedule.signal[-1].item()
+    if signal < 0.1: return []
+    return [f'At T = {c.T}, x_T still holds {signal:.2g} times the image, and sampling '
+            'starts without it: are the betas those of another T?']
+
+# %% ../nbs/19_doctor.ipynb #53321f69
+class _Relabelled(nn.Module):
+    "A denoiser that gets other labels than those it is given"
+    def __init__(self, denoiser: nn.Module, change: Callable):
+        super().__init__()
+        self.denoiser, self.change = denoiser, change
+    def forward(self, x_t, level, y=None):
+        return self.denoiser(x_t, level, self.change(y))
+
+# %% ../nbs/19_doctor.ipynb #3829855d
+def _ignores_t(c: _Case) -> list[str]:
+    if not isinstance(c.denoiser, Denoiser) or c.T == 1: return []
+    change = _with_shift(c, max(1, c.T // 10)).minus(c.own)
+    if change.losses.any(): return []
+    return ['With another t the network returns the same: it ignores its timestep.']
+
+# %% ../nbs/19_doctor.ipynb #9da8820a
+def _ignores_y(c: _Case) -> list[str]:
+    y = c.data.labels
+    if y is None or len(y.unique(dim=0)) == 1: return []
+    swapped = _Relabelled(c.denoiser, lambda y: y.roll(1, 0))
+    rise, error = c.measure(swapped, c.some).minus(c.own).over()      # eq-doctor-paired
+    if rise > 3 * error: return []
+    return ['With the label of another image the loss does not rise: the labels are '
+            'not those of the images, or the network does not use them, or not yet.']
+
+# %% ../nbs/19_doctor.ipynb #e2c5294e
+def _average_behind(c: _Case) -> list[str]:
+    "Is the last network better than its average?"
+    if c.last is None: return []
+    gain, error = c.own.minus(c.measure(c.last, c.some)).over()
+    if gain < max(3 * error, MARGIN * (own := c.own.over()[0])): return []
+    return [f'The loss of the average is {own:.3g}, that of the last weights '
+            f'{own - gain:.3g}: is the window of the average longer than the run, or '
+            'is it not updated?']
+
+# %% ../nbs/19_doctor.ipynb #55348492
+def _never_trained(c: _Case) -> list[str]:
+    "Tensors with rows that the last weights and their average share"
+    if c.last is None: return []
+    average, found = dict(c.denoiser.named_parameters()), []
+    for name, w in c.last.named_parameters():
+        rows = (w == average[name]).flatten(1).all(1) if w.ndim > 1 else []
+        if any(rows): found.append(f'{name} ({int(sum(rows))} of {len(w)} rows)')
+    if not found: return []
+    return [f'No step has changed {_listed(found[:3])}. Row 0 of a table of labels '
+            'stands for no label, and guidance needs it: was no label dropped?']
+
+# %% ../nbs/19_doctor.ipynb #1b4e2a0e
+def _easier_training(c: _Case) -> list[str]:
+    "Is the loss of training too small?"
+    here, t = c.own if c.last is None else c.measure(c.last, c.some), c.trend
+    mean, error = here.over()
+    if mean < (1 + MARGIN) * t.now + 3 * math.hypot(error, t.now_error): return []
+    return [f'The loss is {mean:.3g} here and {t.now:.3g} in training: was training '
+            'easier, with padded batches, repeated noise, or other levels?']
+
+# %% ../nbs/19_doctor.ipynb #45b6950a
+def _few_draws(c: _Case) -> list[str]:
+    "Do the losses scatter as those of a smaller batch?"
+    if c.batch_size is None: return []
+    step = np.diff(c.losses[-2 * c.trend.n:]).var() / 2
+    single = c.network.losses.var().item()
+    if 4 * single > step * c.batch_size: return []
+    return [f'The losses scatter as if a batch had only {max(1, single / step):.0f} of '
+            f'its {c.batch_size} images: does each image get its own t and noise?']
+
+# %% ../nbs/19_doctor.ipynb #04e013c3
+def _look(x: Tensor) -> dict[str, float]:
+    "Four numbers of a set of images (N,C,H,W)"
+    across, down = (x.diff(2, dim).abs().mean() for dim in (-1, -2))
+    found = dict(brightness=x.mean(), contrast=x.std(), grain=(across + down) / 2,
+                 variety=x.std(0).mean())
+    return {k: v.item() for k, v in found.items()}
+
+def _drawn(c: _Case) -> Tensor:
+    "64 images, with the labels of images of the data"
+    y = None if c.data.labels is None else c.data.labels[_pick(len(c.data), 64, 0)]
+    times = c.schedule.times(min(20, c.T))
+    return sample(clipped(c.denoiser), c.schedule, (64, *c.data.shape), step=ddim(),
+                  times=times, y=y, seed=0, progress=False)
+
+# %% ../nbs/19_doctor.ipynb #ee5ad76d
+def _odd_samples(c: _Case) -> list[str]:
+    "Are the user's samples further from the data than the doctor's?"
+    if c.samples is None: return []
+    data, own, theirs = map(_look, (c.data[:1000][0], _drawn(c).cpu(), c.samples))
+    found = []
+    for k, real in data.items():
+        scale = data['contrast'] if k == 'brightness' else real
+        off, ours = abs(theirs[k] - real), abs(own[k] - real)
+        if off <= ours + ODD * scale: continue
+        found.append(f'{k} {theirs[k]:.2g} (data {real:.2g}, ours {own[k]:.2g})')
+    if not found: return []
+    return [f'The samples are unlike the data in {_listed(found)}, and those that the '
+            'doctor draws with this network are nearer: look at the sampler.']
+
+# %% ../nbs/19_doctor.ipynb #b3bd2310
+ODD = 0.25  # of a number of the data, by which samples may be further off than ours
+
+def _signs(c: _Case) -> list[str]:
+    "Signs of particular bugs; those of inputs and losses not before there is a trend"
+    if c.network is None or not c.network.losses.isfinite().all(): return []
+    found = [*_never_negative(c), *_signal_left(c), *_ignores_t(c), *_average_behind(c)]
+    if len(c.losses) >= EARLY and c.trend:
+        found += [*_ignores_y(c), *_never_trained(c), *_easier_training(c)]
+        found += [*_few_draws(c), *_odd_samples(c)]
+    return found
 
 # %% ../nbs/19_doctor.ipynb #739be0e4
 def _trend_reasons(c: _Case) -> list[str]:
@@ -504,6 +640,7 @@ class Diagnosis:
     trend: Trend | None = None
     notes: list[str] = field(default_factory=list)  # about the references
     steps_planned: int | None = None
+    signs: list[str] = field(default_factory=list)  # of particular bugs
 
     @property
     def times(self) -> list[int]: return self.trivial.times
@@ -541,7 +678,8 @@ def _in_words(d: Diagnosis) -> str:
     for rows in _quarters(d.times):
         cells = [f'{_with_error(*curve.over(rows)):>20}' for curve in curves.values()]
         lines.append(f'{_span(d.times, rows):>12}' + ''.join(cells))
-    reasons = [f'- {r}' for r in d.reasons + d.notes]
+    signs = [f'- Sign of a bug: {s}' for s in d.signs]
+    reasons = [*signs, *(f'- {r}' for r in d.reasons + d.notes)]
     return '\n'.join([*lines, '', *reasons, '', f'What to do: {d.advice}'])
 
 def _with_error(mean: float, error: float) -> str:
@@ -605,10 +743,14 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, or its a
              weight: Callable[[Level], Tensor], # of the training
              seed: int=0,                # of the choice of images and their noise
              n: int=256,                 # noised images at each of 20 timesteps
-             steps_planned: int | None=None # of the run
+             steps_planned: int | None=None, # of the run
+             last: nn.Module | None=None, # the last weights, if `denoiser` is their average
+             batch_size: int | None=None, # of the training
+             samples: Tensor | None=None  # what your sampler drew, bytes or in [-1, 1]
             ) -> Diagnosis:
     "Is it learning? Loss by timestep, references, trend, and verdict with reasons"
     losses = _checked_losses(losses, n, steps_planned, schedule, data, weight)
+    samples = _checked_samples(samples, data)
     x0, y = data[_pick(len(data), n, seed)]
     refs, times = references(data), _even_times(schedule)
     def measure(d, x0=x0, y=y):
@@ -616,10 +758,10 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, or its a
     found = [None if d is None else measure(d) for d in refs[:3]]
     network, failure, again = _measured(denoiser, measure, x0, y)
     case = _Case(denoiser, schedule.T, data, losses, network, *found, failure, again,
-                 steps_planned)
+                 steps_planned, schedule, last, batch_size, samples)
     verdict, reasons, advice = _judge(case)
     return Diagnosis(verdict, reasons, ADVICE[advice], network, *found, losses,
-                     case.trend, refs.notes, steps_planned)
+                     case.trend, refs.notes, steps_planned, _signs(case))
 
 # %% ../nbs/19_doctor.ipynb #20e5ac44
 #| code-fold: true
@@ -641,6 +783,15 @@ def _pick(N: int, n: int, seed: int) -> Tensor:
     if seed < 0: raise ValueError(f'seed = {seed} must be 0 or more')
     order = np.random.default_rng([seed, 2]).permutation(N)
     return torch.from_numpy(np.resize(order, n))
+
+def _checked_samples(samples, data: ImageSet) -> Tensor | None:
+    "Samples as floats, cut to [-1, 1]"
+    if samples is None: return None
+    check_kind(Tensor, 'give images as a tensor (N,C,H,W)', samples=samples)
+    if tuple(samples.shape[1:]) != data.shape or len(samples) < 2:
+        raise ValueError(f'samples have shape {tuple(samples.shape)}; give two images or more, '
+                         f'(N, {str(data.shape)[1:]}, like the data')
+    return samples.float().clamp(-1, 1) if samples.is_floating_point() else to_float(samples)
 
 def _checked_losses(losses, n, steps_planned, schedule, data, weight) -> np.ndarray:
     check_schedule(schedule)

@@ -8,7 +8,7 @@ from conftest import refused
 from matplotlib.figure import Figure
 from torch import nn
 from torch.testing import assert_close
-from diffusion_scratch.data import ImageSet, mnist_mini
+from diffusion_scratch.data import ImageSet, mnist_mini, to_uint8
 from diffusion_scratch.denoiser import EPS, V, X0, Denoiser, Prediction
 from diffusion_scratch.doctor import (EARLY, VERDICTS, Diagnosis, LevelLoss, diagnose,
                                       loss_by_level, references, trend)
@@ -323,6 +323,83 @@ def test_table_print_and_plot(digits, oracle, tmp_path):
     assert d.plot(axes) is axes[0].figure and axes[0].get_yscale() == 'log'
     assert len(axes[1].lines) == 3
 
+# ---- signs of particular bugs
+def signs(denoiser, data, losses=None, **kw):
+    return examined(denoiser, data, losses, **kw).signs
+
+def single(denoiser, data):
+    "The losses of single images at random timesteps"
+    x0, y = data[torch.arange(200) % len(data)]
+    return loss_by_level(denoiser, SCHEDULE, x0, y, weight=v_weight,
+                         times=range(5, 1000, 20)).losses
+
+def test_betas_of_another_T_leave_signal():
+    for T, found in ((1000, 0), (100, 1)):
+        got = signs(COIN_ORACLE, COINS, schedule=Schedule(linear_betas(T)))
+        assert sum('x_T still holds' in s for s in got) == found, got
+
+def test_inputs_that_make_no_difference_are_named(digits, oracle):
+    right = Denoiser(Spoken(oracle, V), V)
+    blind = Denoiser(Spoken(Guess(lambda x_t, level, y: oracle(x_t, level).x0), V), V)
+    late = Denoiser(Spoken(oracle, X0, by=1000), X0)        # it always gets t = 1000
+    assert not signs(right, digits), signs(right, digits)
+    [said] = signs(blind, digits)
+    assert 'label of another image' in said
+    assert any('ignores its timestep' in s for s in signs(late, digits))
+
+def test_an_average_that_lags_is_named(digits, refs):
+    for average, last, found in ((refs.trivial, refs.linear, True),
+                                 (refs.linear, refs.trivial, False)):
+        got = signs(average, ImageSet(digits.images), last=last, losses=[1.] * 10)
+        assert any('loss of the average' in s for s in got) == found, got
+
+def test_rows_that_no_step_changed_are_named(digits):
+    torch.manual_seed(0)
+    average, last = (Denoiser(UNet(1, 8, (1,), 1, (), num_classes=10), V) for _ in range(2))
+    def said():
+        return [s for s in signs(average, digits, level_of(1.), last=last) if 'No step' in s]
+    with torch.no_grad():
+        for p in average.parameters(): p.add_(0.01 * torch.randn_like(p))
+        assert not said()
+        last.net.label.weight[0] = average.net.label.weight[0]
+    assert 'net.label.weight (1 of 11 rows)' in said()[0]
+
+def test_training_that_was_easier_is_named(digits, oracle, refs):
+    "Losses 30 % below those measured on the same images; the last weights count, not the average"
+    linear = refs.linear
+    for factor, found in ((1., False), (0.7, True)):
+        got = signs(linear, ImageSet(digits.images), its_losses(linear, digits) * factor)
+        assert any('was training easier' in s for s in got) == found, got
+    got = signs(refs.trivial, ImageSet(digits.images), its_losses(linear, digits), last=linear)
+    assert not any('was training easier' in s for s in got), got
+
+@pytest.mark.parametrize('images, found', [(64, False), (4, True)])
+def test_batches_that_share_their_draws_are_named(digits, refs, images, found):
+    "Means over 64, or over 4, of the losses of single images; the ratio is known to 10 %"
+    each, rng = single(refs.linear, digits).flatten().numpy(), np.random.default_rng(0)
+    losses = rng.choice(each, (1000, images)).mean(1)
+    got = [s for s in signs(refs.linear, ImageSet(digits.images), losses, batch_size=64)
+           if 'as if a batch' in s]
+    assert bool(got) == found, got
+    if found: assert 2 <= int(re.search(r'only (\d+)', got[0])[1]) <= 7, got
+
+def seeded(): return torch.Generator().manual_seed(0)
+
+@pytest.mark.parametrize('change, said', [
+    (lambda x: x, None), (lambda x: to_uint8(x), None),
+    (lambda x: x + torch.randn(x.shape, generator=seeded()), 'grain'),
+    (lambda x: x[:1].expand(50, -1, -1, -1), 'variety'),
+    (lambda x: x / 2 + 0.5, 'brightness'), (lambda x: x / 3, 'contrast')])
+def test_samples_unlike_the_data_are_named(digits, oracle, change, said):
+    "The network is the oracle, whose own samples are images of the set"
+    got = [s for s in signs(oracle, digits, samples=change(digits[:][0])) if 'samples' in s]
+    assert bool(got) == bool(said) and (said or '') in ''.join(got), got
+
+def test_signs_are_printed_and_change_no_verdict(digits, oracle, refs):
+    d = examined(refs.linear, digits, its_losses(refs.linear, digits) * np.linspace(1.5, 1, 400))
+    assert d.verdict == 'learning' and d.signs
+    assert str(d).index('Sign of a bug: With the label') < str(d).index('The loss is falling')
+
 # ---- mistakes
 TWO, NO_SIGNAL = torch.zeros(2, 1, 1, 1), Schedule([0.5, 1.])
 
@@ -339,6 +416,8 @@ def diagnosis(**kw): return lambda: examined(const(0.), COINS, **dict(losses=[1.
     (by_level(y=torch.zeros(3).long()), '3 labels y for 2 images'),
     (by_level(denoiser=Denoiser(Spoken(const(0.), EPS)), schedule=NO_SIGNAL, times=[2]),
      'no signal is left'),
+    (diagnosis(samples=TWO[:, :, 0]), r'samples have shape \(2, 1, 1\); give .* \(N, 1, 1, 1\)'),
+    (diagnosis(samples=TWO.tolist()), 'give images as a tensor', TypeError),
     (diagnosis(n=1), 'n = 1'), (diagnosis(seed=-1), 'seed = -1'),
     (diagnosis(steps_planned=0), 'planned = 0'),
     (diagnosis(losses=[[1.], [2.]]), r'losses must be one number a step, not of shape \(2, 1\)'),

@@ -172,6 +172,11 @@ RESULTS = {
     'faces/cost': Result(('faces/cost.json',), 'python benchmarks/faces.py',
                          ('benchmarks/faces.py:main', 'benchmarks/faces.py:measure'),
                          ('configs/faces.yaml', 'configs/celeba_hq.yaml'), check='cost'),
+    'museum/runs': Result(('museum/runs.json', 'museum/digits.webp'), 'python tools/museum.py',
+                          tuple(f'tools/{f}' for f in (
+                              'museum.py:runs', 'museum.py:doctor', 'museum.py:pictures',
+                              'museum_run.py:train', 'museum_run.py:draw',
+                              'museum_run.py:diagnose')), EYE, 'mnist_mini', 'museum'),
     'solvers/conformance': Result(('solvers/conformance.json',), 'python tests/test_solvers.py',
                                   ('tests/test_solvers.py:measured', 'tests/test_solvers.py:CASES'),
                                   check='conformance'),

@@ -239,6 +239,20 @@ def conformance(_):
         now = test_solvers.measured(*case)
         yield ' '.join(map(str, case)), now, there, max(1e-12, 0.3 * there)
 
+def museum(_):
+    "The healthy run of seed 0 again, and a bug of drawing: some minutes"
+    import museum as tool
+    rows = {r['exhibit']: r for r in tool.rows() if r['seed'] == 0}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, command in (('healthy', 'train'), ('healthy', 'draw'), ('last-noise', 'draw')):
+            tool.run(tool.sources(tool.EXHIBITS[name]), command, 0, Path(folder))
+            if command == 'train':
+                now = tool.means(np.load(Path(folder, 'losses.npy')))
+                yield 'losses', now, rows[name]['loss'], 0.02
+            else:
+                now, there = tool.measured(Path(folder)), rows[name]
+                yield f'{name}, distance', now['frechet_distance'], there['frechet_distance'], 2
+
 def faults(_):
     "The words of the tests that are marked as faults; `make test` runs these tests"
     root, marked = ASSETS.parent.parent, {}
