@@ -186,8 +186,8 @@ def stopped(before): return np.r_[np.full(240, before), np.ones(160)]
 
 @pytest.mark.parametrize('who, shape, verdict, said', [
     ('linear', 1., 'broken', STUCK), ('trivial', 1., 'broken', STUCK),
-    ('linear', np.linspace(2, 1, 400), 'learning', '\n\n- The loss is falling.*: let it run'),
-    ('linear', np.linspace(1, 2, 400), 'broken', '\n\n- The loss is rising.*do: .*checkpoint'),
+    ('linear', np.linspace(2, 1, 400), 'learning', '\n- The loss is falling.*: let it run'),
+    ('linear', np.linspace(1, 2, 400), 'broken', '\n- The loss is rising.*do: .*checkpoint'),
     # level now, and two fifths ago still a tenth or more above, or not
     ('linear', stopped(1.3), 'too early to tell', 'do: train longer'),
     ('linear', stopped(1.05), 'broken', STUCK),

@@ -72,8 +72,8 @@ EXHIBITS = {
     'padding': Exhibit('Mean over a padded batch',
                        'A quarter of each batch is padding, and the loss is averaged over it too.',
                        of('training',
-                          '    x, y = data[order[place * batch_size:(place + 1) * batch_size]]',
-                          '    x, y = data[order[place * batch_size:(place + 1) * batch_size]]\n'
+                          '    for step, (epoch, x, y) in enumerate(read, start):',
+                          '    for step, (epoch, x, y) in enumerate(read, start):\n'
                           '        x[3 * batch_size // 4:] = 0')),
     'bytes': Exhibit('Bytes that wrap',
                      'Floats become bytes without a clamp: white is 256, and 256 is 0.', of(
@@ -96,8 +96,8 @@ EXHIBITS = {
         '(1,), generator=generator, device=device).expand(len(x0))')),
     'same-seed': Exhibit('The same seed every epoch',
                          'Each epoch repeats the order, the timesteps and the noise of the first.',
-                         of('training', 'order = shuffled(len(data), seed, epoch)',
-                            'order = shuffled(len(data), seed, 0)',
+                         of('training', 'order = shuffled(n, seed, epoch)',
+                            'order = shuffled(n, seed, 0)',
                             'with random_at(seed, state.step, engine.device)',
                             'with random_at(seed, state.step % (len(data) // batch_size), '
                             'engine.device)')),
