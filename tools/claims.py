@@ -264,6 +264,11 @@ def drawing(judge: Judge, kind: str, model) -> list[dict]:
 CONTROLLED = 'gan_r1'
 def kept_weights(kind: str) -> Path: return ROOT/'runs'/'claims'/f'{kind}.safetensors'
 
+def keep_weights(kind: str, model):
+    kept_weights(kind).parent.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.contiguous() for k, v in model.fixed().state_dict().items()}
+    save_file(weights, kept_weights(kind))
+
 def light(a):
     judge = Judge(a.root)
     for budget in BUDGETS:
@@ -276,10 +281,7 @@ def light(a):
                         command='python tools/claims.py light', **here(judge))
             if budget == BUDGET:
                 row |= dict(drawing=drawing(judge, kind, model), memory=peak_memory(kind))
-            if budget == BUDGET and kind.startswith('gan'):
-                kept_weights(kind).parent.mkdir(parents=True, exist_ok=True)
-                weights = {k: v.contiguous() for k, v in model.fixed().state_dict().items()}
-                save_file(weights, kept_weights(kind))
+            if budget == BUDGET and kind == CONTROLLED: keep_weights(kind, model)
             add('light', judge, row, images, f'{kind} {budget}', budgets=BUDGETS)
 
 def peak_memory(kind: str) -> int:
@@ -417,6 +419,9 @@ def control(a):
     judge = Judge(a.root)
     goals, gan = Goals(judge), models()[CONTROLLED](1e-3)
     net = gan.average.eval().requires_grad_(False)
+    if not kept_weights(CONTROLLED).exists():
+        steps, data = steps_for(CONTROLLED, BUDGET), ImageSet(judge.data.images)
+        keep_weights(CONTROLLED, trained(CONTROLLED, LIGHT[CONTROLLED], 0, steps, data)[0])
     net.load_state_dict(load_file(kept_weights(CONTROLLED)))
     tasks = [(name, *task) for name, tasks in {
         'mnist-conditional': by_network(goals), CONTROLLED: by_latent(goals, net, gan.latent)
