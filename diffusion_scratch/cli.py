@@ -228,7 +228,8 @@ def train_command(argv: list[str] | None=None # words; default: those of this pr
         train(config)
 
 # %% ../nbs/27_cli.ipynb #d5f1a0e0
-def _diagnose_run(path: Path, network: str | None=None, samples: Path | None=None) -> str:
+def _diagnose_run(path: Path, network: str | None=None,
+                  samples: Path | None=None) -> str:
     "The doctor's diagnosis of a run, which may still train; a figure in its folder"
     (denoiser, schedule), config = load(path, net=network), run_config(path)
     _check_own_weight(config, path, network)

@@ -744,7 +744,7 @@ def diagnose(denoiser: nn.Module,        # x_t, level, y -> Prediction, or its a
              seed: int=0,                # of the choice of images and their noise
              n: int=256,                 # noised images at each of 20 timesteps
              steps_planned: int | None=None, # of the run
-             last: nn.Module | None=None, # the last weights, if `denoiser` is their average
+             last: nn.Module | None=None, # last weights, if `denoiser` is their average
              batch_size: int | None=None, # of the training
              samples: Tensor | None=None  # what your sampler drew, bytes or in [-1, 1]
             ) -> Diagnosis:

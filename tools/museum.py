@@ -139,7 +139,7 @@ EXHIBITS = {
                           '    denoiser = Denoiser(denoiser.net, EPS)'), trains=False),
     'scale': Exhibit('Guidance of 20', 'The scale of the guidance is 20 and not 2.', of(
         'program', 'scale=2.', 'scale=20.'), trains=False),
-    'start': Exhibit('rand for randn in sampling', 'The noise of sampling is uniform in [0, 1].', of(
+    'start': Exhibit('rand for randn in sampling', 'Noise of sampling is uniform in [0, 1].', of(
         'sampling', 'row.normal_(generator=stream)', 'row.uniform_(generator=stream)'),
         trains=False),
     'off-by-one': Exhibit('t - 1 for t', 'The network gets timesteps from 0, and learned them '
