@@ -18,7 +18,7 @@ from diffusion_scratch.run import train
 from diffusion_scratch.schedule import Schedule, cosine_betas
 from diffusion_scratch.training import TrainState, batches, fit, warmup_constant
 from diffusion_scratch.unet import UNet
-from helpers_training import tensors
+from helpers_training import assert_same_run
 
 datasets = pytest.importorskip('datasets')
 BIN = Path(sys.executable).parent
@@ -151,16 +151,14 @@ def test_a_killed_run_with_workers_goes_on_at_the_same_image(photos):
     gone, alive = psutil.wait_procs(seen, timeout=30)
     assert seen and not alive
     subprocess.run(words, check=True, capture_output=True)
-    run, whole = tensors('run'), tensors('whole')
-    assert all(torch.equal(w, whole[k]) for k, w in run.items())
+    assert_same_run('run', 'whole')
 
 def test_a_hub_set_by_the_config(photos, rows):
     rows.save_to_disk('saved')
     data = dict(name='hf', path='saved', size=16)
     for workers, run in enumerate('ab'):
         train(config(data=data | dict(workers=workers), run=run), progress=False)
-    a, b = tensors('a'), tensors('b')
-    assert all(torch.equal(w, b[k]) for k, w in a.items())
+    assert_same_run('a', 'b')
     for change, words in ((dict(path=None), 'data.path: null is not allowed'),
                           (dict(image_column='kind'), "'kind' is not allowed; allowed: picture"),
                           (dict(label_column='x'), 'allowed: kind, number'),
@@ -202,8 +200,7 @@ def test_a_file_that_breaks_later_is_named_and_the_run_goes_on(photos, tmp_path)
     refused(lambda: train(config(data=data), progress=False), '2.jpg is not an image', ValueError)
     bad.write_bytes(jpeg)
     train(config(data=data), progress=False)
-    a, b = tensors('run'), tensors('whole')
-    assert all(torch.equal(w, b[k]) for k, w in a.items())
+    assert_same_run('run', 'whole')
 
 def test_what_a_lazy_folder_cannot_do_is_refused(photos):
     refused(lambda: folder(photos, lazy=True, corrupt='skip'), "allowed: 'refuse'")
@@ -246,8 +243,7 @@ def test_a_streamed_hub_set_by_the_config(photos, rows):
     train(config(data=data, run='whole'), progress=False)
     train(config(data=data, training=dict(TINY['training'], steps=7)), progress=False)
     train(config(data=data), progress=False)
-    a, b = tensors('run'), tensors('whole')
-    assert all(torch.equal(w, b[k]) for k, w in a.items())
+    assert_same_run('run', 'whole')
 
 def test_what_no_stream_can_be_is_refused():
     x = torch.zeros(1, 4, 4)
