@@ -183,6 +183,9 @@ class _Steps(_Section):
         (0.9, 0.999), "betas of Adam and AdamW")
     clip: _Real = setting(1., 'largest norm of the gradient', gt=0)
     explode: _Real = setting(1e5, 'a gradient with a larger norm stops the run', gt=0)
+    look_every: _Positive | None = setting(
+        None, 'steps between two looks at loss and gradient, for which a GPU waits; '
+        'null: 1 on a CPU, log_every on a GPU')
 
 # %% ../nbs/22_config.ipynb #7473ec52
 class TrainingConfig(_Steps):

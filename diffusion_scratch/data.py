@@ -29,9 +29,9 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'read_pickled_batch', 'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image',
            'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy',
            'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
-           'check_source', 'LazySet', 'read_lazily', 'rows_of', 'all_in_memory', 'FolderImages', 'StreamSet',
-           'iter_source', 'read_streamed', 'hub_set', 'RowImages', 'load_rows', 'find_columns', 'class_names',
-           'fingerprint', 'check_varied']
+           'check_source', 'range_of', 'LazySet', 'model_range', 'stacked', 'read_lazily', 'rows_of', 'all_in_memory',
+           'FolderImages', 'StreamSet', 'iter_source', 'read_streamed', 'hub_set', 'RowImages', 'load_rows',
+           'find_columns', 'class_names', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -91,6 +91,10 @@ class ImageSet(Dataset):
     def __getitem__(self, i):
         return to_float(self.images[i]), None if self.labels is None else self.labels[i]
 
+    def stored(self, i) -> Tensor:
+        "The images alone. A set that reads them later gives bytes, where it has bytes"
+        return self[i][0]
+
     def __repr__(self): return _describe_set(self)
 
 # %% ../nbs/08_data.ipynb #58c6234a
@@ -116,12 +120,12 @@ def check_batch_shape(shape: tuple):
         raise ValueError(f'images of shape {shape} seem to have their channels last; '
                          f'give (N,C,H,W), images.permute(0, 3, 1, 2)')
 
-def check_range(low: float, high: float,
-                what: str='float images must lie in [-1, 1]; these'):
-    "Refuse floats outside [-1, 1], and NaN"
-    if not (-1 <= low and high <= 1):
-        raise ValueError(f'{what} lie in [{low:.3g}, {high:.3g}]. '
-                         f'Scale or clamp them first, or give bytes (uint8)')
+def check_range(low: float, high: float, which: str='these', limit: float=1.):
+    "Refuse floats outside [-limit, limit], and NaN"
+    if not -limit <= low <= high <= limit:
+        raise ValueError(f'float images must lie in [{-limit:g}, {limit:g}]; {which} lie in '
+                         f'[{low:.3g}, {high:.3g}]. Scale or clamp them first, or give bytes '
+                         '(uint8); for latents, declare their range, limit=... of LazySet')
 
 def warn_if_never_negative(low: float, high: float):
     "Warn if floats may lie in [0, 1] instead of [-1, 1]"
@@ -455,10 +459,9 @@ KINDS = {stat.S_IFIFO: 'a FIFO', stat.S_IFSOCK: 'a socket', stat.S_IFCHR: 'a dev
 
 def open_image(file: str | Path) -> Image.Image:
     "An image file, open but not decoded. OSError or ValueError with the reason if it cannot be"
-    file = Path(file)
-    try: mode = file.stat().st_mode
+    try: mode = os.stat(file).st_mode
     except FileNotFoundError:
-        if not file.is_symlink(): raise
+        if not os.path.islink(file): raise
         raise ValueError(f'it is a link to {printable(os.readlink(file))}, '
                          f'which does not exist') from None
     if stat.S_ISDIR(mode):
@@ -736,6 +739,7 @@ def _class_labels(root: Path, names: list[str], skipped: dict) -> tuple[Tensor, 
 
 def _as_tensor(a) -> Tensor:
     "A tensor that shares an array's memory, perhaps read-only: an `ImageSet` never writes to it"
+    if isinstance(a, Tensor): return a
     if isinstance(a, np.ndarray) and min(a.strides, default=0) < 0: a = a.copy()
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'The given NumPy array is not writable')
@@ -1006,13 +1010,18 @@ def _read_items(source, background: str) -> tuple[Tensor, list]:
             images = torch.empty(n, *image.shape, dtype=torch.uint8)
         _check_same_shape(image, images, i)
         if image.is_floating_point():
-            a, b = image.min().item(), image.max().item()
-            check_range(a, b, f'float images must lie in [-1, 1]; the values of image {i}')
+            a, b = range_of(image, i)
             low, high, image = min(low, a), max(high, b), to_uint8(image)
         images[i] = image
         labels.append(label)
     warn_if_never_negative(low, high)
     return images, labels
+
+def range_of(image: Tensor, i: int, limit: float=1.) -> tuple[float, float]:
+    "Smallest and largest number of image i; ValueError if they lie outside [-limit, limit]"
+    low, high = image.min().item(), image.max().item()
+    check_range(low, high, f'the values of image {i}', limit)
+    return low, high
 
 def _check_same_shape(image: Tensor, images: Tensor, i: int):
     "Refuse an image whose size differs from those before it"
@@ -1079,15 +1088,27 @@ class LazySet(ImageSet):
     def __len__(self): return len(self.source)
 
     def __getitem__(self, i):
+        y = None if self.labels is None else self.labels[rows_of(i, len(self))]
+        return model_range(self.stored(i)), y
+
+    def stored(self, i) -> Tensor: # bytes, or floats if the source has floats
         rows = rows_of(i, len(self))
-        x = torch.stack([read_lazily(self, int(row)) for row in rows.flatten()])
-        x = x.view(*rows.shape, *x.shape[1:])
-        return x, None if self.labels is None else self.labels[rows]
+        x = stacked([read_lazily(self, int(row)) for row in rows.flatten()])
+        return x.view(*rows.shape, *x.shape[1:])
 
 # %% ../nbs/08_data.ipynb #b8515316
 #| code-fold: true
 #| code-summary: "Plumbing: one item, read now"
-def read_lazily(data: LazySet, i: int) -> Tensor: # floats (C,H,W)
+def model_range(images: Tensor) -> Tensor:
+    "Bytes as floats in [-1, 1], eq-bytes; floats as they are"
+    return to_float(images) if images.dtype == torch.uint8 else images
+
+def stacked(images: list[Tensor]) -> Tensor:
+    "Images as one tensor; bytes and floats together become floats"
+    mixed = len({image.dtype for image in images}) > 1
+    return torch.stack([model_range(image) for image in images] if mixed else images)
+
+def read_lazily(data: LazySet, i: int) -> Tensor: # bytes or floats (C,H,W)
     "Image i of a set. ValueError if it cannot be read, or differs in shape from the first"
     try: item = data.source[i]
     except Exception as e:  # the source may raise any error
@@ -1101,12 +1122,8 @@ def read_lazily(data: LazySet, i: int) -> Tensor: # floats (C,H,W)
     if image.shape != first.shape:
         raise ValueError(f'image {i} of {data.name!r} is {tuple(image.shape)}, and the first one '
                          f'{tuple(first.shape)}; a set has one size and one number of channels')
-    if not image.is_floating_point(): return to_float(image)
-    low, high, most = image.min().item(), image.max().item(), data.limit
-    if not -most <= low <= high <= most:
-        raise ValueError(f'float images must lie in [{-most:g}, {most:g}]; the values of image {i} '
-                         f'lie in [{low:.3g}, {high:.3g}]. Scale them first, or give bytes '
-                         '(uint8); for latents, declare their range, limit=...')
+    if not image.is_floating_point(): return image
+    range_of(image, i, data.limit)
     return image.float()
 
 def rows_of(i, n: int) -> Tensor: # long
@@ -1138,7 +1155,7 @@ class FolderImages:
     def __len__(self): return len(self.names)
 
     def __getitem__(self, i: int) -> Tensor: # bytes (C,H,W)
-        (C, H, W), file = self.shape, self.root/os.fsdecode(self.names[i])
+        (C, H, W), file = self.shape, os.path.join(self.root, os.fsdecode(self.names[i]))
         with _allow_pixels(self.max_pixels):
             got = read_image(file, (W, H), 'L' if C == 1 else 'RGB', self.background)
         if not isinstance(got, str): return _as_tensor(got)
@@ -1164,7 +1181,7 @@ class StreamSet(ImageSet):
 
     def items(self, skip: int=0 # items that were read before
              ) -> Iterator[tuple[int, Tensor, int | None]]:
-        "Without end: number of the pass, image in [-1, 1] (C,H,W), label"
+        "Without end: number of the pass, image (C,H,W) as bytes or floats, label"
         for epoch in count():
             for i, item in enumerate(iter_source(self.source, epoch)):
                 if skip: skip -= 1
@@ -1188,7 +1205,7 @@ def iter_source(source, epoch: int) -> Iterator:
                          'must begin again each time it is iterated, as a generator cannot')
 
 def read_streamed(data: StreamSet, item, i: int) -> tuple[Tensor, int | None]:
-    "Image in [-1, 1] and label of item i; TypeError or ValueError if it differs from the first"
+    "Image and label of item i; TypeError or ValueError if it differs from the first"
     image, label = _read_item(item, i, data.background)
     if tuple(image.shape) != data.shape:
         raise ValueError(f'item {i} of {data.name!r} is {tuple(image.shape)}, and the first one '
@@ -1198,9 +1215,8 @@ def read_streamed(data: StreamSet, item, i: int) -> tuple[Tensor, int | None]:
         allowed = f'0..{K - 1}' if K else 'none, as for the first items'
         if not data.classes: allowed += ', or more if the names of all are given, classes=(...)'
         raise ValueError(f'the label of item {i} of {data.name!r} is {label}; allowed: {allowed}')
-    if not image.is_floating_point(): return to_float(image), label
-    low, high = image.min().item(), image.max().item()
-    check_range(low, high, f'float images must lie in [-1, 1]; the values of image {i}')
+    if not image.is_floating_point(): return image, label
+    range_of(image, i)
     return image.float(), label
 
 # %% ../nbs/08_data.ipynb #0d694a26

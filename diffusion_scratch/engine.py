@@ -5,6 +5,7 @@
 # %% ../nbs/20_engine.ipynb #ef1ec609
 from __future__ import annotations
 import math, os, signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -21,14 +22,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from .denoiser import Denoiser
+from .data import model_range, stacked
 from .schedule import Level, check_number
 
 # %% auto #0
 __all__ = ['parts_of_batch', 'check_parts', 'step_seed', 'check_environment', 'new_accelerator', 'numeric_environment', 'Shell',
-           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'BatchReader', 'start_worker', 'read_ahead',
-           'StreamReader', 'stream_ahead', 'next_item', 'read_batches', 'read_stream', 'begin_step', 'loss_of_part',
-           'exchange', 'blocks_of', 'recomputed', 'Engine', 'check_clip', 'check_step', 'set_learning_rate',
-           'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
+           'prepared', 'device_of', 'memory_in_use', 'forked_random', 'BatchReader', 'start_worker', 'StreamReader',
+           'read_ahead', 'on_device', 'one_ahead', 'next_item', 'read_batches', 'read_stream', 'begin_step',
+           'loss_of_part', 'exchange', 'blocks_of', 'recomputed', 'Engine', 'check_clip', 'check_step', 'check_unread',
+           'set_learning_rate', 'not_finite_layers', 'explain_failure', 'explained', 'rescales', 'keep_scale']
 
 # %% ../nbs/20_engine.ipynb #bc4d8949
 def parts_of_batch(batch_size: int,
@@ -136,19 +138,13 @@ class BatchReader(Dataset):
 
     def __getitem__(self, batch: tuple) -> tuple:
         epoch, rows = batch
-        try: return epoch, rows, self.data[rows[self.here]][0]
+        try: return epoch, rows, self.data.stored(rows[self.here])
         except Exception as e: return epoch, rows, e  # raised in the process that trains
 
 def start_worker(_):
     "A worker leaves signals to the process that trains"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-def read_ahead(reader: BatchReader, order: Iterable, workers: int, pin: bool) -> Iterator[tuple]:
-    "The items in their order; with workers, two batches for each are read ahead"
-    if not workers: return map(reader.__getitem__, order)
-    return iter(DataLoader(reader, None, sampler=order, num_workers=workers, pin_memory=pin,
-                           worker_init_fn=start_worker))
 
 class StreamReader(IterableDataset):
     "An item is a batch: epoch of its last image, labels or None, images or an error"
@@ -161,14 +157,31 @@ class StreamReader(IterableDataset):
             while True:
                 epoch, x, y = zip(*islice(items, self.batch_size))
                 y = None if self.data.labels is None else torch.tensor(y)
-                yield epoch[-1], y, torch.stack(x)
+                yield epoch[-1], y, stacked(x)
         except Exception as e: yield None, None, e
 
-def stream_ahead(reader: StreamReader, workers: int, pin: bool) -> Iterator[tuple]:
-    "The same for a stream"
-    if not workers: return iter(reader)
-    return iter(DataLoader(reader, None, num_workers=workers, pin_memory=pin,
-                           worker_init_fn=start_worker))
+def read_ahead(reader: BatchReader | StreamReader, workers: int, device: torch.device,
+               order: Iterable | None=None) -> Iterator[tuple]:
+    "The items in their order, on the device; each worker is up to two batches ahead"
+    own = torch.Generator()  # the loader draws a seed of its workers
+    loader = DataLoader(reader, None, sampler=order, num_workers=workers, generator=own,
+                        pin_memory=device.type == 'cuda', worker_init_fn=start_worker)
+    items = (on_device(*item, device) for item in loader)
+    return one_ahead(items) if workers else items
+
+def on_device(epoch, rows, x, device: torch.device) -> tuple:
+    "An item with its images, or its error, as the network takes them"
+    if isinstance(x, Tensor): x = model_range(x.to(device, non_blocking=True))
+    return epoch, rows, x
+
+def one_ahead(items: Iterator) -> Iterator:
+    "The same items; while one is used, a thread gets the next"
+    with ThreadPoolExecutor(1) as pool:
+        item = next(items)
+        while True:
+            following = pool.submit(next, items)
+            yield item
+            item = following.result()
 
 def next_item(items: Iterator) -> tuple:
     "The next item, or the error of the worker that read it"
@@ -188,13 +201,12 @@ def read_batches(data,             # an ImageSet or LazySet
                  device: torch.device=torch.device('cpu')
                 ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, y
     "Batches on the device. Images outside the part `here` are not read; they are 0"
-    reader = BatchReader(data, here)
-    items = read_ahead(reader, order, workers, pin=device.type == 'cuda')
+    items = read_ahead(BatchReader(data, here), workers, device, order)
     while True:
-        epoch, rows, part = next_item(items)
-        part = part.to(device, non_blocking=True)
-        x = part.new_zeros(len(rows), *part.shape[1:])
-        x[here] = part
+        epoch, rows, x = next_item(items)
+        if len(x) < len(rows):
+            part, x = x, x.new_zeros(len(rows), *x.shape[1:])
+            x[here] = part
         yield epoch, x, None if data.labels is None else data.labels[rows]
 
 def read_stream(data,            # a StreamSet
@@ -205,11 +217,10 @@ def read_stream(data,            # a StreamSet
                 device: torch.device=torch.device('cpu')
                ) -> Iterator[tuple[int, Tensor, Tensor | None]]: # epoch, images, labels
     "The same for a stream, of which each process reads every item"
-    pin = device.type == 'cuda'
-    items = stream_ahead(StreamReader(data, batch_size, start), min(workers, 1), pin)
+    items = read_ahead(StreamReader(data, batch_size, start), min(workers, 1), device)
     while True:
         epoch, y, x = next_item(items)
-        yield epoch, x.to(device, non_blocking=True), y
+        yield epoch, x, y
 
 # %% ../nbs/20_engine.ipynb #038bdd63
 #| code-fold: true
@@ -269,6 +280,7 @@ class Engine:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         self.parts = parts_of_batch(batch_size, accumulate, rank, processes)
         self.images = batch_size // processes
+        self.unread = []  # step, loss, norm, rate of steps since the last look
         self.here = slice(self.parts[0].start, self.parts[-1].stop) # of the whole batch
 
     def backward(self, loss, x0, level, eps, y=None, **options) -> Tensor:
@@ -279,7 +291,7 @@ class Engine:
             with exchange(self, last=part is self.parts[-1]), recomputed(self):
                 losses.append(loss_of_part(self, self.denoiser, part))
                 self.accelerator.backward(losses[-1].sum() / self.images)
-        self.losses = self.accelerator.gather(torch.cat(losses).detach()).cpu()
+        self.losses = self.accelerator.gather(torch.cat(losses).detach())
         return self.losses
 
 # %% ../nbs/20_engine.ipynb #7782b4d3
@@ -293,17 +305,31 @@ def check_clip(clip: float):
 def check_step(step: int,               # the next one, from 1
                loss: float, norm: float, lr: float,
                explode: float=math.inf, # a gradient with a larger norm is refused
-               rescales: bool=False     # fp16 has smaller scales to try
+               rescales: bool=False,    # fp16 has smaller scales to try
+               taken: bool=False        # it was taken before anyone looked
               ):
-    "Raise FloatingPointError where a step would spoil the weights"
+    "Raise FloatingPointError where a step would spoil the weights, or has spoilt them"
     good = norm <= explode if math.isfinite(norm) else rescales
     if good and math.isfinite(loss) and math.isfinite(lr): return
     limit = f' (allowed: {explode:g})' if norm > explode else ''
+    numbers = f'loss {loss:.4g}, gradient norm {norm:.4g}{limit}, learning rate {lr:.3g}'
+    if taken: raise FloatingPointError(
+        f'step {step} has spoilt the weights: {numbers}. Steps after it were taken before these '
+        'numbers were read. Go back to the last checkpoint, which is older, with a lower learning '
+        'rate, or read the numbers at each step, so that such a step is not taken')
     raise FloatingPointError(
-        f'step {step} was not taken: loss {loss:.4g}, gradient norm {norm:.4g}{limit}, '
-        f'learning rate {lr:.3g}. Weights, average and optimizer are those of step {step - 1}, '
-        'and so is any checkpoint, or older. Go back to the last one with a lower learning rate, '
-        'or look for huge values in the loss')
+        f'step {step} was not taken: {numbers}. Weights, average and optimizer are those of step '
+        f'{step - 1}, and so is any checkpoint, or older. Go back to the last one with a lower '
+        'learning rate, or look for huge values in the loss')
+
+def check_unread(engine: Engine, explode: float):
+    "Read the numbers of the steps since the last look, in one transfer, and check them"
+    if not engine.unread: return
+    steps, losses, norms, rates = zip(*engine.unread)
+    engine.unread = []
+    numbers = torch.stack([torch.stack(losses), torch.stack(norms)]).tolist()
+    for step, loss, norm, lr in zip(steps, *numbers, rates):
+        check_step(step, loss, norm, lr, explode, rescales(engine.accelerator), taken=True)
 
 def set_learning_rate(optimizer, lr: float):
     "Set the learning rate of all groups"
@@ -325,7 +351,7 @@ def not_finite_layers(denoiser: nn.Module):
 
 def explain_failure(engine: Engine) -> str:
     "Compute the last step again; name the timesteps and the first layer that went wrong"
-    denoiser, t, bad = engine.state.denoiser, engine.run[2].t, ~engine.losses.isfinite()
+    denoiser, t, bad = engine.state.denoiser, engine.run[2].t, ~engine.losses.cpu().isfinite()
     weights = [k for k, p in denoiser.named_parameters() if not p.isfinite().all()]
     denoiser.zero_grad()
     # with the bare network: each process searches alone and waits for no other
@@ -372,14 +398,18 @@ def keep_scale(engine: Engine):
 def step(self: Engine,
          lr: float,      # learning rate
          clip: float=1., # largest norm of the gradient; math.inf clips nothing
-         explode: float=math.inf # a gradient with a larger norm is refused
-        ) -> float:      # the norm before clipping
+         explode: float=math.inf, # a gradient with a larger norm is refused
+         look: bool=True # at loss and norm, before the step; else at the next look
+        ) -> Tensor:     # (), the norm before clipping
     "Clip the gradient (eq-clip), update the weights (eq-adam), or explain a refusal"
+    step, loss = self.state.step + 1, self.losses.mean()
+    if look: check_unread(self, explode)
     with explained(self):
         check_clip(clip)
-        step, loss = self.state.step + 1, self.losses.mean().item()
-        norm = self.accelerator.clip_grad_norm_(self.parameters, clip).item()
-        check_step(step, loss, norm, lr, explode, rescales(self.accelerator))
+        norm = self.accelerator.clip_grad_norm_(self.parameters, clip)
+        if look: check_step(step, loss.item(), norm.item(), lr, explode,
+                            rescales(self.accelerator))
+        else: self.unread.append((step, loss, norm, lr))
         set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         keep_scale(self)

@@ -45,6 +45,7 @@ from .checkpoint import atomic, best_checkpoint, checkpoints
 from .checkpoint import newest_checkpoint, notes_in_header
 from .checkpoint import json_with_checksum, push_file, read_json
 from .training import check_width, combination, combined, measure, profile
+from .training import read_together
 from .engine import new_accelerator, numeric_environment
 from .checkpoint import average_tensors, load_checkpoint
 from .checkpoint import named_as_in, prune_checkpoints, read_checkpoint, resume
@@ -55,11 +56,12 @@ from .checkpoint import save_checkpoint
 __all__ = ['MACHINE', 'REFERENCE', 'BUDGET', 'SNAPSHOTS', 'SHOWN', 'draw', 'conditioned', 'make_solver', 'check_writable',
            'FolderLock', 'read_metrics', 'MetricsLog', 'kept_record', 'run_config', 'read_manifest', 'changed_since',
            'run_data', 'RunFolder', 'stop_signals', 'Evaluator', 'evaluation_cost', 'Plan', 'plan_evaluations',
-           'train_loop', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show', 'draw_results', 'load_average',
-           'kept_averages', 'check_near', 'read_average', 'draw_images', 'load_to_draw', 'attributes_named',
-           'attributes_in_words', 'check_labels', 'image_shape', 'find_device', 'cpu_threads', 'keep_freed_memory',
-           'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside', 'free_threads', 'train',
-           'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session', 'LiveView']
+           'train_loop', 'steps_to_look_at', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show',
+           'draw_results', 'load_average', 'kept_averages', 'check_near', 'read_average', 'draw_images', 'load_to_draw',
+           'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device', 'cpu_threads',
+           'keep_freed_memory', 'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside',
+           'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session',
+           'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -149,7 +151,8 @@ def _changed_keys(old: Config, new: Config, free: tuple | None=None) -> str:
     if old == new.model_copy(update=dict(run=old.run)): return ''
     if free is None:
         free = ('run', 'device', 'threads', 'preview_every', 'save_every', 'keep', 'log', 'judge',
-                'data.root', 'data.workers', 'sampling.', 'training.evaluate_')
+                'data.root', 'data.workers', 'sampling.', 'training.evaluate_',
+                'training.look_every')
         longer = new.training.steps > old.training.steps  # allowed at the end of a decay
         if longer or new.training.decay == 'constant': free += ('training.steps',)
     a, b = flat_config(old), flat_config(new)
@@ -719,13 +722,15 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
                plan: Plan, accelerator: Accelerator, progress: bool, watch: Callable):
     "Train to the last step or to a signal; then save, and print how to go on"
     config, options = run.config, make_fit_options(run.config, run.ends)
+    look = steps_to_look_at(config, plan, accelerator.device)
     opened = _open_session(run, state, schedule, data, plan, accelerator, progress)
     with opened as session, stop_signals() as signals:
-        for m in fit(state, schedule, data, accelerator=accelerator, **options):
+        for m in fit(state, schedule, data, accelerator=accelerator, look=look, **options):
+            if not look(m.step): session.unread.append(m); continue
             last = m.step == config.training.steps
             evaluate = plan.is_due(m.step, config.training.steps)
             if evaluate: m = session.evaluate(m)
-            session.note(m)
+            session.look(m)
             watch(m)
             stopped = _stop_asked(accelerator, signals)
             save = last or stopped or evaluate or m.step % config.save_every == 0
@@ -739,6 +744,17 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
 #| code-summary: "Plumbing: what a session writes at each step"
 SNAPSHOTS = 16  # of the further averages, over a run
 
+def steps_to_look_at(config: Config, plan: Plan, device: torch.device) -> Callable:
+    "After which steps a run reads its numbers: before all that depends on them"
+    t, every = config.training, config.training.look_every
+    if not every: every = 1 if device.type == 'cpu' else config.log_every
+    periods = [every, config.save_every, config.preview_every]
+    if t.averages: periods.append(-(-t.steps // SNAPSHOTS))
+    def look(step: int) -> bool:
+        due = any(step % period == 0 for period in periods)
+        return due or step == t.steps or plan.is_due(step, t.steps)
+    return look
+
 class Session:
     "Writes metrics.csv, checkpoints, previews, loggers and the bar; only in the first process"
     def __init__(self, run: RunFolder, state: TrainState, schedule: Schedule, data: ImageSet,
@@ -749,8 +765,14 @@ class Session:
         self.checkpoint = next(iter(checkpoints(run.path)), None)  # the newest
         self.evaluator, self.metrics = Evaluator(run.config, data, plan.extractor), None
         self.losses, self.smoothed = [], None  # since that checkpoint; for the bar
+        self.unread = []  # metrics since the last look, still on the device
         self.bar = tqdm(total=run.config.training.steps, initial=state.step, desc='training',
                         unit='step', mininterval=0.5, disable=not progress or not self.main)
+
+    def look(self, m: Metrics):
+        "Note the steps since the last look, and this one"
+        for each in read_together([*self.unread, m]): self.note(each)
+        self.unread = []
 
     def note(self, m: Metrics):
         "Write a line of metrics.csv, and update loggers and bar"

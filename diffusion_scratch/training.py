@@ -31,8 +31,8 @@ from .unet import Conditioned, label_shape, label_sizes
 __all__ = ['order_of_batches', 'shuffled', 'batches', 'evened', 'mirrored', 'check_batch_size', 'check_state', 'check_width',
            'check_ema', 'warmup_constant', 'warmup_cosine', 'restarted_cosine', 'ema_decay', 'ema_update',
            'power_decay', 'relative_width', 'gamma_of', 'profile', 'combination', 'combined', 'make_optimizer',
-           'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label', 'check_fit', 'Steps',
-           'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'measure']
+           'TrainState', 'random_at', 'Metrics', 'check_labels_taken', 'check_null_label', 'check_fit', 'each_step',
+           'Steps', 'begun_when_asked', 'fit', 'Timed', 'metrics_of', 'read_together', 'measure']
 
 # %% ../nbs/09_training.ipynb #475d276f
 def order_of_batches(n: int, batch_size: int, seed: int,
@@ -348,7 +348,7 @@ def check_null_label(net: nn.Module, data: ImageSet):
                              f'{K - 1}{of}: {cure}')
 
 def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dropout, clip, explode,
-              accumulate, workers, seed, **others):
+              accumulate, workers, look, seed, **others):
     "Check the arguments of `fit` before the first step"
     check_kind(TrainState, 'give TrainState(denoiser)', state=state)
     check_schedule(schedule)
@@ -359,6 +359,8 @@ def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dro
         rate = lr if isinstance(lr, float) else 1e-3
         raise TypeError(f'lr = {brief(lr)} is not a function of the steps done: for a constant '
                         f'rate give warmup_constant({rate:g}, 0)')
+    if not callable(look): raise TypeError(f'look = {brief(look)} is not a function of the steps '
+                                           'done; each 10 steps: lambda step: step % 10 == 0')
     check_weight(weight)
     check_number('within 0..1', label_dropout=label_dropout)
     if not 0 <= label_dropout <= 1:
@@ -369,6 +371,10 @@ def check_fit(state, schedule, data, *, steps, batch_size, lr, weight, label_dro
     if data.labels is None: return
     check_labels_taken(state.denoiser.net, data)
     if label_dropout or data.labels.ndim == 2: check_null_label(state.denoiser.net, data)
+
+def each_step(step: int) -> bool:
+    "Look at the numbers of each step"
+    return True
 
 class Steps(Generator):
     "A generator of steps that warns if it is deleted before the first one"
@@ -416,6 +422,7 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
         workers: int=0,     # processes that read the next batches
         balanced: bool=False, # each class equally often, whatever its number of images
         recompute: bool=False, # activations in the backward pass: less memory
+        look: Callable[[int], bool]=each_step, # steps done -> read loss and norm now?
         seed: int=0,        # order, noise and dropout are functions of (seed, step)
         accelerator: Accelerator | None=None # by default one process in full precision
        ) -> Iterator[Metrics]:
@@ -430,10 +437,10 @@ def fit(state: TrainState,  # changed in place: train, look at it between steps,
             if y is not None: y = drop_labels(y, label_dropout)
             level, eps = draw_level(schedule, x0)
             losses = engine.backward(loss_at, x0, level, eps, y, weight=weight)
-            rate = lr(state.step)
-            norm = engine.step(rate, clip, explode)
+            rate, now = lr(state.step), state.step + 1 == steps or look(state.step + 1)
+            norm = engine.step(rate, clip, explode, now)
         state.advance()
-        yield metrics_of(state, schedule, epoch, level, losses, rate, norm, stream)
+        yield metrics_of(state, schedule, epoch, level, losses, rate, norm, stream, now)
 
 # %% ../nbs/09_training.ipynb #bcc83dff
 #| code-fold: true
@@ -449,13 +456,27 @@ class Timed:
         self.had = time.perf_counter()
         return item
 
-def metrics_of(state, schedule, epoch, level, losses, rate, norm, stream: Timed) -> Metrics:
+def metrics_of(state, schedule, epoch, level, losses, rate, norm, stream: Timed,
+               now: bool) -> Metrics: # without a look, some numbers stay on the device
     "The metrics of the step that was just taken"
     quarter = (level.t.cpu() - 1) * 4 // schedule.T
-    quarters = [losses[quarter == q].mean().item() for q in range(4)]
+    numbers = losses.mean(), norm, *(losses[quarter == q].mean() for q in range(4))
+    if now: numbers = torch.stack(numbers).tolist()
+    loss, norm, *quarters = numbers
     seconds, loading = time.perf_counter() - stream.asked, stream.had - stream.asked
-    return Metrics(state.step, epoch, losses.mean().item(), rate, norm, len(losses) / seconds,
+    return Metrics(state.step, epoch, loss, rate, norm, len(losses) / seconds,
                    *quarters, loading / seconds, memory_in_use(device_of(state.denoiser)))
+
+def read_together(metrics: list[Metrics] # of steps without a look, and of the look
+                 ) -> list[Metrics]:
+    "The same with numbers, read in one transfer; each step has the mean speed"
+    names = ('loss', 'grad_norm', 'loss_q1', 'loss_q2', 'loss_q3', 'loss_q4')
+    *earlier, last = metrics
+    if not earlier: return metrics
+    table = torch.stack([torch.stack([getattr(m, k) for k in names]) for m in earlier]).tolist()
+    read = [m._replace(**dict(zip(names, numbers))) for m, numbers in zip(earlier, table)]
+    speed = len(metrics) / sum(1 / m.images_per_second for m in metrics)
+    return [m._replace(images_per_second=speed) for m in (*read, last)]
 
 def measure(state: TrainState, schedule: Schedule, data: ImageSet,
             n: int=3, # steps

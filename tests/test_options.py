@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusion_scratch.checkpoint import read_checkpoint, resume, save_checkpoint
+from diffusion_scratch.checkpoint import checkpoints, read_checkpoint, resume, save_checkpoint
 from diffusion_scratch.cli import train_command
 from diffusion_scratch.config import ConfigError, load_config, parse_config
 from diffusion_scratch.run import RunFolder, read_manifest, train
@@ -28,6 +28,16 @@ def weight(level):
     left -= 1
     if left == 0: os.kill(os.getpid(), signal.SIGKILL)
     return v_weight(level)
+'''
+
+SICK = '''
+import math
+from diffusion_scratch.loss import v_weight
+steps = 0
+def weight(level):
+    global steps
+    steps += len(level.t) == 8  # a batch; checks before the run have fewer images
+    return v_weight(level) * (math.nan if steps == 9 else 1)
 '''
 
 @pytest.fixture(autouse=True)
@@ -171,3 +181,23 @@ def test_with_a_constant_rate_a_longer_run_is_one_run():
     trained('training.decay=constant', 'run=a')
     trained('training.decay=constant', 'run=b')
     assert same(tensors('a'), tensors('b')) and 'ends' not in read_manifest(Path('a'))
+
+# ---------------------------------------------------------------- looks at the numbers
+def test_a_run_that_looks_at_its_numbers_now_and_then_is_the_same_run():
+    "Also where it is killed between two looks: the line of each step is there, and the weights"
+    trained('run=each')
+    trained('run=rare', 'training.look_every=3')
+    assert_same_run('each', 'rare')
+    words = 'training.weight=deadly:weight', 'training.look_every=3', 'run=killed'
+    killed(*words, step=9)  # the last checkpoint is of step 8
+    trained(*words)
+    assert_same_run('each', 'killed')
+
+def test_a_run_whose_weights_are_spoilt_between_two_looks_keeps_its_checkpoint():
+    "The numbers are read before a checkpoint is written: step 6 is seen before that of step 8"
+    Path('sick.py').write_text(SICK)
+    with pytest.raises(FloatingPointError, match='step 6 has spoilt the weights: loss nan'):
+        trained('training.weight=sick:weight', 'training.look_every=5')
+    [checkpoint] = checkpoints('run')
+    assert checkpoint.name.startswith('step_00000004')
+    assert all(t.isfinite().all() for t in tensors('run').values())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from conftest import refused
 from diffusion_scratch.data import ImageSet, to_uint8
 from diffusion_scratch.denoiser import EPS, Denoiser
@@ -11,7 +12,8 @@ from diffusion_scratch.engine import Engine
 from diffusion_scratch.guidance import NULL, drop_labels
 from diffusion_scratch.loss import draw_level, loss_at, uniform, v_weight
 from diffusion_scratch.training import (Metrics, TrainState, batches, ema_decay, ema_update, fit,
-                                        measure, random_at, warmup_constant, warmup_cosine)
+                                        measure, random_at, read_together, warmup_constant,
+                                        warmup_cosine)
 from helpers_training import OPTIONS, SCHEDULE, everything, images, same, start, train
 
 pytestmark = pytest.mark.usefixtures('one_thread')
@@ -169,6 +171,29 @@ def test_fit_is_the_loop_that_a_reader_writes():
     assert same(everything(by_hand), everything(by_fit))
     assert same(everything(by_hand), everything(by_engine))
 
+class Reads(TorchDispatchMode):
+    "Counts the floats that Python reads from tensors: on a GPU, it waits at each"
+    def __init__(self): super().__init__(); self.n = 0
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f.overloadpacket.__name__
+        self.n += name == '_local_scalar_dense' and args[0].is_floating_point()
+        return f(*args, **kwargs or {})
+
+def test_rare_looks_change_no_number_and_read_none_between_them():
+    each, rare, reads = start(), start(), []
+    rows = fit(rare, SCHEDULE, images(), steps=11, **OPTIONS, look=lambda step: step % 4 == 0)
+    found, waiting = [], []
+    for step in range(1, 12):
+        with Reads() as counted: waiting.append(next(rows))
+        reads.append(counted.n)
+        if step in (4, 8, 11): found, waiting = found + read_together(waiting), []
+    assert [n > 0 for n in reads] == [step in (4, 8, 11) for step in range(1, 12)]
+    for a, b in zip(train(each, 11), found, strict=True):
+        np.testing.assert_equal(a._replace(images_per_second=0, loading=0, memory=0),
+                                b._replace(images_per_second=0, loading=0, memory=0))
+    assert same(everything(each), everything(rare))
+    assert len({m.images_per_second for m in found[:4]}) == 1
+
 def test_metrics_tell_what_happened():
     ms = train(start(), 20, explode=1e6)  # a limit out of reach stops nothing
     assert [(m.step, m.epoch, m.lr) for m in ms] == [(k + 1, k // 5, OPTIONS['lr'](k))
@@ -295,3 +320,15 @@ def test_a_refused_step_says_where_it_went_wrong(spoil, options, message):
     "In any part of a batch: the step is computed again, with the same dropout"
     refused(lambda: train(start(net=spoil and Sick(spoil)), 200, **options), message,
             FloatingPointError)
+
+@pytest.mark.parametrize('options, numbers', [
+    (dict(weight=overflow), 'loss inf, gradient norm nan'),
+    (dict(explode=1e-6), r'loss 0\.\d+, gradient norm .* \(allowed: 1e-06\)')])
+def test_a_bad_step_between_two_looks_is_named_at_the_next(options, numbers):
+    taken, options = [], OPTIONS | options
+    def run():
+        for m in fit(start(), SCHEDULE, images(), steps=40, look=lambda step: step % 6 == 0,
+                     **options): taken.append(m)
+    refused(run, f'step 1 has spoilt the weights: {numbers}.*Go back to the last checkpoint',
+            FloatingPointError)
+    assert len(taken) == 5
