@@ -23,13 +23,13 @@ from tqdm.auto import tqdm
 
 # %% auto #0
 __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CLASSES', 'TURN', 'KINDS', 'GAP', 'to_float',
-           'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
+           'model_range', 'to_uint8', 'check_bytes', 'check_no_nan', 'ImageSet', 'check_batch_shape', 'check_range',
            'warn_if_never_negative', 'count_classes', 'check_attribute_name', 'unlabelled', 'printable', 'in_markdown',
            'mnist_mini', 'file_checksum', 'check_published', 'published_files', 'mnist', 'cifar10', 'read_idx',
            'read_pickled_batch', 'cover_box', 'cover', 'on_background', 'is_color', 'checked_color', 'open_image',
            'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy',
            'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
-           'check_source', 'range_of', 'LazySet', 'model_range', 'stacked', 'read_lazily', 'rows_of', 'all_in_memory',
+           'check_source', 'range_of', 'LazySet', 'stacked', 'read_rows', 'read_lazily', 'rows_of', 'all_in_memory',
            'FolderImages', 'StreamSet', 'iter_source', 'read_streamed', 'hub_set', 'RowImages', 'load_rows',
            'find_columns', 'class_names', 'fingerprint', 'check_varied']
 
@@ -39,6 +39,10 @@ def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
     "Bytes to the range of the model, eq-bytes (Ho et al. 2020, section 3.3)"
     check_bytes(images)
     return images.float() / 127.5 - 1
+
+def model_range(images: Tensor) -> Tensor:
+    "Bytes as floats in [-1, 1]; floats as they are"
+    return to_float(images) if images.dtype == torch.uint8 else images
 
 # %% ../nbs/08_data.ipynb #2ddcb0e5
 def to_uint8(images: Tensor  # float; values outside [-1, 1] are clamped
@@ -1092,21 +1096,20 @@ class LazySet(ImageSet):
         return model_range(self.stored(i)), y
 
     def stored(self, i) -> Tensor: # bytes, or floats if the source has floats
-        rows = rows_of(i, len(self))
-        x = stacked([read_lazily(self, int(row)) for row in rows.flatten()])
-        return x.view(*rows.shape, *x.shape[1:])
+        return read_rows(self, rows_of(i, len(self)))
 
 # %% ../nbs/08_data.ipynb #b8515316
 #| code-fold: true
 #| code-summary: "Plumbing: one item, read now"
-def model_range(images: Tensor) -> Tensor:
-    "Bytes as floats in [-1, 1], eq-bytes; floats as they are"
-    return to_float(images) if images.dtype == torch.uint8 else images
-
 def stacked(images: list[Tensor]) -> Tensor:
     "Images as one tensor; bytes and floats together become floats"
     mixed = len({image.dtype for image in images}) > 1
     return torch.stack([model_range(image) for image in images] if mixed else images)
+
+def read_rows(data: LazySet, rows: Tensor) -> Tensor: # rows.shape + (C,H,W)
+    "The images of these rows"
+    x = stacked([read_lazily(data, int(row)) for row in rows.flatten()])
+    return x.view(*rows.shape, *x.shape[1:])
 
 def read_lazily(data: LazySet, i: int) -> Tensor: # bytes or floats (C,H,W)
     "Image i of a set. ValueError if it cannot be read, or differs in shape from the first"

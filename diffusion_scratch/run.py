@@ -725,7 +725,8 @@ def train_loop(run: RunFolder, state: TrainState, schedule: Schedule, data: Imag
     look = steps_to_look_at(config, plan, accelerator.device)
     opened = _open_session(run, state, schedule, data, plan, accelerator, progress)
     with opened as session, stop_signals() as signals:
-        for m in fit(state, schedule, data, accelerator=accelerator, look=look, **options):
+        for m in fit(state, schedule, data, look=look, accelerator=accelerator,
+                     **options):
             if not look(m.step): session.unread.append(m); continue
             last = m.step == config.training.steps
             evaluate = plan.is_due(m.step, config.training.steps)
