@@ -181,6 +181,16 @@ def render(proc: Path, cfg, library: api.Library, own_katex: bool) -> tuple[Path
         f.write_text(katex.CDN.sub('assets/katex', html) if own_katex else html, encoding='utf-8')
     return work/'_site', [*site.warnings, *book.errors]
 
+LARGEST = 25e6  # bytes of the site without the engine and the networks of its live digits
+
+def too_large(site: Path) -> list[str]:
+    "A problem if the site has more bytes than `LARGEST`"
+    sizes = {f.relative_to(site): f.stat().st_size for f in site.rglob('*')
+             if f.is_file() and not f.is_relative_to(site/'live'/'built')}
+    if (whole := sum(sizes.values())) <= LARGEST: return []
+    first = ', '.join(f'{f} {sizes[f] / 1e6:.2f}' for f in sorted(sizes, key=sizes.get)[:-6:-1])
+    return [f'the site has {whole / 1e6:.2f} MB, {LARGEST / 1e6:g} allowed; the largest: {first}']
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     ap.add_argument('--out', type=Path, help='where to put the site (default _site)')
@@ -214,7 +224,7 @@ def main():
                       [f.name for f in cfg.nbs_path.glob('*.ipynb')])
     links.drop_unnamed(out)
     warnings += [w for w in links.check(out) if own_katex or 'katex' not in w]
-    warnings += screen.check(out)
+    warnings += screen.check(out) + too_large(out)
     for w in warnings: print('warning:', w, file=sys.stderr)
     print(f'{len(list(out.glob("*.html")))} pages in {out}')
     sys.exit(bool(a.strict and warnings))

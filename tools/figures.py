@@ -73,19 +73,54 @@ def themed(svg: str) -> str:
     return brief(f'{start}{style}<g id="dark">{inside(svg)}</g></svg>')
 
 def brief(svg: str) -> str:
-    "The same drawing in fewer letters: styles by name, and names only of what is named"
-    svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>', r'\1 x="\2"/>', svg)
-    for long, short in (('DejaVuSans-', 'D'), ('xlink:href', 'href'), ('<defs></defs>', ''),
-                        ('<defs/>', '')):
+    """The same drawing in fewer letters: styles by name, short names of what is named, paths
+    relative, letters at whole hundredths of their size, and no group that says nothing"""
+    svg = re.sub(r'(<use\b[^>]*) transform="translate\(([-\d.]+) 0\)"/>',
+                 lambda m: f'{m[1]} x="{float(m[2]):.0f}"/>', svg)
+    for long, short in (('xlink:href', 'href'), ('<defs></defs>', ''), ('<defs/>', '')):
         svg = svg.replace(long, short)
-    used = set(re.findall(r'#([\w-]+)["\')]', svg)) | {'dark'}
-    svg = re.sub(r' id="([^"]+)"', lambda m: m[0] if m[1] in used else '', svg)
-    svg = re.sub(r' d="[^"]*"', lambda m: re.sub(r' ?([A-Za-z]) ?(?=[-\d"])', r'\1', m[0]), svg)
+    defined, named = (re.findall(f, svg) for f in (r' id="([^"]+)"', r'#([\w-]+)["\')]'))
+    names = {name: f'a{i}' for i, name in enumerate(sorted({*defined} & {*named}))}
+    names['dark'] = 'dark'
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{names[m[1]]}"' if m[1] in names else '', svg)
+    svg = re.sub(r'#([\w-]+)(?=["\')])', lambda m: '#' + names.get(m[1], m[1]), svg)
+    svg = re.sub(r' d="([^"]*)"', lambda m: f' d="{relative(m[1])}"', svg)
+    svg = without_bare_groups(svg)
     often = [s for s, n in Counter(re.findall(r' style="([^"]*)"', svg)).most_common() if n > 2]
     for i, style in enumerate(often): svg = svg.replace(f' style="{style}"', f' class="s{i}"')
     rules = ''.join(f'.s{i}{{{style}}}' for i, style in enumerate(often))
     rules = rules.replace(': ', ':').replace('; ', ';')
     return svg.replace('</style>', rules + '</style>', 1)
+
+def without_bare_groups(svg: str) -> str:
+    "A drawing without groups that are empty, or that neither move nor style what is in them"
+    kept = []
+    def group(m):
+        if m[0].endswith('/>'): return ''
+        if m[0] == '</g>': return m[0]*kept.pop()
+        kept.append(m[0] != '<g>')
+        return m[0]*kept[-1]
+    return re.sub(r'<g\b[^>]*>|</g>', group, svg)
+
+NUMBERS = dict(M=2, L=2, T=2, Q=4, S=4, C=6)  # of each command of a path by matplotlib
+
+def relative(path: str) -> str:
+    "A path in which each command counts from the end of the one before: shorter numbers"
+    out, x, y, start = '', 0., 0., (0., 0.)
+    for command, rest in re.findall(r'([A-Za-z])([^A-Za-z]*)', path):
+        if command == 'z': out, (x, y) = out + 'z', start; continue
+        numbers = [float(n) for n in rest.split()]
+        for i in range(0, len(numbers), NUMBERS[command]):
+            part = numbers[i:i + NUMBERS[command]]
+            steps = [short(n - (y if k % 2 else x)) for k, n in enumerate(part)]
+            x, y = part[-2:]
+            if command == 'M': start = x, y
+            out += command.lower() + ' '.join(steps).replace(' -', '-')
+    return out
+
+def short(x: float) -> str:
+    "A number with at most two decimals"
+    return re.sub(r'^(-?)0\.', r'\1.', f'{round(x, 2) + 0:.2f}'.rstrip('0').rstrip('.'))
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
@@ -166,7 +201,7 @@ def written(root: ElementTree.Element) -> str:
 # ---------------------------------------------------------------- pixels
 def webp(image: Image.Image, **options) -> bytes:
     out = io.BytesIO()
-    image.save(out, 'WEBP', method=4, **options)
+    image.save(out, 'WEBP', method=6, **options)
     return out.getvalue()
 
 def small_webp(image: Image.Image) -> bytes:

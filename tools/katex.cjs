@@ -144,6 +144,7 @@ function drawn(svg) {
 }
 
 const mathml = (node) => node.toMarkup().replace(' xmlns="http://www.w3.org/1998/Math/MathML"', '')
+  .replace(/<annotation\b.*?<\/annotation>|<\/?semantics>/gs, '')  // the same in TeX
 
 const LOOKS = ['columnalign', 'columnspacing', 'displaystyle', 'fence', 'lspace', 'rowspacing', 'rspace',
   'scriptlevel', 'separator', 'stretchy']

@@ -50,13 +50,14 @@ def read(file: Path) -> str: return file.read_text(encoding='utf-8')
 
 def drop_unnamed(site: Path):
     "Delete the files of `assets` that no page links to or loads, such as measurements"
-    named = ''
+    pages, others = '', ''
     for file in site.rglob('*'):
-        if file.suffix in {'.css', '.js', '.mjs', '.xml'}: named += read(file)
-        if file.suffix == '.html': named += ' '.join(re.findall(r'="([^"]*)"', read(file)))
+        if file.suffix in {'.css', '.js', '.mjs', '.xml'}: others += read(file)
+        if file.suffix == '.html': pages += ' '.join(re.findall(r'="([^"]*)"', read(file)))
     for file in (site/'assets').rglob('*'):
         kept = not file.is_file() or {'katex', 'minisearch'} & set(file.parts)
-        if not kept and file.name not in named: file.unlink()
+        named = file.relative_to(site).as_posix() in pages or file.name in others
+        if not (kept or named): file.unlink()
 
 
 def broken(site: Path, name: str, url: str, pages: dict[str, Page]) -> str:
