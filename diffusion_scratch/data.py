@@ -30,8 +30,8 @@ __all__ = ['OBEYED', 'MINI_SHA256', 'DATA', 'PATIENCE', 'MNIST_MD5', 'CIFAR10_CL
            'read_image', 'upright_size', 'draft_jpeg', 'image_folder', 'checked_size', 'decoded_size', 'check_lazy',
            'memory_here', 'check_memory', 'list_files', 'Table', 'natural_order', 'read_table', 'image_set',
            'check_source', 'range_of', 'LazySet', 'stacked', 'read_rows', 'read_lazily', 'rows_of', 'all_in_memory',
-           'FolderImages', 'StreamSet', 'iter_source', 'read_streamed', 'hub_set', 'RowImages', 'load_rows',
-           'find_columns', 'class_names', 'fingerprint', 'check_varied']
+           'FolderImages', 'array_file', 'open_array', 'StreamSet', 'iter_source', 'read_streamed', 'hub_set',
+           'RowImages', 'load_rows', 'find_columns', 'class_names', 'fingerprint', 'check_varied']
 
 # %% ../nbs/08_data.ipynb #b1d164fa
 def to_float(images: Tensor  # uint8 (B,C,H,W), 0..255
@@ -1165,6 +1165,33 @@ class FolderImages:
         raise ValueError(f'{printable(file)} is not an image that can be read ({got}); repair or '
                          'remove it')
 
+# %% ../nbs/08_data.ipynb #3f0a9d11
+def array_file(file: str | Path, # a .npy file (N,C,H,W): bytes, or floats
+               labels: str | Path | None=None, # a .npy file (N,), 0..num_classes-1
+               limit: float=1. # floats lie in [-limit, limit]; those of latents need more
+              ) -> LazySet:
+    "Images or latents of a file, of which a batch reads its part"
+    images = open_array(file, 4, 'uint8 float16 float32 float64')
+    y = None if labels is None else torch.from_numpy(open_array(labels, 1, 'int uint8').astype(int))
+    return LazySet(images, y, name=printable(Path(file).stem), limit=limit)
+
+# %% ../nbs/08_data.ipynb #3f0a9d12
+#| code-fold: true
+#| code-summary: "Plumbing: an array that stays on the disk"
+def open_array(file: str | Path, dimensions: int, kinds: str) -> np.ndarray:
+    "An array mapped into memory. ValueError if it has another shape or type; nothing is unpickled"
+    file = Path(file).expanduser()
+    if not file.is_file(): raise FileNotFoundError(f'{printable(file)} is not a file')
+    try: array = np.load(file, mmap_mode='r', allow_pickle=False)
+    except (ValueError, OSError, EOFError) as e:
+        raise ValueError(f'{printable(file)} is no .npy file that can be read ({_reason(e)}); '
+                         'numpy.save writes one') from None
+    kind = str(getattr(array, 'dtype', 'archive'))
+    if getattr(array, 'ndim', 0) == dimensions and len(array) and kind.startswith(
+        tuple(kinds.split())): return array
+    raise ValueError(f'{printable(file)} holds {kind} numbers of shape {getattr(array, "shape", "?")}; '
+                     f'allowed: {dimensions} dimensions, at least one row, and {kinds}')
+
 # %% ../nbs/08_data.ipynb #cf4edca6
 class StreamSet(ImageSet):
     """Images that arrive one after another. The first ones are kept in memory, as an
@@ -1336,12 +1363,13 @@ def fingerprint(data: ImageSet) -> str: # 64 hex digits
 
 def check_varied(data: ImageSet):
     "Refuse a set in which all pixels have the same value"
-    first, blocks = to_uint8(data[:1][0])[0, 0, 0, 0], _image_blocks(data)
+    blocks = _image_blocks(data)
+    first = blocks[0].flatten()[0]
     if any(bool((block != first).any()) for block in blocks): return
-    x = to_float(first).item()
+    x, byte = model_range(first).item(), first.dtype == torch.uint8
     raise ValueError(
         f'every pixel of the {len(data):,} images of {data.name!r} is {x:.3g} '
-        f'(byte {int(first)}): the range seen is [{x:.3g}, {x:.3g}], within [-1, 1]. '
+        f'{f"(byte {int(first)})"*byte}: the range seen is [{x:.3g}, {x:.3g}], within [-1, 1]. '
         f'There is nothing to learn from it; '
         f'look at the files, or at how they were scaled')
 
@@ -1349,5 +1377,6 @@ def _image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
     "The images in blocks of about 4 MB, because a file may not fit into memory"
     if isinstance(data, LazySet):
         rows = np.linspace(0, len(data) - 1, 64).round().astype(int)
-        return (to_uint8(data[rows][0]),)
+        images = data.stored(rows)
+        return (to_uint8(images) if images.is_floating_point() and data.limit == 1 else images,)
     return data.images.split(max(1, 2**22 // data.images[0].numel()))

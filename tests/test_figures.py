@@ -7,6 +7,8 @@ import matplotlib as mpl, numpy as np, pytest
 from matplotlib.animation import FuncAnimation
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from fontTools.pens.recordingPen import RecordingPen
+from fontTools.svgLib.path import parse_path
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,8 +171,21 @@ def test_a_player_shows_the_frames_of_one_file(tmp_path, frame_format):
     for drawing in (tall, back):
         names = {e.get('id') for e in drawing.iter()}
         assert {e.get('href')[1:] for e in drawing.iter() if e.tag.endswith('}use')} <= names
-    paper = f'{{{SVG_NAMES}}}path[@d="M0 72L216 72L216 0L0 0z"]'  # 3 x 1 inches
+    paper = f'{{{SVG_NAMES}}}path[@d="m0 72l216 0l0-72l-216 0z"]'  # 3 x 1 inches
     assert back.find(f'.//{paper}') is not None and tall.find(f'.//{paper}') is None
+
+def test_short_paths_are_the_same_paths():
+    "Read by fontTools: curves, lines and contours of letters and of a plot, to half a hundredth"
+    paths = re.findall(r' d="([^"]*)"', figures.lean(svg(plot())))
+    assert len(paths) > 20 and {*'MLQz'} <= {*''.join(paths)}
+    def points(path):
+        pen = RecordingPen()
+        parse_path(path, pen)
+        return [name for name, _ in pen.value], [xy for _, part in pen.value for xy in part]
+    for path in paths:
+        (names, long), (same, brief) = points(path), points(figures.relative(path))
+        assert names == same
+        np.testing.assert_allclose(brief, long, rtol=0, atol=0.005)
 
 @pytest.mark.parametrize('kind, picture', [(SVG, lambda: svg(plot())),
                                            (PNG, lambda: png(Image.fromarray(PIXELS)))])
