@@ -1167,12 +1167,12 @@ class FolderImages:
 
 # %% ../nbs/08_data.ipynb #3f0a9d11
 def array_file(file: str | Path, # a .npy file (N,C,H,W): bytes, or floats
-               labels: str | Path | None=None, # a .npy file (N,), 0..num_classes-1
-               limit: float=1. # floats lie in [-limit, limit]; those of latents need more
+               labels: str | Path | None=None, # a .npy file (N,), whole numbers
+               limit: float=1. # floats lie in [-limit, limit]; of latents, more
               ) -> LazySet:
-    "Images or latents of a file, of which a batch reads its part"
+    "Images or latents of a file, which are read when a batch needs them"
     images = open_array(file, 4, 'uint8 float16 float32 float64')
-    y = None if labels is None else torch.from_numpy(open_array(labels, 1, 'int uint8').astype(int))
+    y = None if labels is None else np.array(open_array(labels, 1, 'uint8 int32 int64'))
     return LazySet(images, y, name=printable(Path(file).stem), limit=limit)
 
 # %% ../nbs/08_data.ipynb #3f0a9d12
@@ -1183,14 +1183,13 @@ def open_array(file: str | Path, dimensions: int, kinds: str) -> np.ndarray:
     file = Path(file).expanduser()
     if not file.is_file(): raise FileNotFoundError(f'{printable(file)} is not a file')
     try: array = np.load(file, mmap_mode='r', allow_pickle=False)
-    except (ValueError, OSError, EOFError) as e:
-        raise ValueError(f'{printable(file)} is no .npy file that can be read ({_reason(e)}); '
+    except (ValueError, OSError, EOFError):
+        raise ValueError(f'{printable(file)} is not a .npy file of numbers, or is damaged; '
                          'numpy.save writes one') from None
-    kind = str(getattr(array, 'dtype', 'archive'))
-    if getattr(array, 'ndim', 0) == dimensions and len(array) and kind.startswith(
-        tuple(kinds.split())): return array
-    raise ValueError(f'{printable(file)} holds {kind} numbers of shape {getattr(array, "shape", "?")}; '
-                     f'allowed: {dimensions} dimensions, at least one row, and {kinds}')
+    kind, shape = (getattr(array, name, 'unknown') for name in ('dtype', 'shape')) # of .npz: none
+    if str(kind) in kinds.split() and len(shape) == dimensions and len(array): return array
+    raise ValueError(f'{printable(file)} has type {kind} and shape {shape}; allowed: '
+                     f'{kinds}, {dimensions} dimensions, at least one row')
 
 # %% ../nbs/08_data.ipynb #cf4edca6
 class StreamSet(ImageSet):
@@ -1369,14 +1368,15 @@ def check_varied(data: ImageSet):
     x, byte = model_range(first).item(), first.dtype == torch.uint8
     raise ValueError(
         f'every pixel of the {len(data):,} images of {data.name!r} is {x:.3g} '
-        f'{f"(byte {int(first)})"*byte}: the range seen is [{x:.3g}, {x:.3g}], within [-1, 1]. '
-        f'There is nothing to learn from it; '
-        f'look at the files, or at how they were scaled')
+        f'{f"(byte {int(first)})"*byte}: the range seen is [{x:.3g}, {x:.3g}], '
+        'within [-1, 1]. There is nothing to learn from it; '
+        'look at the files, or at how they were scaled')
 
 def _image_blocks(data: ImageSet) -> tuple[Tensor, ...]:
     "The images in blocks of about 4 MB, because a file may not fit into memory"
     if isinstance(data, LazySet):
         rows = np.linspace(0, len(data) - 1, 64).round().astype(int)
         images = data.stored(rows)
-        return (to_uint8(images) if images.is_floating_point() and data.limit == 1 else images,)
+        return (to_uint8(images) if images.is_floating_point() and data.limit == 1
+                else images,)
     return data.images.split(max(1, 2**22 // data.images[0].numel()))
