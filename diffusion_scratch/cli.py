@@ -25,13 +25,14 @@ from diffusion_scratch.features import (
     Extractor, digit_classifier, face_classifier, fitting_extractor, inception, load_classifier,
     object_classifier)
 from .noising import q_sample
-from .pictures import grid, save_animation
+from .pictures import false_colours, grid, save_animation
 from .pretrained import SHIPPED, Found, find, load, save
 from .export import export_diffusers, export_onnx, push_to_hub
 from .report import Report, compare_reports, evaluate_model
 from .run import RunFolder, attributes_named, check_writable, conditioned
 from .run import cpu_threads, draw
-from .run import find_device, free_threads, image_shape
+from .run import find_device, free_threads, image_shape, is_picture
+from .run import write_numbers
 from .run import keep_freed_memory, make_solver, run_config, run_data, train
 from .sampling import Noise, sample
 from .schedule import Schedule
@@ -302,7 +303,8 @@ def _sample_arguments(argv: list[str] | None) -> argparse.Namespace:
                    help='image i depends only on the seed and on i (default 0)')
     p.add_argument('--out', type=_path,
                    help='the PNG to write (default: samples_seed<seed>.png beside the weights; '
-                        'for shipped weights, <name>_seed<seed>.png in this folder)')
+                        'for shipped weights, <name>_seed<seed>.png in this folder), or a .npy '
+                        'file with the numbers, which is the default for latents')
     p.add_argument('--animation', '--animate', action='store_true',
                    help='also write a GIF of noise becoming images')
     p.add_argument('--raw', action='store_true', help=_RAW)
@@ -324,9 +326,11 @@ def _save_samples(args: argparse.Namespace) -> Path:
     "Draw images with these arguments, into a PNG and, if wanted, a GIF"
     inside, here = f'samples_seed{args.seed}.png', f'seed{args.seed}.png'
     out = args.out or _default_output(args.model, inside, here)
-    _check_png(out)
+    _check_ending(out, '.png', '.npy')
     device = find_device(args.device)
     model = _load_model(args.model, args.raw, args.network)
+    limit = model.about.get('range', 1.)
+    if not (args.out or is_picture(model.shape, limit)): out = out.with_suffix('.npy')
     check_writable(out.parent, '--out')
     moments = 24 if args.animation else 1
     check_drawable('--n', args.n, model.shape, moments)
@@ -336,9 +340,10 @@ def _save_samples(args: argparse.Namespace) -> Path:
     frames = draw(model.denoiser.to(device), model.schedule, model.shape, args.n, y,
                   sampling, seed=args.seed, moments=moments)
     columns = _count_columns(args.n, len(wanted))
-    _save_sheet(out, frames[-1].x, columns)
-    if args.animation:
-        save_animation([f.x for f in frames], out.with_suffix('.gif'), columns)
+    shown = [false_colours(f.x, limit) for f in frames]
+    if out.suffix == '.png': _save_sheet(out, shown[-1], columns)
+    else: _save_numbers(out, frames[-1].x)
+    if args.animation: save_animation(shown, out.with_suffix('.gif'), columns)
     return out
 
 # %% ../nbs/27_cli.ipynb #d5f1a0c8
@@ -358,6 +363,13 @@ def _load_model(name: str, raw: bool=False, network: str | None=None) -> _Model:
     denoiser, schedule = found.load(ema=not raw, net=network)
     shape = image_shape(name, found.about)
     return _Model(denoiser, schedule, found.about.get('classes', []), shape, found.about)
+
+def _check_pictures(name: str, model: _Model):
+    "Refuse a model of latents, or of images with other channels than gray or colour ones"
+    if is_picture(model.shape, limit := model.about.get('range', 1.)): return
+    raise ConfigError(f'model: {name} draws numbers of shape {model.shape} in [{-limit:g}, '
+                      f'{limit:g}], which are no gray or colour images; allowed: diffusion-sample, '
+                      'which writes the numbers')
 
 def _find_model(name: str) -> Found:
     "Find a model by its name; refuse what is not a file, and a file larger than the memory"
@@ -425,16 +437,22 @@ def _default_output(model: str, inside: str, here: str) -> Path:
     if path.exists(): return (path if path.is_dir() else path.parent)/inside
     return Path(f"{model.replace('/', '_')}_{here}")
 
-def _check_png(out: Path):
-    "Refuse a name that does not end in .png, and a folder"
-    if out.suffix != '.png' or out.is_dir():
-        raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in .png')
+def _check_ending(out: Path, *allowed: str):
+    "Refuse a name with another ending, and a folder"
+    if out.suffix not in allowed or out.is_dir():
+        raise ConfigError(f'--out: {out} is not allowed; allowed: a name that ends in '
+                          f'{" or ".join(allowed)}')
 
 def _count_columns(n: int, classes: int) -> int:
     "The columns of a nearly square sheet; images of one class stand below each other"
     side = math.sqrt(n)
     if not 1 < classes <= 16: return math.ceil(side)
     return classes * max(1, round(side / classes))
+
+def _save_numbers(out: Path, images: Tensor):
+    "Write an array; create its folder if it is missing"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_numbers(out, images)
 
 def _save_sheet(out: Path, images: Tensor, columns: int):
     "Write a grid; create its folder if it is missing"
@@ -569,6 +587,7 @@ def _edit_picture(args: argparse.Namespace) -> Path:
     device = find_device(args.device)
     _check_edit_output(args, out)
     model = _load_model(args.model, network=args.network)
+    _check_pictures(args.model, model)
     check_drawable('--n', args.n, model.shape)
     sampling, strength, y = _edit_options(args, model)
     n, shape, schedule = args.n, model.shape, model.schedule
@@ -742,6 +761,7 @@ def evaluate_command(argv: list[str] | None=None # words; default: those of this
 def _evaluate_named_model(args: argparse.Namespace) -> tuple[Evaluation, Path]:
     "Compare a model with real images: those that are named, or those it was trained on"
     model = _load_model(args.model, args.raw, args.network)
+    _check_pictures(args.model, model)
     real = _find_real(args, model)
     name = f'evaluation_seed{args.seed}'
     out = args.out or _default_output(args.model, name, name)
@@ -755,6 +775,7 @@ def _compare_named_models(args: argparse.Namespace) -> tuple[Comparison, Path]:
     "Compare two models with the same real images, and with each other"
     names = args.model, args.second
     models = [_load_model(name, args.raw, args.network) for name in names]
+    for name, model in zip(names, models): _check_pictures(name, model)
     _check_same_images(names, models)
     real = _find_real(args, *models)
     words = '_'.join(Path(name).expanduser().name for name in names)

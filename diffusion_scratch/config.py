@@ -91,8 +91,8 @@ _Color = Annotated[str, BeforeValidator(_color)]
 # %% ../nbs/22_config.ipynb #fa78f90f
 class _Source(_Section):
     "Where the images are"
-    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder', 'hf'] = setting(
-        'mnist_mini', 'data set; hf is one of the Hugging Face hub')
+    name: Literal['mnist_mini', 'mnist', 'cifar10', 'folder', 'hf', 'array'] = setting(
+        'mnist_mini', 'data set; hf is one of the Hugging Face hub, array a .npy file')
     path: str | None = setting(
         None, 'of hf: its name on the hub, such as ylecun/mnist, a folder that '
         'save_to_disk wrote, or a folder of .tar files')
@@ -105,8 +105,13 @@ class _Source(_Section):
         False, 'of hf: read it in a partly shuffled order, without storing it; only '
         'its first 1,000 images can be compared with samples')
     root: _File = setting(
-        DATA, 'the folder of images, or one that has the files of mnist or cifar10 '
-        'already; by default these are downloaded')
+        DATA, 'the folder of images, the file of an array, or a folder that has the '
+        'files of mnist or cifar10 already; by default these are downloaded')
+    labels_file: _File | None = setting(
+        None, 'of array: a .npy file with a whole number for each image or latent')
+    range: _Real = setting(
+        1., 'of array: its floats lie in [-range, range]; latents need more than 1',
+        gt=0, le=1000)
 
 # %% ../nbs/22_config.ipynb #ffd65e45
 class DataConfig(_Source):
@@ -375,7 +380,8 @@ def _disagreements(c: Config) -> Iterator[str]:
         if level >= levels:
             yield (f'network.attention: level {level} is not allowed; allowed: 0..{levels - 1}, '
                    'the levels of network.multipliers')
-    labelled = c.network.labels and (c.data.name != 'folder' or c.data.subfolders)
+    sources = dict(folder=c.data.subfolders, array=c.data.labels_file)  # of labels
+    labelled = c.network.labels and sources.get(c.data.name, True)
     if labelled and c.sampling.guidance and not c.training.label_dropout:
         yield (f'sampling.guidance: {c.sampling.guidance} is not allowed with '
                'training.label_dropout 0, because the network never sees the null label; '
@@ -390,15 +396,19 @@ def _disagreements(c: Config) -> Iterator[str]:
     if c.data.flip and 'mnist' in c.data.name:
         yield (f'data.flip: True is not allowed with data.name {c.data.name}, because a mirrored '
                'digit is not a digit; allowed: false')
-    if c.data.name == 'folder' and c.data.root == DATA:
-        yield 'data.root: the folder of your images is missing; allowed: path'
+    if c.data.name in ('folder', 'array') and c.data.root == DATA:
+        yield f'data.root: the {c.data.name} of your images is missing; allowed: path'
+    if c.data.range > 1 and c.sampling.clip:
+        yield (f'sampling.clip: True is not allowed with data.range {c.data.range:g}, because it '
+               'keeps numbers in [-1, 1]; allowed: false')
     if c.model == 'unet' and c.model_args:
         yield (f'model_args: {shown(c.model_args)} is not allowed with model unet, whose keys '
                'are in network; allowed: nothing')
     keys = {'folder or hf': ('size', 'channels', 'background'),
             'folder': ('subfolders', 'attributes', 'corrupt', 'max_pixels', 'lazy_above'),
             'hf': ('path', 'split', 'image_column', 'label_column', 'streaming'),
-            'folder, mnist or cifar10': ('root',)}
+            'array': ('labels_file', 'range'),
+            'folder, array, mnist or cifar10': ('root',)}
     for names, own in keys.items():
         if re.search(rf'\b{c.data.name}\b', names): continue
         for key in own:
@@ -665,6 +675,7 @@ def _read_data(c: DataConfig, seed: int, progress: bool, cache: Path | None) -> 
         if not lazy: options['cache'] = cache
         return datasets.image_folder(c.root, c.size, c.channels, progress, lazy=lazy, **options)
     if c.name == 'hf': return _read_rows(c, seed)
+    if c.name == 'array': return datasets.array_file(c.root, c.labels_file, c.range)
     # never write into a folder that a config names
     return getattr(datasets, c.name)(c.root, download=c.root == DATA)
 

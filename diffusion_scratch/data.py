@@ -1172,8 +1172,11 @@ def array_file(file: str | Path, # a .npy file (N,C,H,W): bytes, or floats
               ) -> LazySet:
     "Images or latents of a file, which are read when a batch needs them"
     images = open_array(file, 4, 'uint8 float16 float32 float64')
-    y = None if labels is None else np.array(open_array(labels, 1, 'uint8 int32 int64'))
-    return LazySet(images, y, name=printable(Path(file).stem), limit=limit)
+    y, classes = None, ()
+    if labels is not None:
+        y = np.array(open_array(labels, 1, 'uint8 int32 int64'))
+        classes = tuple(map(str, range(y.max() + 1)))
+    return LazySet(images, y, classes, printable(Path(file).stem), limit=limit)
 
 # %% ../nbs/08_data.ipynb #3f0a9d12
 #| code-fold: true

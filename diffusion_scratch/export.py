@@ -15,7 +15,7 @@ from .config import SamplingConfig, dump_config, make_section
 from .data import DATA, count_classes, in_markdown
 from .denoiser import Denoiser
 from .evaluation import Estimate
-from .pictures import grid
+from .pictures import false_colours, grid
 from .pretrained import (
     DIFFUSERS_WEIGHTS, FORMAT, PREDICTION_TYPES, Found, bare_network, find, json_bytes, save,
     to_diffusers, unet2d_values, weights_on_cpu, write_folder)
@@ -269,7 +269,8 @@ def _sample_grid(model, about: dict, denoiser: Denoiser, schedule: Schedule,
     frames = draw(denoiser.to(find_device('auto')), schedule, shape, 16, y, sampling,
                   progress=sys.stderr.isatty())
     with tempfile.TemporaryDirectory() as folder:
-        grid(frames[-1].x, 8, scale=2).save(png := Path(folder, 'samples.png'))
+        shown = false_colours(frames[-1].x, about.get('range', 1.))
+        grid(shown, 8, scale=2).save(png := Path(folder, 'samples.png'))
         return png.read_bytes(), f'{caption}, seed 0'
 
 # %% ../nbs/24_export.ipynb #87cce17c

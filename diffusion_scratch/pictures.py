@@ -16,8 +16,8 @@ from .training import Metrics
 from .checkpoint import atomic
 
 # %% auto #0
-__all__ = ['GIF_SIDE', 'GIF_TIME', 'grid', 'check_gray_or_colour', 'check_sheet', 'save_animation', 'check_ending',
-           'check_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text', 'controls',
+__all__ = ['GIF_SIDE', 'GIF_TIME', 'grid', 'check_gray_or_colour', 'check_sheet', 'false_colours', 'save_animation',
+           'check_ending', 'check_animation', 'loss_curve', 'save_loss_curve', 'as_text', 'terminal_text', 'controls',
            'place_of_script']
 
 # %% ../nbs/25_pictures.ipynb #af6e3f5c
@@ -59,6 +59,13 @@ def check_sheet(images: Tensor, columns: int, scale: int=1):
             raise ValueError(f'{name} = {value!r}; a whole number >= 1 is allowed')
     check_memory(3 * n * (height + 1) * (width + 1) * scale**2, f'a sheet of {n:,} images of '
                  f'{width} x {height} pixels at scale {scale}', 'show fewer images, or lower scale')
+
+# %% ../nbs/25_pictures.ipynb #5e61b0a2
+def false_colours(x: Tensor,      # (B,C,H,W)
+                  limit: float=1. # the numbers lie in [-limit, limit]
+                 ) -> Tensor:     # in [-1, 1], C = 1 or 3; gray and colour images stay
+    "The first three of many channels, or the first of two, as images"
+    return x[:, :3 if x.shape[1] > 2 else 1] / limit
 
 # %% ../nbs/25_pictures.ipynb #af874445
 def save_animation(pictures: list[Tensor],  # batches (B,C,H,W), one for each moment

@@ -31,7 +31,8 @@ from .denoiser import Denoiser, clipped
 from .evaluation import frechet_distance, precision_recall
 from .features import Extractor, fitting_extractor
 from .guidance import guided
-from .pictures import grid, loss_curve, save_animation, save_loss_curve
+from .pictures import false_colours, grid, loss_curve
+from .pictures import save_animation, save_loss_curve
 from .pictures import terminal_text
 from .pretrained import find
 from .report import model_hash, random_rows
@@ -58,10 +59,10 @@ __all__ = ['MACHINE', 'REFERENCE', 'BUDGET', 'SNAPSHOTS', 'SHOWN', 'draw', 'cond
            'run_data', 'RunFolder', 'stop_signals', 'Evaluator', 'evaluation_cost', 'Plan', 'plan_evaluations',
            'train_loop', 'steps_to_look_at', 'Session', 'labels_in_turn', 'labels_to_show', 'rows_to_show',
            'draw_results', 'load_average', 'kept_averages', 'check_near', 'read_average', 'draw_images', 'load_to_draw',
-           'attributes_named', 'attributes_in_words', 'check_labels', 'image_shape', 'find_device', 'cpu_threads',
-           'keep_freed_memory', 'check_compiler', 'make_accelerator', 'OtherLoad', 'usable_cores', 'threads_beside',
-           'free_threads', 'train', 'together', 'owned_folder', 'begin_with', 'processor_name', 'describe_session',
-           'LiveView']
+           'attributes_named', 'attributes_in_words', 'check_labels', 'is_picture', 'write_numbers', 'image_shape',
+           'find_device', 'cpu_threads', 'keep_freed_memory', 'check_compiler', 'make_accelerator', 'OtherLoad',
+           'usable_cores', 'threads_beside', 'free_threads', 'train', 'together', 'owned_folder', 'begin_with',
+           'processor_name', 'describe_session', 'LiveView']
 
 # %% ../nbs/26_run.ipynb #e8c862ee
 def draw(denoiser: Denoiser,
@@ -705,6 +706,7 @@ def _no_plan(why: str) -> Plan:
 
 def _extractor_for(config: Config, data: ImageSet, device) -> tuple[Extractor | None, str]:
     "The package's classifier for these images; or None, and why"
+    if config.data.range > 1: return None, 'no classifier fits latents'
     try: extractor = fitting_extractor(data.shape, device, data.classes)
     except ValueError: return None, 'the package has no classifier for these images'
     n, least = config.training.evaluate_images, extractor.dim
@@ -816,6 +818,7 @@ class Session:
         about = dict(shape=self.data.shape, classes=self.data.classes,
                      sampling=self.run.config.sampling.model_dump(),
                      background=self.run.config.data.background,
+                     range=self.run.config.data.range,
                      loss=sum(self.losses) / len(self.losses), **self.evaluated())
         self.checkpoint, self.losses = self.run.save(self.state, self.schedule, about), []
 
@@ -903,7 +906,7 @@ def _draw_preview(config: Config, state: TrainState, schedule: Schedule,
         y = labels_to_show(data, n, config.seed)
         frames = draw(denoiser, schedule, data.shape, n, y, sampling, seed=config.seed,
                       progress=False)
-        return frames[-1].x
+        return false_colours(frames[-1].x, config.data.range)
     return {'_raw': images(state.denoiser), '': images(state.ema)}
 
 # %% ../nbs/26_run.ipynb #aa3ae614
@@ -923,8 +926,11 @@ def draw_results(run: RunFolder, state: TrainState, schedule: Schedule,
     y = labels_to_show(data, n, config.seed)
     frames = draw(state.ema, schedule, data.shape, n, y, config.sampling,
                   seed=config.seed, moments=24, progress=progress)
-    images, sheets = frames[-1].x, [_class_rows(f.x, classes, columns) for f in frames]
+    images, limit = frames[-1].x, config.data.range
+    shown = [false_colours(f.x, limit) for f in frames]
+    sheets = [_class_rows(x, classes, columns) for x in shown]
     run.check_weights()
+    if not is_picture(data.shape, limit): write_numbers(path/'samples.npy', images)
     samples = grid(sheets[-1], columns, scale=2)
     with atomic(path/'samples.png') as part: samples.save(part)
     save_animation(sheets, path/'noise_to_images.gif', columns)
@@ -970,7 +976,8 @@ def _where_to_look(path: Path, data: ImageSet) -> list[str]:
     what = 'a row for each class' if rows_to_show(data) else 'images'
     if isinstance(data.num_classes, tuple):
         what = 'images, with attributes of images of the data (run.json lists them)'
-    meanings = {'samples.png': what,
+    if (path/'samples.npy').exists(): what += ', in false colours: the first channels'
+    meanings = {'samples.png': what, 'samples.npy': 'their numbers, as numpy.load reads them',
                 'noise_to_images.gif': 'noise becoming images', 'loss.png': 'the loss curve',
                 'previews': 'images during training', 'metrics.csv': 'every step',
                 'config.yaml': 'the config, with all its keys',
@@ -1121,6 +1128,14 @@ def check_labels(labels: list, classes: list[str] | dict) -> Tensor:
     if labels and all(y in range(len(classes)) for y in labels): return torch.tensor(labels)
     allowed = f'numbers from 0 to {len(classes) - 1}' if classes else 'None: it learned no classes'
     raise ValueError(f'labels = {labels!r} is not allowed; allowed: {allowed}')
+
+def is_picture(shape: tuple, limit: float) -> bool:
+    "Are these gray or colour images, and no latents?"
+    return shape[0] in (1, 3) and limit == 1
+
+def write_numbers(file: Path, x: Tensor):
+    "A .npy file of float32"
+    with atomic(file) as part, open(part, 'wb') as f: np.save(f, x.cpu().float().numpy())
 
 def image_shape(model: str | Path, about: dict) -> tuple:
     "The size of a model's images; ConfigError if it is not known"
