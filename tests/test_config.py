@@ -16,7 +16,7 @@ CONFIGS = {f.stem: f for f in sorted((Path(__file__).parent.parent/'configs').gl
 
 # a key, what it allows, and values that it does not
 NOT_ALLOWED = [
-    ('data.name', 'mnist_mini, mnist, cifar10, folder, hf. Did you mean mnist?', ['MNIST']),
+    ('data.name', 'mnist_mini, mnist, cifar10, folder, hf, array. Did you mean mnist?', ['MNIST']),
     ('data.name', 'mnist_mini, mnist, cifar10, folder, hf', ['3']),
     ('schedule.name', 'linear, cosine, sigmoid. Did you mean cosine?', ['cosin']),
     ('parameterization', 'eps, x0, v', ['velocity']),
