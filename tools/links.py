@@ -50,13 +50,16 @@ def read(file: Path) -> str: return file.read_text(encoding='utf-8')
 
 def drop_unnamed(site: Path):
     "Delete the files of `assets` that no page links to or loads, such as measurements"
-    pages, others = '', ''
+    pages, others = {}, ''  # folder -> attributes of its pages
     for file in site.rglob('*'):
         if file.suffix in {'.css', '.js', '.mjs', '.xml'}: others += read(file)
-        if file.suffix == '.html': pages += ' '.join(re.findall(r'="([^"]*)"', read(file)))
+        if file.suffix == '.html':
+            attributes = ' '.join(re.findall(r'="([^"]*)"', read(file)))
+            pages[file.parent] = pages.get(file.parent, '') + attributes
     for file in (site/'assets').rglob('*'):
         kept = not file.is_file() or {'katex', 'minisearch'} & set(file.parts)
-        named = file.relative_to(site).as_posix() in pages or file.name in others
+        named = file.name in others or any(file.relative_to(folder).as_posix() in text for
+                                           folder, text in pages.items() if folder in file.parents)
         if not (kept or named): file.unlink()
 
 
