@@ -24,13 +24,16 @@ NAMESPACES = ('xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org
 LINK = re.compile(r'\[([^]\[]+)\]\(([^)\s]+)\)(?:\{[^}]*\})?')
 
 # ---------------------------------------------------------------- drawings
+def two_decimals(x: float) -> str:
+    "A number with at most two decimals, without zeros at its end"
+    return f'{x:.2f}'.rstrip('0').rstrip('.')
+
 def lean(svg: str) -> str:
     "A drawing without what no reader sees: date, comments, more than two decimals of a coordinate"
     svg = re.sub(r'<\?xml[^>]*>|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>|<!--.*?-->', '', svg,
                  flags=re.S)
-    short = lambda m: f'{float(m[0]):.2f}'.rstrip('0').rstrip('.')
     svg = re.sub(r'\b(?:d|x|y)="[^"]*"|translate\([^)]*\)',
-                 lambda m: re.sub(r'-?\d+\.\d{3,}', short, m[0]), svg)
+                 lambda m: re.sub(r'-?\d+\.\d{3,}', lambda n: two_decimals(float(n[0])), m[0]), svg)
     svg = re.sub(r'\s*\n\s*', ' ', svg).replace('> <', '><')
     return svg.replace('<defs></defs>', '').strip()
 
@@ -102,7 +105,7 @@ def without_bare_groups(svg: str) -> str:
         return m[0]*kept[-1]
     return re.sub(r'<g\b[^>]*>|</g>', group, svg)
 
-NUMBERS = dict(M=2, L=2, T=2, Q=4, S=4, C=6)  # of each command of a path by matplotlib
+NUMBERS = dict(M=2, L=2, Q=4, C=6)  # of each command of a path by matplotlib
 
 def relative(path: str) -> str:
     "A path in which each command counts from the end of the one before: shorter numbers"
@@ -112,15 +115,11 @@ def relative(path: str) -> str:
         numbers = [float(n) for n in rest.split()]
         for i in range(0, len(numbers), NUMBERS[command]):
             part = numbers[i:i + NUMBERS[command]]
-            steps = [short(n - (y if k % 2 else x)) for k, n in enumerate(part)]
+            steps = [two_decimals(n - (y if k % 2 else x)) for k, n in enumerate(part)]
             x, y = part[-2:]
             if command == 'M': start = x, y
             out += command.lower() + ' '.join(steps).replace(' -', '-')
-    return out
-
-def short(x: float) -> str:
-    "A number with at most two decimals"
-    return re.sub(r'^(-?)0\.', r'\1.', f'{round(x, 2) + 0:.2f}'.rstrip('0').rstrip('.'))
+    return re.sub(r'(?<![\d.])0\.', '.', out)
 
 def sharp(svg: str) -> str:
     "A drawing whose images have two dots or more for each of a screen, in equal squares"
